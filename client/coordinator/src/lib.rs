@@ -1,0 +1,1 @@
+//! The write and read paths: hash, code, place, send, seal; fetch, verify, decode

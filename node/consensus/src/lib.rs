@@ -1,0 +1,1 @@
+//! The consensus facade over openraft; the only room that names it

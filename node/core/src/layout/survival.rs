@@ -1,0 +1,1 @@
+//! Which failures persisted shards survive.

@@ -1,0 +1,1 @@
+//! The kv port over RocksDB; the only room that names it

@@ -1,0 +1,80 @@
+//! An ordered key-value store with atomic batches and explicit durability.
+//!
+//! **Invariants.** A batch is atomic. Batches become durable in the order written: when a later batch is durable, so is
+//! every earlier one. [`Durability::Synced`] returns only after the batch and all before it are durable.
+//! After an error the store must not be used again (the process stops).
+
+use std::sync::Arc;
+
+pub use pacsvault_core::batch::{Batch, Change};
+
+/// When a write may return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// After it is durable, with everything before it.
+    Synced,
+    /// At once; a crash may lose it (and then everything after it).
+    Buffered,
+}
+
+/// Why the store failed. Fatal: the process must stop and recover by reopening.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("store failed while {step}: {message}")]
+pub struct KvError {
+    /// What was being done.
+    pub step: &'static str,
+    /// The engine's words.
+    pub message: String,
+}
+
+/// One file of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointFile {
+    /// Name within the checkpoint.
+    pub name: String,
+    /// Bytes.
+    pub len_bytes: u64,
+    /// BLAKE3 of the bytes.
+    pub digest: [u8; 32],
+}
+
+/// A consistent, read-only copy of the store's state, readable in pieces. Dropping the last handle frees it.
+pub trait Checkpoint: Send + Sync {
+    /// All files, sorted by name.
+    fn files(&self) -> &[CheckpointFile];
+    /// Reads `len` bytes of `name` from `offset`; fewer only at its end. Blocks.
+    fn read(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, KvError>;
+}
+
+/// A checkpoint being received. Survives a restart of the receiver: received bytes need not be sent again.
+pub trait Install: Send {
+    /// Bytes of `name` that are already here.
+    fn received(&self, name: &str) -> Result<u64, KvError>;
+    /// Appends at `offset`, which must equal [`Install::received`]. Blocks.
+    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), KvError>;
+    /// Verifies every file's length and digest, then replaces the store's whole content, durably and atomically: after a
+    /// crash the store has either the old content or the new. On a digest mismatch the bad file is dropped and an
+    /// error says which. Blocks.
+    fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), KvError>;
+}
+
+/// The result page of a scan: keys and values in order.
+pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The store. All methods block; call them from a blocking context, or inline where reads are known to be cached.
+pub trait Kv: Send + Sync {
+    /// Value of `key`.
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, KvError>;
+    /// At most `limit` rows with `from <= key < to`, in ascending order.
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, KvError>;
+    /// The last row with `from <= key < to`.
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, KvError>;
+    /// Applies a batch.
+    fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError>;
+    /// Makes everything written so far durable, whatever its durability was.
+    fn flush(&self) -> Result<(), KvError>;
+    /// A consistent copy of the present content.
+    fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, KvError>;
+    /// Begins (or resumes) receiving a checkpoint known by `id`; another id discards what was received before.
+    fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError>;
+}

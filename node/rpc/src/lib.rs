@@ -1,0 +1,1 @@
+//! The Peer port over tonic and the gRPC servers; the only room that names it

@@ -1,0 +1,1 @@
+//! Certificates, identities, roles, TLS settings and receipt signatures

@@ -1,0 +1,1 @@
+//! The node's loop: requests to consensus, volumes and catalog

@@ -1,0 +1,1 @@
+//! The shard store of one volume: segment files, group commit, recovery

@@ -1,0 +1,1 @@
+//! The wire: pacsvault.v1 gRPC services and messages

@@ -1,0 +1,2 @@
+//! The only entrance to building, testing and showing pacsvault.
+fn main() {}
