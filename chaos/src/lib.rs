@@ -1,1 +1,11 @@
-//! Deterministic whole-cluster simulation
+//! Deterministic whole-cluster simulation: the real node and coordinator code on simulated clocks, network and disks.
+//!
+//! **Invariants.** One seed decides a run, bit for bit; [`exec::Sim::trace_hash`] proves it. No clock, thread, socket or
+//! file of the machine is used inside a run. Nothing imports this crate.
+//!
+//! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft.
+
+pub mod env;
+pub mod exec;
+pub mod rng;
+pub mod runtime;

@@ -1,0 +1,499 @@
+//! A whole cluster on one thread: tasks of many nodes, a virtual clock, and one seed that decides what runs when.
+//!
+//! **Invariants.**
+//! - One seed and one program give one trace: every choice is drawn from the seed, and folded into [`Sim::trace_hash`].
+//! - Every task belongs to one [`Life`]: one life of one node between start and kill. It is inherited on spawn. Killing
+//!   a life drops all its tasks before the next poll; nothing of a dead life ever runs again.
+//! - Time moves only when nothing can run, and then to the next timer.
+//! - No future is polled or dropped while the state is locked.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use pacsvault_ports::BoxFuture;
+
+use crate::rng::{SimRng, splitmix};
+
+/// Polls before a run is declared stuck: the longest healthy scenario needs about two million.
+const POLLS_MAX: u64 = 60_000_000;
+/// Ready-queue and slot number of the future that [`Sim::block_on`] was given.
+const MAIN: u64 = 0;
+
+/// One life of one node. The harness itself is [`Life::HARNESS`], whose clock is true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Life(u32);
+
+impl Life {
+    /// Tasks of the test itself: clients, the fault injector, the network.
+    pub const HARNESS: Self = Self(0);
+}
+
+/// How the clocks of one life go wrong.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClockSkew {
+    /// Parts per million by which its monotonic clock runs fast (or slow, when negative).
+    pub rate_ppm: i32,
+    /// Milliseconds by which its wall clock is ahead.
+    pub wall_offset_millis: i64,
+}
+
+struct LifeState {
+    label: String,
+    alive: bool,
+    started_nanos: u64,
+    skew: ClockSkew,
+}
+
+struct TaskSlot {
+    life: Life,
+    /// `None` while it is being polled.
+    future: Option<BoxFuture<'static, ()>>,
+    waker: Waker,
+    queued: bool,
+}
+
+struct State {
+    rng: SimRng,
+    now_nanos: u64,
+    lives: Vec<LifeState>,
+    tasks: BTreeMap<u64, TaskSlot>,
+    next_task: u64,
+    main_queued: bool,
+    ready: Vec<u64>,
+    timers: BTreeMap<(u64, u64), Waker>,
+    next_timer: u64,
+    hash: u64,
+    polls: u64,
+    panics: Vec<(Life, String)>,
+    trace: bool,
+}
+
+/// The simulation, shared by everything that runs in it.
+#[derive(Clone)]
+pub struct Sim(Arc<Mutex<State>>);
+
+thread_local! {
+    static CURRENT: RefCell<Option<Sim>> = const { RefCell::new(None) };
+    static LIFE: Cell<Life> = const { Cell::new(Life::HARNESS) };
+}
+
+impl std::fmt::Debug for Sim {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sim")
+    }
+}
+
+/// Restores what was current before, also on unwinding.
+struct Entered {
+    sim: Option<Sim>,
+    life: Life,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let before = self.sim.take();
+        let ended = CURRENT.with(|current| current.replace(before));
+        LIFE.set(self.life);
+        drop(ended);
+    }
+}
+
+struct TaskWaker {
+    sim: Sim,
+    task: u64,
+}
+
+impl Wake for TaskWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.sim.state().enqueue(self.task);
+    }
+}
+
+impl State {
+    fn enqueue(&mut self, task: u64) {
+        if task == MAIN {
+            if !self.main_queued {
+                self.main_queued = true;
+                self.ready.push(MAIN);
+            }
+        } else if let Some(slot) = self.tasks.get_mut(&task)
+            && !slot.queued
+        {
+            slot.queued = true;
+            self.ready.push(task);
+        }
+    }
+
+    fn fold(&mut self, word: u64) {
+        self.hash = splitmix(self.hash ^ word);
+    }
+
+    fn life(&self, life: Life) -> &LifeState {
+        &self.lives[life.0 as usize]
+    }
+
+    /// Scales true nanoseconds by a clock that is `ppm` fast.
+    fn scaled(nanos: u64, ppm: i64) -> u64 {
+        let scaled = i128::from(nanos) * i128::from(1_000_000 + ppm) / 1_000_000;
+        u64::try_from(scaled).unwrap_or(u64::MAX)
+    }
+}
+
+/// Nanoseconds of a duration, saturating after 584 years.
+pub fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Sim {
+    /// A new world at time zero.
+    pub fn new(seed: u64) -> Self {
+        let harness =
+            LifeState { label: "harness".to_owned(), alive: true, started_nanos: 0, skew: ClockSkew::default() };
+        Self(Arc::new(Mutex::new(State {
+            rng: SimRng::new(seed),
+            now_nanos: 0,
+            lives: vec![harness],
+            tasks: BTreeMap::new(),
+            next_task: MAIN + 1,
+            main_queued: false,
+            ready: Vec::new(),
+            timers: BTreeMap::new(),
+            next_timer: 0,
+            hash: splitmix(seed),
+            polls: 0,
+            panics: Vec::new(),
+            trace: false,
+        })))
+    }
+
+    /// The simulation that is running on this thread.
+    ///
+    /// # Panics
+    /// Outside of a simulation: something that belongs inside was used elsewhere, a harness bug.
+    pub fn current() -> Self {
+        CURRENT.with(|current| current.borrow().clone()).expect("inside a running simulation")
+    }
+
+    /// The life whose task is running.
+    pub fn current_life() -> Life {
+        LIFE.get()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Prints every event to standard error.
+    pub fn trace(&self, on: bool) {
+        self.state().trace = on;
+    }
+
+    /// True when events are printed.
+    pub fn traces(&self) -> bool {
+        self.state().trace
+    }
+
+    /// Digest of every decision so far. Equal for equal seeds and programs.
+    pub fn trace_hash(&self) -> u64 {
+        self.state().hash
+    }
+
+    /// Tasks polled so far.
+    pub fn polls(&self) -> u64 {
+        self.state().polls
+    }
+
+    /// Panics of tasks so far. A panicking task ends its life, as a panicking process does.
+    pub fn panics(&self) -> Vec<(Life, String)> {
+        self.state().panics.clone()
+    }
+
+    /// True time since the beginning.
+    pub fn now(&self) -> Duration {
+        Duration::from_nanos(self.state().now_nanos)
+    }
+
+    /// Runs `use_rng` on the simulation's generator.
+    pub fn random<T>(&self, use_rng: impl FnOnce(&mut SimRng) -> T) -> T {
+        use_rng(&mut self.state().rng)
+    }
+
+    /// Folds an event into the trace hash and prints it when tracing.
+    pub fn event(&self, kind: &'static str, numbers: &[u64], detail: impl FnOnce() -> String) {
+        let mut state = self.state();
+        for byte in kind.bytes() {
+            state.fold(u64::from(byte));
+        }
+        for &number in numbers {
+            state.fold(number);
+        }
+        if state.trace {
+            let (now, label) = (state.now_nanos, state.life(Self::current_life()).label.clone());
+            drop(state);
+            let text = detail();
+            eprintln!("{:>12.6} {label:<12} {kind} {numbers:?} {text}", Duration::from_nanos(now).as_secs_f64());
+        }
+    }
+
+    /// Begins a life.
+    pub fn begin_life(&self, label: impl Into<String>, skew: ClockSkew) -> Life {
+        let mut state = self.state();
+        let life = Life(u32::try_from(state.lives.len()).expect("fewer than 2^32 lives"));
+        let started_nanos = state.now_nanos;
+        state.lives.push(LifeState { label: label.into(), alive: true, started_nanos, skew });
+        life
+    }
+
+    /// Whether `life` may still run.
+    pub fn alive(&self, life: Life) -> bool {
+        self.state().life(life).alive
+    }
+
+    /// Ends a life: drops all its tasks at once. What they held is gone, as after a crash of the process.
+    pub fn kill(&self, life: Life) {
+        assert_ne!(life, Life::HARNESS, "the harness outlives every node");
+        let dropped = {
+            let mut state = self.state();
+            state.lives[life.0 as usize].alive = false;
+            let doomed: Vec<u64> =
+                state.tasks.iter().filter(|(_, slot)| slot.life == life).map(|(&task, _)| task).collect();
+            let dropped: Vec<TaskSlot> = doomed.iter().filter_map(|task| state.tasks.remove(task)).collect();
+            let tasks = &state.tasks;
+            let alive: Vec<u64> =
+                state.ready.iter().copied().filter(|task| *task == MAIN || tasks.contains_key(task)).collect();
+            state.ready = alive;
+            dropped
+        };
+        self.event("kill", &[u64::from(life.0), dropped.len() as u64], String::new);
+        self.within(life, || drop(dropped));
+    }
+
+    /// Runs `work` with this simulation and `life` current, as if it were called by one of its tasks.
+    pub fn within<T>(&self, life: Life, work: impl FnOnce() -> T) -> T {
+        let before = CURRENT.with(|current| current.replace(Some(self.clone())));
+        let _entered = Entered { sim: before, life: LIFE.replace(life) };
+        work()
+    }
+
+    /// Spawns a task of `life`; dropped unrun when that life is over.
+    pub fn spawn(&self, life: Life, future: BoxFuture<'static, ()>) {
+        let refused = {
+            let mut state = self.state();
+            if state.life(life).alive {
+                let task = state.next_task;
+                state.next_task += 1;
+                let waker = Waker::from(Arc::new(TaskWaker { sim: self.clone(), task }));
+                state.tasks.insert(task, TaskSlot { life, future: Some(future), waker, queued: false });
+                state.enqueue(task);
+                None
+            } else {
+                Some(future)
+            }
+        };
+        drop(refused);
+    }
+
+    /// Monotonic time of `life` in nanoseconds since it began, by its own clock.
+    pub fn life_nanos(&self, life: Life) -> u64 {
+        let state = self.state();
+        let known = state.life(life);
+        State::scaled(state.now_nanos - known.started_nanos, i64::from(known.skew.rate_ppm))
+    }
+
+    /// True instant, in nanoseconds, at which the clock of `life` will show `local_nanos`.
+    fn true_nanos(&self, life: Life, local_nanos: u64) -> u64 {
+        let state = self.state();
+        let known = state.life(life);
+        let ppm = i128::from(known.skew.rate_ppm);
+        // Rounded up: a sleeper must never wake before its own clock shows the deadline.
+        let elapsed = (i128::from(local_nanos) * 1_000_000 + 999_999 + ppm) / (1_000_000 + ppm);
+        known.started_nanos.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+    }
+
+    /// Wall clock of `life` in milliseconds since 1970. The true one starts in November 2026.
+    pub fn wall_millis(&self, life: Life) -> u64 {
+        const START_MILLIS: u64 = 1_794_000_000_000;
+        let state = self.state();
+        let honest = START_MILLIS + state.now_nanos / 1_000_000;
+        honest.saturating_add_signed(state.life(life).skew.wall_offset_millis)
+    }
+
+    /// Moves the wall clock of `life` to `offset_millis` ahead of the true one.
+    pub fn jump_wall(&self, life: Life, offset_millis: i64) {
+        self.state().lives[life.0 as usize].skew.wall_offset_millis = offset_millis;
+    }
+
+    /// Sleeps by the clock of `life`.
+    pub fn sleep(&self, life: Life, duration: Duration) -> Sleep {
+        let local = self.life_nanos(life).saturating_add(nanos(duration));
+        self.sleep_until(life, local)
+    }
+
+    /// Sleeps until the clock of `life` shows `local_nanos`.
+    pub fn sleep_until(&self, life: Life, local_nanos: u64) -> Sleep {
+        Sleep { sim: self.clone(), deadline_nanos: self.true_nanos(life, local_nanos), timer: None }
+    }
+
+    /// Runs until `main` ends. Tasks left over stay for the next call.
+    ///
+    /// # Panics
+    /// When nothing can ever run again while `main` waits, or after [`POLLS_MAX`] polls: the run is stuck.
+    pub fn block_on<F: Future>(&self, main: F) -> F::Output {
+        let mut main = pin!(main);
+        let main_waker = Waker::from(Arc::new(TaskWaker { sim: self.clone(), task: MAIN }));
+        self.state().enqueue(MAIN);
+        loop {
+            match self.choose() {
+                Chosen::Main => {
+                    let polled =
+                        self.within(Life::HARNESS, || main.as_mut().poll(&mut Context::from_waker(&main_waker)));
+                    if let Poll::Ready(value) = polled {
+                        return value;
+                    }
+                }
+                Chosen::Task { task, life, future, waker } => self.poll_task(task, life, future, &waker),
+                Chosen::Nothing => self.advance(),
+            }
+        }
+    }
+
+    fn choose(&self) -> Chosen {
+        let mut state = self.state();
+        if state.ready.is_empty() {
+            return Chosen::Nothing;
+        }
+        state.polls += 1;
+        assert!(state.polls < POLLS_MAX, "stuck: {POLLS_MAX} polls without an end at {} ns", state.now_nanos);
+        let count = state.ready.len();
+        let at = if count == 1 { 0 } else { state.rng.index(count) };
+        let task = state.ready.swap_remove(at);
+        let now = state.now_nanos;
+        state.fold(task ^ (now << 20));
+        if task == MAIN {
+            state.main_queued = false;
+            return Chosen::Main;
+        }
+        let slot = state.tasks.get_mut(&task).expect("a queued task exists; kill() also cleans the queue");
+        slot.queued = false;
+        let future = slot.future.take().expect("only this loop takes it, and puts it back");
+        Chosen::Task { task, life: slot.life, future, waker: slot.waker.clone() }
+    }
+
+    fn poll_task(&self, task: u64, life: Life, mut future: BoxFuture<'static, ()>, waker: &Waker) {
+        let polled = self.within(life, || {
+            let mut context = Context::from_waker(waker);
+            catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(&mut context)))
+        });
+        match polled {
+            Ok(Poll::Pending) => {
+                if let Some(slot) = self.state().tasks.get_mut(&task) {
+                    slot.future = Some(future);
+                    return;
+                }
+                // Killed by itself while it ran.
+                self.within(life, || drop(future));
+            }
+            Ok(Poll::Ready(())) => {
+                let slot = self.state().tasks.remove(&task);
+                self.within(life, || drop((future, slot)));
+            }
+            Err(payload) => {
+                self.state().panics.push((life, panic_message(payload.as_ref())));
+                let slot = self.state().tasks.remove(&task);
+                self.within(life, || drop((future, slot)));
+                if life != Life::HARNESS {
+                    self.kill(life);
+                }
+            }
+        }
+    }
+
+    fn advance(&self) {
+        let due: Vec<Waker> = {
+            let mut state = self.state();
+            let (&(deadline, _), _) = state.timers.first_key_value().expect("stuck: nothing ready and no timer");
+            state.now_nanos = state.now_nanos.max(deadline);
+            let later = state.timers.split_off(&(deadline + 1, 0));
+            std::mem::replace(&mut state.timers, later).into_values().collect()
+        };
+        due.iter().for_each(Waker::wake_by_ref);
+    }
+
+    /// Drops every task, so that nothing keeps the world alive in a cycle. Call at the end of a run.
+    pub fn end(&self) {
+        loop {
+            let doomed: Vec<TaskSlot> = {
+                let mut state = self.state();
+                state.ready.clear();
+                state.lives.iter_mut().for_each(|life| life.alive = false);
+                std::mem::take(&mut state.tasks).into_values().collect()
+            };
+            if doomed.is_empty() {
+                let timers = std::mem::take(&mut self.state().timers);
+                drop(timers);
+                return;
+            }
+            self.within(Life::HARNESS, || drop(doomed));
+        }
+    }
+}
+
+enum Chosen {
+    Main,
+    Task { task: u64, life: Life, future: BoxFuture<'static, ()>, waker: Waker },
+    Nothing,
+}
+
+/// The text of a panic.
+pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
+}
+
+/// Resolves at a virtual instant.
+#[derive(Debug)]
+pub struct Sleep {
+    sim: Sim,
+    deadline_nanos: u64,
+    timer: Option<(u64, u64)>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut state = this.sim.state();
+        if state.now_nanos >= this.deadline_nanos {
+            return Poll::Ready(());
+        }
+        let timer = *this.timer.get_or_insert_with(|| {
+            state.next_timer += 1;
+            (this.deadline_nanos, state.next_timer)
+        });
+        let replaced = state.timers.insert(timer, context.waker().clone());
+        drop(state);
+        drop(replaced);
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer {
+            let waker = self.sim.state().timers.remove(&timer);
+            drop(waker);
+        }
+    }
+}
