@@ -4,7 +4,7 @@ use crate::ids::{
     ClusterId, Digest, Incarnation, InstanceId, LayoutVersion, LogIndex, NodeId, NodeName, ObjectKey, ProfileName,
     SiteName, Term, VersionNumber, VolumeId, WallMillis,
 };
-use crate::layout::{Failures, NodeState, Profile, Roles, VolumeState, profile::Code};
+use crate::layout::{Contract, Failures, NodeState, Profile, Roles, VolumeState, profile::Code};
 
 /// One log entry: commands proposed together, with the leader's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,8 +134,10 @@ pub struct Reserved {
     pub encrypted_attributes: Vec<u8>,
     /// Keyed hashes for exact and prefix search.
     pub blind_index: Vec<Vec<u8>>,
-    /// Keep at least until this time.
+    /// Keep at least until this time; `apply` refuses to delete before.
     pub retain_until: Option<WallMillis>,
+    /// Hash of the audit record chained to this write.
+    pub audit_chain_hash: Vec<u8>,
 }
 
 /// A request to make a written instance true.
@@ -180,8 +182,10 @@ pub struct SealedInstance {
     pub version: VersionNumber,
     /// Failure sets that it survived when sealed, strongest first.
     pub survives: Vec<Failures>,
-    /// True when that is less than the profile's contract.
+    /// True when that is less than `contract`.
     pub degraded: bool,
+    /// What the profile promised when it was sealed (its newest version then).
+    pub contract: Contract,
     /// Term of the entry that sealed it.
     pub term: Term,
     /// Index of the entry that sealed it.
