@@ -1,0 +1,150 @@
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use super::*;
+
+fn disk(seed: u64) -> SimDisk {
+    SimDisk::new(Options::default(), seed)
+}
+
+fn read(disk: &SimDisk, name: &str, offset: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    disk.open(name).unwrap().read_at(offset, &mut bytes).unwrap();
+    bytes
+}
+
+fn durable_file(disk: &SimDisk, name: &str, len: u64) -> Arc<dyn DiskFile> {
+    let file = disk.create(name, len).unwrap();
+    file.sync_data().unwrap();
+    disk.sync_names().unwrap();
+    file
+}
+
+#[test]
+fn synced_bytes_and_names_survive_every_crash() {
+    for seed in 0..200 {
+        let disk = disk(seed);
+        let file = durable_file(&disk, "a", 1 << 20);
+        file.write_at(10, &[b"one", b"two"]).unwrap();
+        file.sync_data().unwrap();
+        file.write_at(100_000, &[&[7; 9000]]).unwrap();
+        let after = disk.crash(seed);
+        assert_eq!(read(&after, "a", 10, 6), b"onetwo");
+        assert!(file.write_at(0, &[b"x"]).is_err(), "a crashed disk answers nothing");
+    }
+}
+
+#[test]
+fn unsynced_writes_are_kept_lost_and_torn() {
+    let (mut kept, mut lost, mut torn) = (0, 0, 0);
+    for seed in 0..400 {
+        let disk = disk(seed);
+        let file = durable_file(&disk, "a", 1 << 16);
+        file.write_at(0, &[&[1; 4 * SECTOR_BYTES]]).unwrap();
+        let bytes = read(&disk.crash(seed), "a", 0, 4 * SECTOR_BYTES);
+        match bytes.iter().filter(|&&byte| byte == 1).count() {
+            0 => lost += 1,
+            count if count == bytes.len() => kept += 1,
+            count => {
+                assert_eq!(count % SECTOR_BYTES, 0, "sectors are whole");
+                torn += 1;
+            }
+        }
+    }
+    assert!(kept > 50 && lost > 50 && torn > 50, "{kept} kept, {lost} lost, {torn} torn");
+}
+
+#[test]
+fn unsynced_names_are_kept_or_lost() {
+    let (mut kept, mut lost) = (0, 0);
+    for seed in 0..100 {
+        let disk = disk(seed);
+        durable_file(&disk, "a", 0);
+        disk.rename("a", "b").unwrap();
+        match disk.crash(seed).names().unwrap().join(",").as_str() {
+            "a" => lost += 1,
+            "b" => kept += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(kept > 20 && lost > 20);
+}
+
+#[test]
+fn a_failed_sync_is_not_repaired_by_a_later_one() {
+    let lost = (0..100).filter(|&seed| {
+        let disk = disk(seed);
+        let file = durable_file(&disk, "a", 4096);
+        file.write_at(0, &[&[1; 4096]]).unwrap();
+        disk.fail(OpKind::Sync, 1, io::ErrorKind::Other);
+        assert!(file.sync_data().is_err());
+        file.sync_data().unwrap();
+        assert_eq!(read(&disk, "a", 0, 1), [1], "the page still looks fine");
+        read(&disk.crash(seed), "a", 0, 1) == [0]
+    });
+    assert!(lost.count() > 20);
+}
+
+#[test]
+fn power_fails_during_the_chosen_call_and_the_same_seed_gives_the_same_disk() {
+    let run = |at: u64| {
+        let disk = disk(3);
+        disk.crash_at(at);
+        let done = (|| -> io::Result<()> {
+            let file = disk.create("a", 8192)?;
+            file.write_at(0, &[&[9; 8192]])?;
+            file.sync_data()?;
+            disk.sync_names()?;
+            disk.rename("a", "b")?;
+            disk.sync_names()
+        })();
+        assert_eq!(done.is_err(), at <= 6);
+        assert_eq!(disk.ops(), at.min(6));
+        let after = disk.crash(at);
+        let names = after.names().unwrap();
+        let bytes = names.first().map(|name| {
+            let len = usize::try_from(after.open(name).unwrap().len().unwrap()).unwrap();
+            read(&after, name, 0, len)
+        });
+        (names, bytes)
+    };
+    for at in 1..=7 {
+        assert_eq!(run(at), run(at));
+    }
+    assert_eq!(run(7), (vec!["b".to_owned()], Some(vec![9; 8192])));
+}
+
+#[test]
+fn a_restarted_process_sees_unsynced_bytes_that_a_crash_may_still_take() {
+    let lost = (0..100).filter(|&seed| {
+        let disk = disk(seed);
+        let file = durable_file(&disk, "a", 4096);
+        file.write_at(0, &[&[1; 4096]]).unwrap();
+        let again = disk.restart();
+        assert!(file.sync_data().is_err(), "the dead process cannot sync");
+        assert_eq!(read(&again, "a", 0, 1), [1]);
+        read(&again.crash(seed), "a", 0, 1) == [0]
+    });
+    assert!(lost.count() > 20);
+}
+
+#[test]
+fn large_files_of_zeros_cost_nothing() {
+    let disk = disk(1);
+    let file = disk.create("a", 1 << 33).unwrap();
+    for step in 0..64_u64 {
+        file.write_at(step << 20, &[&[0; 1 << 20]]).unwrap();
+    }
+    assert!(disk.resident_bytes() < 64 << 20, "zeros stay zeros");
+    assert_eq!(disk.create("b", 1 << 40).err().unwrap().kind(), io::ErrorKind::StorageFull);
+}
+
+#[test]
+fn rot_and_bad_sectors_are_seen_by_readers() {
+    let disk = disk(1);
+    let file = durable_file(&disk, "a", 8192);
+    assert!(disk.flip("a", 5000, 3));
+    assert_eq!(read(&disk, "a", 5000, 1), [8]);
+    disk.fail_reads_at("a", 5000);
+    assert!(file.read_at(4096, &mut [0; 8]).is_err());
+    assert!(file.read_at(0, &mut [0; 8]).is_ok());
+}
