@@ -1,1 +1,297 @@
-//! The write and read paths: hash, code, place, send, seal; fetch, verify, decode
+//! The coordinator: the write and the read path, wherever they stand: in a gateway, in the command line, or in a
+//! node's `Archive` endpoint.
+//!
+//! A write: hash, cut into stripes, encode, place, send every shard to its volume, and when the persisted set
+//! survives what the profile's contract names, propose the Seal. A read: look up, fetch `k` shards, prove them
+//! against the root in the catalog, decode around what is missing.
+//!
+//! **Invariants.**
+//! - A write is reported as stored only after `apply(Seal)` accepted it; until then it is invisible.
+//! - What a receipt claims was decided by `apply`, never by this room.
+//! - Memory is bounded: [`Options::stripe_memory_bytes`] for all transfers together.
+//! - No byte leaves a [`Download`] before the shard it came from was proven (whole shards: Merkle root; parts: CRC32C).
+//!
+//! Left to others: transport and trust (`rpc`), durability (`volume`), truth (`catalog`).
+
+mod cluster;
+mod fetch;
+mod get;
+mod put;
+mod stripe;
+mod verify;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use pacsvault_core::{
+    catalog::{Command, Outcome, Rejection, SealedInstance, command::Attribute},
+    ids::{Digest, InstanceId, LogIndex, ObjectKey, ProfileName, SiteName, VersionNumber},
+    layout::Layout,
+    receipt::Receipt,
+};
+use pacsvault_ports::{
+    env::SharedEnv,
+    peer::{Class, Fault, Freshness, List, ListPage, Lookup, Peer, Reply, Request, Target},
+};
+
+use cluster::Cluster;
+pub use get::Download;
+pub use put::Upload;
+pub use verify::{ShardCheck, ShardFinding};
+
+/// Signs receipts with the coordinator's certificate key.
+pub trait ReceiptSigner: Send + Sync {
+    /// Subject of the certificate: goes into the receipt before it is signed.
+    fn name(&self) -> String;
+    /// Signs an encoded receipt; returns the signed receipt file. An error means the key is unusable.
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String>;
+}
+
+/// Settings of a coordinator. All have defaults that suit three sites up to 80 ms apart.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Where to find the cluster at first; the layout tells the rest.
+    pub seeds: Vec<Target>,
+    /// Own site: its shards are read first, its nodes asked first.
+    pub site: Option<SiteName>,
+    /// Bytes of stripe buffers that all transfers of this coordinator may hold. One upload needs up to three stripes
+    /// with parity.
+    pub stripe_memory_bytes: u64,
+    /// Content bytes per stripe; `STRIPE_BYTES_MAX` except in tests.
+    pub stripe_bytes: u64,
+    /// After this long without an answer a volume is given up for this write.
+    pub shard_deadline: Duration,
+    /// After this long for one request of the catalog another node is asked.
+    pub catalog_deadline: Duration,
+    /// How long an operation keeps trying before it reports that it could not, or that its outcome is unknown.
+    pub operation_deadline: Duration,
+    /// Once the contract is met, how long to wait for the shards still on their way.
+    pub straggler_grace: Duration,
+    /// A read that has waited this long for a shard asks for another one too.
+    pub hedge_after: Duration,
+    /// A cached layout older than this is refreshed.
+    pub layout_age_max: Duration,
+}
+
+impl Options {
+    /// Defaults, with these seeds.
+    pub fn new(seeds: Vec<Target>) -> Self {
+        Self {
+            seeds,
+            site: None,
+            stripe_memory_bytes: 512 << 20,
+            stripe_bytes: pacsvault_core::limits::STRIPE_BYTES_MAX,
+            shard_deadline: Duration::from_secs(5),
+            catalog_deadline: Duration::from_secs(5),
+            operation_deadline: Duration::from_secs(30),
+            straggler_grace: Duration::from_millis(25),
+            hedge_after: Duration::from_millis(150),
+            layout_age_max: Duration::from_secs(2),
+        }
+    }
+}
+
+/// What is to be written.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PutHeader {
+    /// Under which key.
+    pub key: ObjectKey,
+    /// Media type, such as `application/dicom`.
+    pub media_type: String,
+    /// DICOM attributes to index.
+    pub attributes: Vec<Attribute>,
+    /// Profile; the cluster's default when absent.
+    pub profile: Option<ProfileName>,
+    /// Refuse rather than store below the profile's contract.
+    pub strict: bool,
+    /// Content bytes the writer announced; another size is refused.
+    pub declared_size_bytes: Option<u64>,
+    /// BLAKE3 the writer announced; another digest is refused.
+    pub declared_digest: Option<Digest>,
+}
+
+impl PutHeader {
+    /// A header for `key` with nothing else announced.
+    pub fn new(key: ObjectKey, media_type: impl Into<String>) -> Self {
+        Self {
+            key,
+            media_type: media_type.into(),
+            attributes: Vec::new(),
+            profile: None,
+            strict: false,
+            declared_size_bytes: None,
+            declared_digest: None,
+        }
+    }
+}
+
+/// What is to be read.
+#[derive(Debug, Clone)]
+pub struct GetQuery {
+    /// Which key.
+    pub key: ObjectKey,
+    /// Which version; the newest when absent.
+    pub version: Option<VersionNumber>,
+    /// First byte wanted.
+    pub offset_bytes: u64,
+    /// Bytes wanted; to the end when absent.
+    pub len_bytes: Option<u64>,
+    /// How fresh. Writes of this coordinator are always seen.
+    pub freshness: Freshness,
+}
+
+impl GetQuery {
+    /// The whole newest version of `key`.
+    pub fn whole(key: ObjectKey) -> Self {
+        Self { key, version: None, offset_bytes: 0, len_bytes: None, freshness: Freshness::AtLeast(LogIndex(0)) }
+    }
+}
+
+/// An acknowledged write.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// The catalog's record.
+    pub sealed: SealedInstance,
+    /// What is promised.
+    pub receipt: Receipt,
+    /// The receipt with its signature, as a file for later.
+    pub signed: Vec<u8>,
+    /// False when an earlier attempt had already stored the same content.
+    pub first: bool,
+}
+
+/// The write and read paths against one cluster. Cheap to clone.
+#[derive(Clone)]
+pub struct Coordinator {
+    cluster: Arc<Cluster>,
+    signer: Arc<dyn ReceiptSigner>,
+}
+
+impl Coordinator {
+    /// A coordinator that reaches the cluster through `peer`.
+    pub fn new(options: Options, env: SharedEnv, peer: Arc<dyn Peer>, signer: Arc<dyn ReceiptSigner>) -> Self {
+        Self { cluster: Arc::new(Cluster::new(options, env, peer)), signer }
+    }
+
+    /// Begins a write. Nothing is visible before [`Upload::finish`] returned; dropping the upload abandons it.
+    pub fn begin_put(&self, header: PutHeader) -> Upload {
+        let cluster = &self.cluster;
+        let random = u128::from(cluster.env.random()) << 64 | u128::from(cluster.env.random());
+        let instance = InstanceId::new(cluster.env.wall(), random);
+        Upload::new(self.clone(), header, instance)
+    }
+
+    /// Writes content that is in memory.
+    pub async fn put(&self, header: PutHeader, content: bytes::Bytes) -> Result<Stored, Fault> {
+        let mut upload = self.begin_put(header);
+        upload.write(content).await?;
+        upload.finish().await
+    }
+
+    /// Begins a read.
+    pub async fn get(&self, query: GetQuery) -> Result<Download, Fault> {
+        let sealed = self.lookup(&query.key, query.version, query.freshness).await?;
+        Download::new(self.cluster.clone(), sealed, query.offset_bytes, query.len_bytes)
+    }
+
+    /// Finds one sealed instance. `NotFound` when it is not stored or deleted.
+    pub async fn lookup(
+        &self,
+        key: &ObjectKey,
+        version: Option<VersionNumber>,
+        freshness: Freshness,
+    ) -> Result<SealedInstance, Fault> {
+        let freshness = self.cluster.at_least_seen(freshness);
+        let lookup = Lookup { key: key.clone(), version, freshness };
+        match self.cluster.ask(&Request::Lookup(lookup)).await? {
+            Reply::Found { sealed: Some(sealed), .. } => Ok(*sealed),
+            Reply::Found { sealed: None, .. } => {
+                Err(Fault::new(Class::NotFound, "PV-NOT-FOUND", format!("{key} is not stored; `pacsvault ls` lists what is")))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// One page of a listing.
+    pub async fn list(&self, mut list: List) -> Result<ListPage, Fault> {
+        list.freshness = self.cluster.at_least_seen(list.freshness);
+        match self.cluster.ask(&Request::List(list)).await? {
+            Reply::Page(page) => Ok(*page),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Deletes one version, or all, by a logged tombstone. Returns the versions now marked.
+    pub async fn delete(&self, key: ObjectKey, version: Option<VersionNumber>) -> Result<Vec<VersionNumber>, Fault> {
+        let outcomes = self.propose(vec![Command::Delete { key, version }]).await?;
+        match outcomes.into_iter().next() {
+            Some(Outcome::Deleted(versions)) => Ok(versions),
+            Some(Outcome::Rejected(rejection)) => Err(rejected(&rejection)),
+            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a delete answered something else")),
+        }
+    }
+
+    /// Re-reads and proves every shard of one stored version.
+    pub async fn verify(&self, sealed: &SealedInstance) -> Result<Vec<ShardCheck>, Fault> {
+        verify::verify(&self.cluster, sealed).await
+    }
+
+    /// A fresh receipt of what is stored: the same promise as at sealing, signed by this coordinator.
+    pub async fn receipt(&self, sealed: &SealedInstance) -> Result<(Receipt, Vec<u8>), Fault> {
+        let layout = self.cluster.layout().await?;
+        self.sign(sealed, &layout)
+    }
+
+    /// The layout as last seen.
+    pub async fn layout(&self) -> Result<Arc<Layout>, Fault> {
+        self.cluster.layout().await
+    }
+
+    /// Proposes commands, for administration. Repeats them while their outcome is unknown, so they must be idempotent.
+    pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
+        match self.cluster.ask(&Request::Propose(commands)).await? {
+            Reply::Outcomes(outcomes) => Ok(outcomes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Asks any node that answers; repeats elsewhere until the operation deadline.
+    pub async fn ask(&self, request: &Request) -> Result<Reply, Fault> {
+        self.cluster.ask(request).await
+    }
+
+    /// Nodes that did not answer lately, with the reason.
+    pub fn suspects(&self) -> BTreeMap<pacsvault_core::ids::NodeId, String> {
+        self.cluster.suspects()
+    }
+
+    fn sign(&self, sealed: &SealedInstance, layout: &Layout) -> Result<(Receipt, Vec<u8>), Fault> {
+        let mut receipt = Receipt::of(sealed, layout);
+        receipt.coordinator = self.signer.name();
+        let signed = self
+            .signer
+            .sign(&receipt.encode())
+            .map_err(|why| Fault::new(Class::Bug, "PV-SIGNATURE", format!("cannot sign the receipt: {why}")))?;
+        Ok((receipt, signed))
+    }
+}
+
+/// A reply of the wrong kind: the other side is broken.
+fn unexpected(reply: &Reply) -> Fault {
+    let kind = format!("{reply:?}");
+    let kind = kind.split(['(', ' ', '{']).next().unwrap_or_default();
+    Fault::new(Class::Bug, "PV-BUG", format!("a node answered with {kind}, which was not asked"))
+}
+
+/// What a refusal by `apply` means to a writer.
+fn rejected(rejection: &Rejection) -> Fault {
+    let (class, code) = match rejection {
+        Rejection::Fenced { .. } => (Class::Retry, "PV-FENCED"),
+        Rejection::TooWeak { .. } => (Class::Retry, "PV-TOO-WEAK"),
+        Rejection::WindowClosed { .. } => (Class::Reject, "PV-WINDOW-CLOSED"),
+        Rejection::NotFound(_) => (Class::NotFound, "PV-NOT-FOUND"),
+        _ => (Class::Reject, "PV-REJECTED"),
+    };
+    Fault::new(class, code, rejection.to_string())
+}

@@ -1,1 +1,177 @@
-//! The node's loop: requests to consensus, volumes and catalog
+//! The node's loop: every request that reaches a node is answered here, from the replica of the catalog, the volumes and
+//! the coordinator. The same code runs over gRPC in production and over a simulated network in `chaos`.
+//!
+//! **Invariants.**
+//! - A node that has not joined serves only `Status`, `InitCluster` and its own joining.
+//! - A volume that failed is reported to the log as fenced before anybody is told to use it again: never.
+//! - Shard bytes are deleted only by [`sweep`], on the authority of a log entry or a linearizable read.
+//!
+//! Left to others: who may ask what (`rpc`), what a command means (`catalog`), when bytes are durable (`volume`).
+
+pub mod local;
+pub mod member;
+mod requests;
+pub mod sweep;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    catalog::{Command, Outcome, command::JoinNode},
+    ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
+    layout::{Roles, VolumeState},
+};
+use pacsvault_ports::{
+    BoxFuture,
+    env::SharedEnv,
+    peer::{Class, Fault, Peer, Target},
+};
+use pacsvault_volume::Volume;
+
+pub use local::LocalFirst;
+pub use member::{Founding, Membership, Registry};
+
+/// Highest version of commands and formats that this build understands.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// Who this node is, as configured and as its certificate says.
+#[derive(Debug, Clone)]
+pub struct Profile {
+    /// From the certificate.
+    pub cluster: ClusterId,
+    /// From the certificate.
+    pub name: NodeName,
+    /// Failure domain.
+    pub site: SiteName,
+    /// `host:port` that peers and clients dial.
+    pub address: String,
+    /// What it does.
+    pub roles: Roles,
+    /// This life of its data directory.
+    pub incarnation: Incarnation,
+    /// Where to ask to be let in.
+    pub join: Vec<Target>,
+    /// Version of the binary, for people.
+    pub binary_version: String,
+}
+
+/// Starts the replica once the node knows its id. Implemented by the shell, which owns the stores.
+pub trait ReplicaStarter: Send + Sync + 'static {
+    /// Opens the stores and starts consensus as `node`.
+    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>>;
+    /// Makes `replica` the only member of a new cluster; fine if it already is.
+    fn found(&self, replica: Arc<dyn Replica>) -> BoxFuture<'static, Result<(), Fault>>;
+}
+
+/// One volume and the capacity it was formatted with.
+#[derive(Clone)]
+pub struct OwnVolume {
+    /// The store.
+    pub volume: Arc<Volume>,
+    /// Bytes it may hold.
+    pub capacity_bytes: u64,
+}
+
+/// One node. Build it with [`Node::new`], then run [`Node::run`] as a task.
+pub struct Node {
+    profile: Profile,
+    env: SharedEnv,
+    peer: Arc<dyn Peer>,
+    registry: Arc<dyn Registry>,
+    starter: Arc<dyn ReplicaStarter>,
+    volumes: BTreeMap<VolumeId, OwnVolume>,
+    replica: RwLock<Option<Arc<dyn Replica>>>,
+    /// Held while the node becomes a member, so that it becomes one only once.
+    joining: tokio::sync::Mutex<()>,
+    fencing: Mutex<BTreeMap<VolumeId, String>>,
+}
+
+impl Node {
+    /// A node with these volumes. Nothing runs yet.
+    pub fn new(
+        profile: Profile,
+        env: SharedEnv,
+        peer: Arc<dyn Peer>,
+        registry: Arc<dyn Registry>,
+        starter: Arc<dyn ReplicaStarter>,
+        volumes: BTreeMap<VolumeId, OwnVolume>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            profile,
+            env,
+            peer,
+            registry,
+            starter,
+            volumes,
+            replica: RwLock::new(None),
+            joining: tokio::sync::Mutex::new(()),
+            fencing: Mutex::new(BTreeMap::new()),
+        })
+    }
+
+    /// The replica, once this node is a member.
+    pub fn replica(&self) -> Option<Arc<dyn Replica>> {
+        self.replica.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The replica, or the fault that says what to do.
+    pub(crate) fn member(&self) -> Result<Arc<dyn Replica>, Fault> {
+        self.replica().ok_or_else(|| {
+            let text = format!(
+                "node {} is not a member of the cluster yet: run `pacsvault cluster init` for the first node, or set `join` in its \
+                 configuration",
+                self.profile.name
+            );
+            Fault::new(Class::Retry, "PV-NOT-MEMBER", text)
+        })
+    }
+
+    /// What this node says of itself when it joins or returns.
+    fn introduction(&self) -> JoinNode {
+        let profile = &self.profile;
+        JoinNode {
+            name: profile.name.clone(),
+            incarnation: profile.incarnation,
+            site: profile.site.clone(),
+            address: profile.address.clone(),
+            roles: profile.roles,
+            volumes: self.volumes.iter().map(|(id, own)| (*id, own.capacity_bytes)).collect(),
+            version: FORMAT_VERSION,
+        }
+    }
+
+    /// Takes a failed volume out of service through the log, once; repeats until the log has it.
+    pub(crate) fn fence(self: &Arc<Self>, volume: VolumeId, reason: &str) {
+        let fresh = {
+            let mut fencing = self.fencing.lock().unwrap_or_else(PoisonError::into_inner);
+            fencing.insert(volume, reason.to_owned()).is_none()
+        };
+        if !fresh {
+            return;
+        }
+        tracing::error!(%volume, reason, "volume failed; taking it out of service");
+        let node = self.clone();
+        self.env.spawn(Box::pin(async move {
+            loop {
+                let command = Command::SetVolumeState { volume, state: VolumeState::Fenced };
+                let proposed = match node.replica() {
+                    Some(replica) => replica.propose(vec![command]).await,
+                    None => return,
+                };
+                match proposed {
+                    Ok(outcomes) => {
+                        if let Some(Outcome::Rejected(why)) = outcomes.first() {
+                            tracing::warn!(%volume, %why, "the log refused to fence the volume");
+                        }
+                        return;
+                    }
+                    Err(fault) => tracing::warn!(%volume, %fault, "cannot fence the volume yet"),
+                }
+                node.env.sleep(member::RETRY_EVERY).await;
+            }
+        }));
+    }
+}

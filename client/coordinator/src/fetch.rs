@@ -1,0 +1,270 @@
+//! One stripe on its way to a reader: which shards to ask for, in which order, what to do when one is slow or bad.
+//!
+//! **Invariants.** Bytes returned come only from shards that were proven: whole shards by their Merkle path to the root in
+//! the catalog, parts by the CRC32C of their chunks. `k` proven shards (or the data shards wanted) end the fetch.
+
+use std::{collections::VecDeque, ops::Range, sync::Arc};
+
+use bytes::Bytes;
+use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use pacsvault_core::{
+    catalog::{SealedInstance, StripeSeal},
+    checksum,
+    codec::Coder,
+    ids::{Digest, ShardIndex, StripeIndex, VolumeId},
+    layout::{Layout, profile::Code},
+    limits::CHUNK_BYTES,
+    merkle,
+    shard::{ShardHeader, ShardId},
+};
+use pacsvault_ports::peer::{Class, Fault, GetShard, Reply, Request, ShardData};
+
+use crate::{
+    cluster::{Cluster, target_of},
+    unexpected,
+};
+
+/// What is wanted of one stripe.
+pub struct Wanted<'a> {
+    pub sealed: &'a SealedInstance,
+    pub stripe: StripeIndex,
+    /// Content bytes within the stripe.
+    pub range: Range<u64>,
+}
+
+/// Part of a shard, `columns` of it, aligned to chunks (except at the shard's end).
+struct Part {
+    shard: ShardIndex,
+    data: Bytes,
+}
+
+/// Fetches `wanted.range` of the stripe's content, in order.
+pub async fn fetch(cluster: &Arc<Cluster>, wanted: &Wanted<'_>) -> Result<Vec<Bytes>, Fault> {
+    let code = wanted.sealed.seal.code;
+    let stripe = &wanted.sealed.seal.stripes[wanted.stripe.0 as usize];
+    if wanted.range.is_empty() {
+        return Ok(Vec::new());
+    }
+    let shard_bytes = code.shard_bytes(stripe.stripe_bytes);
+    let first = wanted.range.start / shard_bytes;
+    let last = (wanted.range.end - 1) / shard_bytes;
+    let columns = if first == last {
+        aligned(wanted.range.start - first * shard_bytes..wanted.range.end - first * shard_bytes, shard_bytes)
+    } else {
+        0..shard_bytes
+    };
+    let layout = cluster.layout().await?;
+    let data_wanted: Vec<u8> = (0..code.data_u8()).filter(|index| (first..=last).contains(&u64::from(*index))).collect();
+    let parts = gather(cluster, &layout, wanted, stripe, &data_wanted, columns.clone()).await?;
+    let data = restore(code, parts, &data_wanted)?;
+    let mut pieces = Vec::with_capacity(data.len());
+    for (index, bytes) in data {
+        let starts = u64::from(index) * shard_bytes + columns.start;
+        let from = wanted.range.start.max(starts) - starts;
+        let to = wanted.range.end.min(starts + bytes.len() as u64).saturating_sub(starts);
+        if from < to {
+            pieces.push(bytes.slice(to_usize(from)..to_usize(to)));
+        }
+    }
+    Ok(pieces)
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("a position inside a shard held in memory fits")
+}
+
+fn aligned(range: Range<u64>, shard_bytes: u64) -> Range<u64> {
+    let chunk = CHUNK_BYTES as u64;
+    range.start / chunk * chunk..(range.end.div_ceil(chunk) * chunk).min(shard_bytes)
+}
+
+/// The wanted data shards (their `columns`), rebuilt where they are missing.
+fn restore(code: Code, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, Bytes)>, Fault> {
+    let mut shards: Vec<Option<Bytes>> = vec![None; code.total()];
+    for part in parts {
+        shards[usize::from(part.shard.0)] = Some(part.data);
+    }
+    let lost: Vec<ShardIndex> =
+        wanted.iter().filter(|index| shards[usize::from(**index)].is_none()).map(|index| ShardIndex(*index)).collect();
+    if !lost.is_empty() {
+        let rebuilt = Coder::new(code)
+            .rebuild(&shards, &lost)
+            .map_err(|error| Fault::new(Class::Bug, "PV-BUG", format!("cannot decode proven shards: {error}")))?;
+        for (index, data) in lost.iter().zip(rebuilt) {
+            shards[usize::from(index.0)] = Some(data);
+        }
+    }
+    let take = |index: &u8| shards[usize::from(*index)].clone().map(|data| (*index, data));
+    Ok(wanted.iter().filter_map(take).collect())
+}
+
+/// Candidates in the order in which to ask them.
+fn candidates(cluster: &Cluster, layout: &Layout, stripe: &StripeSeal, wanted: &[u8], whole: bool) -> VecDeque<ShardIndex> {
+    let suspects = cluster.suspects();
+    let rank = |index: u8| {
+        let volume = stripe.placement[usize::from(index)];
+        let node = layout.node_of(volume);
+        let away = !layout.counts(volume) || node.is_none_or(|node| suspects.contains_key(&node.id));
+        let near = node.is_some_and(|node| Some(&node.site) == cluster.options.site.as_ref());
+        let is_wanted = wanted.contains(&index);
+        // A part of one shard is cheapest from that shard; a whole stripe from wherever is near.
+        if whole { (away, !near, !is_wanted, index) } else { (away, !is_wanted, !near, index) }
+    };
+    let total = u8::try_from(stripe.placement.len()).unwrap_or(u8::MAX);
+    let mut order: Vec<u8> = (0..total).filter(|index| stripe.persisted & (1 << index) != 0).collect();
+    order.sort_by_key(|index| rank(*index));
+    order.into_iter().map(ShardIndex).collect()
+}
+
+/// Fetches until all `data_wanted` or any `k` parts are here. Slow ones are hedged, bad ones replaced.
+async fn gather(
+    cluster: &Arc<Cluster>,
+    layout: &Arc<Layout>,
+    wanted: &Wanted<'_>,
+    stripe: &StripeSeal,
+    data_wanted: &[u8],
+    columns: Range<u64>,
+) -> Result<Vec<Part>, Fault> {
+    let k = wanted.sealed.seal.code.data();
+    let whole = data_wanted.len() == k;
+    let mut queue = candidates(cluster, layout, stripe, data_wanted, whole);
+    let mut calls = FuturesUnordered::new();
+    let mut parts: Vec<Part> = Vec::with_capacity(k);
+    let mut faults: Vec<String> = Vec::new();
+    let mut delay = cluster.options.hedge_after;
+    let ask = |shard: ShardIndex| {
+        let id = ShardId { instance: wanted.sealed.seal.instance, stripe: wanted.stripe, shard };
+        let volume = stripe.placement[usize::from(shard.0)];
+        let question = Question { id, volume, root: stripe.shard_root, columns: columns.clone(), code: wanted.sealed.seal.code };
+        let (cluster, layout) = (cluster.clone(), layout.clone());
+        async move {
+            let answer = question.ask(&cluster, &layout).await;
+            (shard, volume, answer)
+        }
+    };
+    for shard in take(&mut queue, data_wanted.len()) {
+        if let Some(node) = layout.node_of(stripe.placement[usize::from(shard.0)]) {
+            delay = delay.min(cluster.hedge_delay(node.id));
+        }
+        calls.push(ask(shard));
+    }
+    // Once one wanted part fails or is slow, only `k` parts can end the fetch.
+    let mut hedge = Some(cluster.env.sleep(delay));
+    loop {
+        let enough = parts.len() >= k || data_wanted.iter().all(|index| parts.iter().any(|part| part.shard.0 == *index));
+        if enough {
+            return Ok(parts);
+        }
+        let next = match hedge.take() {
+            None => calls.next().await,
+            Some(pause) if queue.is_empty() => {
+                drop(pause);
+                calls.next().await
+            }
+            Some(pause) => match futures::future::select(calls.next(), pause).await {
+                Either::Left((next, pause)) => {
+                    hedge = Some(pause);
+                    next
+                }
+                Either::Right(((), _)) => {
+                    // One more than would do if all answered: the slowest is written off.
+                    let missing = (k + 1).saturating_sub(parts.len() + calls.len()).max(1);
+                    for shard in take(&mut queue, missing) {
+                        calls.push(ask(shard));
+                    }
+                    hedge = Some(cluster.env.sleep(cluster.options.hedge_after));
+                    continue;
+                }
+            },
+        };
+        match next {
+            Some((shard, _, Ok(data))) => parts.push(Part { shard, data }),
+            Some((shard, volume, Err(fault))) => {
+                cluster.note_failure(layout, volume, &fault);
+                tracing::warn!(stripe = %wanted.stripe, %shard, %volume, code = fault.code, reason = %fault, "shard unreadable; decoding around it");
+                faults.push(format!("shard {shard}: {fault}"));
+                let missing = k.saturating_sub(parts.len() + calls.len());
+                for shard in take(&mut queue, missing) {
+                    calls.push(ask(shard));
+                }
+            }
+            None => return Err(unreadable(wanted, k, parts.len(), &faults)),
+        }
+    }
+}
+
+fn take(queue: &mut VecDeque<ShardIndex>, count: usize) -> Vec<ShardIndex> {
+    queue.drain(..count.min(queue.len())).collect()
+}
+
+fn unreadable(wanted: &Wanted<'_>, k: usize, have: usize, faults: &[String]) -> Fault {
+    let text = format!(
+        "stripe {} of {} needs {k} shards and only {have} could be read now ({}); nothing is lost while the others are only \
+         away: bring their nodes back and read again",
+        wanted.stripe,
+        wanted.sealed.seal.key,
+        faults.join("; ")
+    );
+    Fault::new(Class::Retry, "PV-UNREADABLE", text)
+}
+
+/// One question to one volume, and the proof of its answer.
+pub struct Question {
+    pub id: ShardId,
+    pub volume: VolumeId,
+    pub root: Digest,
+    pub columns: Range<u64>,
+    pub code: Code,
+}
+
+impl Question {
+    /// Asks and proves. The bytes are exactly `columns` of the shard.
+    pub async fn ask(&self, cluster: &Cluster, layout: &Layout) -> Result<Bytes, Fault> {
+        let node = layout.node_of(self.volume).ok_or_else(|| {
+            Fault::new(Class::Bug, "PV-BUG", format!("volume {} has no node in the layout", self.volume))
+        })?;
+        let request = Request::GetShard(GetShard {
+            volume: self.volume,
+            id: self.id,
+            offset_bytes: self.columns.start,
+            len_bytes: self.columns.end - self.columns.start,
+        });
+        let began = cluster.env.now();
+        let reply = cluster.peer.call(&target_of(node), request, cluster.options.shard_deadline).await?;
+        cluster.note_latency(node.id, cluster.env.now().0.saturating_sub(began.0));
+        match reply {
+            Reply::Shard(shard) => self.prove(*shard),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn prove(&self, shard: ShardData) -> Result<Bytes, Fault> {
+        let ShardData { header, offset_bytes, data } = shard;
+        let wrong = |what: &str| {
+            let text = format!("volume {} sent {what} for shard {}; reading around it", self.volume, self.id);
+            Fault::new(Class::Corrupt, "PV-CORRUPT", text)
+        };
+        if header.id != self.id || header.code != self.code {
+            return Err(wrong("another shard"));
+        }
+        if !proven_header(&header, &self.root) {
+            return Err(wrong("a header that does not lead to the root in the catalog"));
+        }
+        let shard_bytes = header.shard_bytes();
+        if offset_bytes != self.columns.start || data.len() as u64 != self.columns.end - self.columns.start {
+            return Err(wrong("another range"));
+        }
+        let whole = offset_bytes == 0 && data.len() as u64 == shard_bytes;
+        let proven = if whole {
+            Digest::of(&data) == header.digest
+        } else {
+            checksum::verify_chunks(&data, offset_bytes, &header.chunk_crcs).is_ok()
+        };
+        if proven { Ok(data) } else { Err(wrong("damaged bytes")) }
+    }
+}
+
+fn proven_header(header: &ShardHeader, root: &Digest) -> bool {
+    let index = usize::from(header.id.shard.0);
+    merkle::verify(*root, header.digest, index, header.code.total(), &header.merkle_path)
+}

@@ -1,0 +1,149 @@
+//! One download: stripes fetched ahead of the reader, bytes out in order.
+//!
+//! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. When the whole content was read
+//! its BLAKE3 equals the one in the catalog, or the last item is an error.
+
+use std::{
+    collections::VecDeque,
+    ops::Range,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::channel::oneshot;
+use pacsvault_core::{
+    catalog::SealedInstance,
+    ids::{Digest, StripeIndex},
+};
+use pacsvault_ports::peer::{Class, Fault};
+
+use crate::{
+    cluster::Cluster,
+    fetch::{Wanted, fetch},
+};
+
+/// Stripes fetched ahead: one on its way while one is read.
+const STRIPES_AHEAD: usize = 2;
+
+type Fetched = Result<Vec<Bytes>, Fault>;
+
+/// A read in progress.
+pub struct Download {
+    cluster: Arc<Cluster>,
+    sealed: Arc<SealedInstance>,
+    range: Range<u64>,
+    todo: VecDeque<(StripeIndex, Range<u64>)>,
+    ahead: VecDeque<oneshot::Receiver<Fetched>>,
+    pieces: VecDeque<Bytes>,
+    hasher: Option<blake3::Hasher>,
+}
+
+impl Download {
+    pub(crate) fn new(
+        cluster: Arc<Cluster>,
+        sealed: SealedInstance,
+        offset_bytes: u64,
+        len_bytes: Option<u64>,
+    ) -> Result<Self, Fault> {
+        let size = sealed.seal.size_bytes;
+        if offset_bytes > size {
+            let text = format!("range begins at byte {offset_bytes}, but {} has {size} bytes", sealed.seal.key);
+            return Err(Fault::new(Class::Reject, "PV-RANGE", text));
+        }
+        let end = len_bytes.map_or(size, |len| size.min(offset_bytes.saturating_add(len)));
+        let range = offset_bytes..end;
+        let mut todo = VecDeque::new();
+        let mut start = 0;
+        for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
+            let stop = start + stripe.stripe_bytes;
+            let (from, to) = (range.start.max(start), range.end.min(stop));
+            if from < to {
+                todo.push_back((StripeIndex(index), from - start..to - start));
+            }
+            start = stop;
+        }
+        let hasher = (range == (0..size)).then(blake3::Hasher::new);
+        Ok(Self { cluster, sealed: Arc::new(sealed), range, todo, ahead: VecDeque::new(), pieces: VecDeque::new(), hasher })
+    }
+
+    /// What is being read.
+    pub fn sealed(&self) -> &SealedInstance {
+        &self.sealed
+    }
+
+    /// Content bytes that will come.
+    pub fn range(&self) -> Range<u64> {
+        self.range.clone()
+    }
+
+    /// The next bytes in order; `None` at the end. After an error the download is over.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Fault>> {
+        loop {
+            self.fetch_ahead();
+            if let Some(piece) = self.pieces.pop_front() {
+                if let Some(hasher) = &mut self.hasher {
+                    hasher.update(&piece);
+                }
+                return Some(Ok(piece));
+            }
+            let Some(fetched) = self.ahead.pop_front() else {
+                return self.check_digest().err().map(Err);
+            };
+            match fetched.await {
+                Ok(Ok(pieces)) => self.pieces.extend(pieces),
+                Ok(Err(fault)) => return Some(Err(self.end(fault))),
+                Err(_) => {
+                    let fault = Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere");
+                    return Some(Err(self.end(fault)));
+                }
+            }
+        }
+    }
+
+    /// All bytes at once: for content that fits in memory.
+    pub async fn bytes(mut self) -> Result<Bytes, Fault> {
+        let mut pieces = Vec::new();
+        while let Some(piece) = self.next().await {
+            pieces.push(piece?);
+        }
+        if pieces.len() == 1 { Ok(pieces.swap_remove(0)) } else { Ok(pieces.concat().into()) }
+    }
+
+    fn end(&mut self, fault: Fault) -> Fault {
+        self.todo.clear();
+        self.ahead.clear();
+        self.hasher = None;
+        fault
+    }
+
+    fn fetch_ahead(&mut self) {
+        while self.ahead.len() < STRIPES_AHEAD {
+            let Some((stripe, range)) = self.todo.pop_front() else { return };
+            let (done, fetched) = oneshot::channel();
+            let (cluster, sealed) = (self.cluster.clone(), self.sealed.clone());
+            self.cluster.env.spawn(Box::pin(async move {
+                // Memory is taken for the time of the fetch; the reader's pace bounds what is kept after it.
+                let kib = u32::try_from((range.end - range.start) >> 10).unwrap_or(u32::MAX).saturating_mul(2).max(1);
+                let limit = u32::try_from(cluster.options.stripe_memory_bytes >> 10).unwrap_or(u32::MAX);
+                let permit = cluster.memory.clone().acquire_many_owned(kib.min(limit)).await;
+                let result = fetch(&cluster, &Wanted { sealed: &sealed, stripe, range }).await;
+                drop(permit);
+                // The reader may be gone.
+                let _ = done.send(result);
+            }));
+            self.ahead.push_back(fetched);
+        }
+    }
+
+    fn check_digest(&mut self) -> Result<(), Fault> {
+        let Some(hasher) = self.hasher.take() else { return Ok(()) };
+        let digest = Digest(*hasher.finalize().as_bytes());
+        let expected = self.sealed.seal.digest;
+        if digest == expected {
+            return Ok(());
+        }
+        let key = &self.sealed.seal.key;
+        let text = format!("{key} reads as BLAKE3 {digest} instead of {expected}: do not use these bytes and report this");
+        Err(Fault::new(Class::Bug, "PV-CONTENT-DIGEST", text))
+    }
+}

@@ -1,0 +1,264 @@
+//! One upload: bytes in, stripes out, a seal at the end.
+//!
+//! **Invariants.** At most [`STRIPES_IN_FLIGHT`] stripes are on their way besides the one being filled, and each holds its
+//! share of the coordinator's memory until its shards are durable. Stripes are sealed in content order. The content
+//! digest covers exactly the bytes given to [`Upload::write`].
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures::channel::oneshot;
+use pacsvault_core::{
+    catalog::{Command, Outcome, Seal, StripeSeal, command::Reserved},
+    codec::Coder,
+    ids::{Digest, InstanceId, StripeIndex},
+    layout::Profile,
+    limits::STRIPES_MAX,
+};
+use pacsvault_ports::{
+    env::blocking,
+    peer::{Class, Fault},
+};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::{
+    Coordinator, PutHeader, Stored, rejected,
+    stripe::{self, Demand, Prepared},
+};
+
+/// Stripes of one upload that may be on their way at once: one is encoded while the one before it is made durable.
+const STRIPES_IN_FLIGHT: usize = 2;
+/// Stripes up to this size are encoded inline: 256 KiB takes about 0.2 ms, less than a hand-over to another thread.
+const INLINE_BYTES_MAX: usize = 1 << 20;
+
+type Persisted = Result<StripeSeal, Fault>;
+
+/// A write in progress.
+pub struct Upload {
+    coordinator: Coordinator,
+    header: PutHeader,
+    instance: InstanceId,
+    plan: Option<(Arc<Profile>, Coder)>,
+    hasher: blake3::Hasher,
+    size_bytes: u64,
+    filling: BytesMut,
+    permit: Option<OwnedSemaphorePermit>,
+    next_stripe: u32,
+    in_flight: VecDeque<oneshot::Receiver<Persisted>>,
+    sealed_stripes: Vec<StripeSeal>,
+}
+
+impl Upload {
+    pub(crate) fn new(coordinator: Coordinator, header: PutHeader, instance: InstanceId) -> Self {
+        Self {
+            coordinator,
+            header,
+            instance,
+            plan: None,
+            hasher: blake3::Hasher::new(),
+            size_bytes: 0,
+            filling: BytesMut::new(),
+            permit: None,
+            next_stripe: 0,
+            in_flight: VecDeque::new(),
+            sealed_stripes: Vec::new(),
+        }
+    }
+
+    /// The attempt's id.
+    pub fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
+    /// Takes the next bytes of the content. Waits while memory or volumes are behind (back-pressure).
+    ///
+    /// # Errors
+    /// The write cannot succeed any more; drop the upload. Nothing is visible.
+    pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Fault> {
+        self.size_bytes += bytes.len() as u64;
+        if let Some(declared) = self.header.declared_size_bytes
+            && self.size_bytes > declared
+        {
+            let text = format!("the content is longer than the {declared} bytes declared; nothing was stored");
+            return Err(Fault::new(Class::Reject, "PV-SIZE-MISMATCH", text));
+        }
+        let stripe_bytes = usize::try_from(self.coordinator.cluster.options.stripe_bytes).unwrap_or(usize::MAX);
+        while !bytes.is_empty() {
+            let room = stripe_bytes - self.filling.len();
+            let taken = bytes.split_to(room.min(bytes.len()));
+            if self.permit.is_none() {
+                self.permit = Some(self.reserve(taken.len()).await?);
+            }
+            if self.filling.is_empty() && taken.len() == stripe_bytes {
+                self.send_stripe(taken).await?;
+                continue;
+            }
+            if self.filling.is_empty() && self.declared_whole(taken.len()) {
+                // The whole content in one piece, as small instances come: no copy.
+                self.send_stripe(taken).await?;
+                continue;
+            }
+            if self.filling.capacity() == 0 {
+                let left = self.header.declared_size_bytes.map_or(stripe_bytes as u64, |declared| {
+                    declared - (self.size_bytes - bytes.len() as u64 - taken.len() as u64)
+                });
+                self.filling.reserve(usize::try_from(left).unwrap_or(stripe_bytes).min(stripe_bytes).max(taken.len()));
+            }
+            self.filling.extend_from_slice(&taken);
+            if self.filling.len() == stripe_bytes {
+                let full = std::mem::take(&mut self.filling).freeze();
+                self.send_stripe(full).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn declared_whole(&self, len: usize) -> bool {
+        self.next_stripe == 0 && self.header.declared_size_bytes == Some(len as u64)
+    }
+
+    /// Ends the content, waits for every stripe and seals. On `Ok` the write is durable, visible and proven.
+    ///
+    /// # Errors
+    /// `Unknown`: it may have been stored; writing the same content again is safe. All others: nothing is visible.
+    pub async fn finish(mut self) -> Result<Stored, Fault> {
+        if let Some(declared) = self.header.declared_size_bytes
+            && self.size_bytes != declared
+        {
+            let text = format!("the content ended after {} of the {declared} bytes declared; nothing was stored", self.size_bytes);
+            return Err(Fault::new(Class::Reject, "PV-SIZE-MISMATCH", text));
+        }
+        if !self.filling.is_empty() || self.next_stripe == 0 {
+            let rest = std::mem::take(&mut self.filling).freeze();
+            if self.permit.is_none() {
+                self.permit = Some(self.reserve(rest.len()).await?);
+            }
+            self.send_stripe(rest).await?;
+        }
+        while !self.in_flight.is_empty() {
+            self.await_oldest().await?;
+        }
+        let digest = Digest(*self.hasher.finalize().as_bytes());
+        if let Some(declared) = self.header.declared_digest
+            && declared != digest
+        {
+            let text = format!("the content has BLAKE3 {digest}, but {declared} was declared; nothing was stored");
+            return Err(Fault::new(Class::Reject, "PV-DIGEST-MISMATCH", text));
+        }
+        self.seal(digest).await
+    }
+
+    async fn seal(self, digest: Digest) -> Result<Stored, Fault> {
+        let (profile, _) = self.plan.as_ref().ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", "an upload without a stripe"))?;
+        let cluster = &self.coordinator.cluster;
+        let layout = cluster.layout().await?;
+        let seal = Seal {
+            instance: self.instance,
+            key: self.header.key.clone(),
+            size_bytes: self.size_bytes,
+            digest,
+            profile: profile.name.clone(),
+            profile_version: profile.version,
+            code: profile.code,
+            layout: layout.version,
+            stripes: self.sealed_stripes,
+            media_type: self.header.media_type,
+            attributes: self.header.attributes,
+            strict: self.header.strict,
+            coordinator: self.coordinator.signer.name(),
+            reserved: Reserved::default(),
+        };
+        let outcomes = self.coordinator.propose(vec![Command::Seal(Box::new(seal))]).await?;
+        match outcomes.into_iter().next() {
+            Some(Outcome::Sealed { sealed, first }) => {
+                cluster.saw(sealed.index);
+                let (receipt, signed) = self.coordinator.sign(&sealed, &layout)?;
+                Ok(Stored { sealed: *sealed, receipt, signed, first })
+            }
+            Some(Outcome::Rejected(rejection)) => {
+                // The catalog knows better than the cached layout: see it before the next try.
+                let _ = cluster.refresh_layout().await;
+                Err(rejected(&rejection))
+            }
+            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a seal answered something else")),
+        }
+    }
+
+    /// Reserves memory for a stripe that begins with `len` bytes: all of a full stripe unless the whole size is declared.
+    async fn reserve(&self, len: usize) -> Result<OwnedSemaphorePermit, Fault> {
+        let stripe_bytes = self.coordinator.cluster.options.stripe_bytes;
+        let content = self.header.declared_size_bytes.unwrap_or(stripe_bytes).min(stripe_bytes).max(len as u64);
+        // Content, parity (at most twice the content in the built-in profiles) and rounding.
+        let kib = u32::try_from((content >> 10) * 3 / 2 + 1).unwrap_or(u32::MAX);
+        let limit = u32::try_from(self.coordinator.cluster.options.stripe_memory_bytes >> 10).unwrap_or(u32::MAX);
+        let memory = self.coordinator.cluster.memory.clone();
+        memory.acquire_many_owned(kib.min(limit)).await.map_err(|_| Fault::new(Class::Bug, "PV-BUG", "the memory gauge is closed"))
+    }
+
+    async fn plan(&mut self) -> Result<(Arc<Profile>, Coder), Fault> {
+        if let Some(plan) = &self.plan {
+            return Ok(plan.clone());
+        }
+        let layout = self.coordinator.cluster.layout().await?;
+        let name = self.header.profile.as_ref().unwrap_or(&layout.default_profile);
+        let profile = layout.profiles.get(name).cloned().ok_or_else(|| {
+            let known: Vec<_> = layout.profiles.keys().map(ToString::to_string).collect();
+            Fault::new(Class::Reject, "PV-NO-PROFILE", format!("there is no profile {name}; there are {}", known.join(", ")))
+        })?;
+        let coder = Coder::new(profile.code);
+        let plan = (Arc::new(profile), coder);
+        self.plan = Some(plan.clone());
+        Ok(plan)
+    }
+
+    async fn send_stripe(&mut self, content: Bytes) -> Result<(), Fault> {
+        if self.next_stripe == STRIPES_MAX {
+            let text = format!("an instance has at most {STRIPES_MAX} stripes of 16 MiB; split the content");
+            return Err(Fault::new(Class::Reject, "PV-TOO-LARGE", text));
+        }
+        let (profile, coder) = self.plan().await?;
+        while self.in_flight.len() >= STRIPES_IN_FLIGHT {
+            self.await_oldest().await?;
+        }
+        let stripe = StripeIndex(self.next_stripe);
+        self.next_stripe += 1;
+        let permit = self.permit.take();
+        let prepared = self.prepare(coder, stripe, content).await?;
+        let (done, persisted) = oneshot::channel();
+        let cluster = self.coordinator.cluster.clone();
+        let strict = self.header.strict;
+        self.coordinator.cluster.env.spawn(Box::pin(async move {
+            let result = stripe::persist(&cluster, prepared, &Demand { profile: &profile, strict }).await;
+            drop(permit);
+            // An abandoned upload leaves orphans, which the sweeper collects.
+            let _ = done.send(result);
+        }));
+        self.in_flight.push_back(persisted);
+        Ok(())
+    }
+
+    async fn prepare(&mut self, coder: Coder, stripe: StripeIndex, content: Bytes) -> Result<Prepared, Fault> {
+        let instance = self.instance;
+        if content.len() <= INLINE_BYTES_MAX {
+            self.hasher.update(&content);
+            return stripe::prepare(&coder, instance, stripe, content);
+        }
+        let mut hasher = std::mem::take(&mut self.hasher);
+        let work = move || {
+            hasher.update(&content);
+            (hasher, stripe::prepare(&coder, instance, stripe, content))
+        };
+        let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; write again elsewhere");
+        let (hasher, prepared) = blocking(self.coordinator.cluster.env.as_ref(), work).await.ok_or_else(stopping)?;
+        self.hasher = hasher;
+        prepared
+    }
+
+    async fn await_oldest(&mut self) -> Result<(), Fault> {
+        let Some(oldest) = self.in_flight.pop_front() else { return Ok(()) };
+        let stopping = |_| Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; write again elsewhere");
+        let stripe = oldest.await.map_err(stopping)??;
+        self.sealed_stripes.push(stripe);
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! One stripe on its way to the volumes: encode, prove, place, send, and place again what failed.
+//!
+//! **Invariants.** A [`StripeSeal`] is returned only when the shards that volumes called durable survive at least the
+//! required contract by `survives` on the layout used; a shard bit is set only for a [`DurableShard`] of that very volume.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use pacsvault_core::{
+    catalog::StripeSeal,
+    checksum,
+    codec::Coder,
+    ids::{Digest, InstanceId, ShardIndex, StripeIndex, VolumeId},
+    layout::{
+        Contract, Layout, Profile, placement,
+        survival::{Held, survives},
+    },
+    merkle,
+    shard::{DurableShard, ShardHeader, ShardId},
+};
+use pacsvault_ports::peer::{Class, Fault, PutShard, Reply, Request};
+
+use crate::{
+    cluster::{Cluster, target_of},
+    unexpected,
+};
+
+/// Rounds of placing again before a stripe is given up: each round excludes at least one more volume.
+const ROUNDS_MAX: usize = 6;
+
+/// A stripe ready to be sent.
+pub struct Prepared {
+    pub stripe_bytes: u64,
+    pub root: Digest,
+    pub shards: Vec<(ShardHeader, Bytes)>,
+}
+
+/// Encodes one stripe and computes every digest, checksum and proof. Pure and CPU-bound.
+pub fn prepare(coder: &Coder, instance: InstanceId, stripe: StripeIndex, content: Bytes) -> Result<Prepared, Fault> {
+    let stripe_bytes = content.len() as u64;
+    let code = coder.code();
+    let bug = |why: String| Fault::new(Class::Bug, "PV-BUG", why);
+    let shards = coder.encode(content).map_err(|error| bug(format!("cannot encode stripe {stripe}: {error}")))?;
+    let digests: Vec<Digest> = shards.iter().map(|shard| Digest::of(shard)).collect();
+    let paths = merkle::paths(&digests);
+    let root = merkle::root(&digests);
+    let mut prepared = Vec::with_capacity(shards.len());
+    for (index, ((data, digest), merkle_path)) in shards.into_iter().zip(digests).zip(paths).enumerate() {
+        let shard = ShardIndex(u8::try_from(index).map_err(|_| bug("more than 256 shards".to_owned()))?);
+        let id = ShardId { instance, stripe, shard };
+        let chunk_crcs = checksum::chunk_crcs(&data);
+        prepared.push((ShardHeader { id, code, stripe_bytes, digest, merkle_path, chunk_crcs }, data));
+    }
+    Ok(Prepared { stripe_bytes, root, shards: prepared })
+}
+
+/// How strong the result must be.
+pub struct Demand<'a> {
+    pub profile: &'a Profile,
+    pub strict: bool,
+}
+
+struct Sending {
+    homes: Vec<VolumeId>,
+    durable: Vec<bool>,
+}
+
+impl Sending {
+    fn held(&self) -> Vec<Held> {
+        let pairs = self.homes.iter().zip(&self.durable).zip(0_u8..);
+        let durable = pairs.filter(|((_, durable), _)| **durable);
+        durable.map(|((volume, _), index)| Held { shard: ShardIndex(index), volume: *volume }).collect()
+    }
+
+    fn missing(&self) -> Vec<ShardIndex> {
+        self.durable.iter().zip(0_u8..).filter(|(durable, _)| !**durable).map(|(_, index)| ShardIndex(index)).collect()
+    }
+
+    fn seal(&self, prepared: &Prepared) -> StripeSeal {
+        let bits = self.durable.iter().enumerate().filter(|(_, durable)| **durable);
+        StripeSeal {
+            stripe_bytes: prepared.stripe_bytes,
+            shard_root: prepared.root,
+            placement: self.homes.clone(),
+            persisted: bits.fold(0_u32, |set, (index, _)| set | 1 << index),
+        }
+    }
+}
+
+/// Sends all shards and returns once the persisted set meets the demand.
+pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand<'_>) -> Result<StripeSeal, Fault> {
+    let profile = demand.profile;
+    let id = prepared.shards[0].0.id;
+    let mut layout = cluster.layout().await?;
+    let mut avoid = cluster.avoided(&layout);
+    let first = placement::place(&layout, profile, id.instance, id.stripe, &avoid);
+    let homes = match first {
+        Ok(homes) => homes,
+        // Everything may only be suspected: ask for the truth once, and then trust the layout alone.
+        Err(_) => {
+            layout = cluster.refresh_layout().await?;
+            avoid.clear();
+            placement::place(&layout, profile, id.instance, id.stripe, &avoid).map_err(|error| {
+                Fault::new(Class::Retry, "PV-NO-VOLUMES", format!("cannot place a stripe of profile {}: {error}", profile.name))
+            })?
+        }
+    };
+    let mut sending = Sending { durable: vec![false; homes.len()], homes };
+    let mut wanted = sending.missing();
+    for round in 0..ROUNDS_MAX {
+        let failures = send(cluster, &layout, &prepared, &mut sending, &wanted, &profile.contract).await;
+        if failures.is_empty() || meets(&sending, &profile.contract, profile, &layout) {
+            break;
+        }
+        tracing::debug!(stripe = %id.stripe, round, failed = failures.len(), "placing shards again");
+        avoid.extend(failures);
+        avoid.extend(cluster.avoided(&layout));
+        let Ok(moves) = placement::replace(&layout, profile, id.instance, id.stripe, &sending.held(), &avoid) else {
+            break;
+        };
+        wanted = moves.iter().map(|(shard, _)| *shard).collect();
+        for (shard, volume) in moves {
+            sending.homes[usize::from(shard.0)] = volume;
+        }
+        if wanted.is_empty() {
+            break;
+        }
+    }
+    judge(&sending, demand, &layout)?;
+    Ok(sending.seal(&prepared))
+}
+
+fn meets(sending: &Sending, contract: &Contract, profile: &Profile, layout: &Layout) -> bool {
+    survives(&sending.held(), profile.code.data(), contract, layout).is_ok()
+}
+
+/// The last word before a seal is proposed: at least the floor, or the whole contract when strict.
+fn judge(sending: &Sending, demand: &Demand<'_>, layout: &Layout) -> Result<(), Fault> {
+    let profile = demand.profile;
+    let (least, word) = if demand.strict { (&profile.contract, "contract") } else { (&profile.floor, "floor") };
+    survives(&sending.held(), profile.code.data(), least, layout).map_err(|breaks| {
+        let text = format!(
+            "stored on too few volumes for the {word} of profile {} ({least}): {breaks}; nothing was acknowledged, write again \
+             when more nodes answer (`pacsvault status`)",
+            profile.name
+        );
+        Fault::new(Class::Retry, "PV-TOO-WEAK", text)
+    })
+}
+
+/// Sends the `wanted` shards to their homes at once. Returns the volumes that failed. Comes back early when the contract is
+/// met and the rest did not arrive within the grace; the stragglers go on in the background and count as missing.
+async fn send(
+    cluster: &Arc<Cluster>,
+    layout: &Arc<Layout>,
+    prepared: &Prepared,
+    sending: &mut Sending,
+    wanted: &[ShardIndex],
+    contract: &Contract,
+) -> Vec<VolumeId> {
+    let mut failures = Vec::new();
+    let mut calls = FuturesUnordered::new();
+    for shard in wanted {
+        let index = usize::from(shard.0);
+        let (header, data) = prepared.shards[index].clone();
+        let (done, answer) = futures::channel::oneshot::channel();
+        let (cluster_task, layout_task, volume) = (cluster.clone(), layout.clone(), sending.homes[index]);
+        cluster.env.spawn(Box::pin(async move {
+            // The upload may be gone by now; the shard is then an orphan for the sweeper.
+            let _ = done.send(put_shard(&cluster_task, &layout_task, volume, header, data).await);
+        }));
+        calls.push(async move { (index, volume, answer.await) });
+    }
+    let k = prepared.shards[0].0.code.data();
+    let mut grace = None;
+    while !calls.is_empty() {
+        let next = match grace.take() {
+            None => calls.next().await,
+            Some(pause) => match futures::future::select(calls.next(), pause).await {
+                Either::Left((next, pause)) => {
+                    grace = Some(pause);
+                    next
+                }
+                Either::Right(_) => break,
+            },
+        };
+        let Some((index, volume, answer)) = next else { break };
+        match answer {
+            Ok(Ok(_)) => sending.durable[index] = true,
+            Ok(Err(fault)) => {
+                cluster.note_failure(layout, volume, &fault);
+                failures.push(volume);
+            }
+            Err(_) => failures.push(volume),
+        }
+        if grace.is_none() && !calls.is_empty() && survives(&sending.held(), k, contract, layout).is_ok() {
+            grace = Some(cluster.env.sleep(cluster.options.straggler_grace));
+        }
+    }
+    failures
+}
+
+/// Sends one shard; the answer is the volume's own word that this very shard is durable.
+async fn put_shard(
+    cluster: &Cluster,
+    layout: &Layout,
+    volume: VolumeId,
+    header: ShardHeader,
+    data: Bytes,
+) -> Result<DurableShard, Fault> {
+    let node = layout
+        .node_of(volume)
+        .ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", format!("volume {volume} has no node in the layout")))?;
+    let expected = DurableShard { id: header.id, volume, digest: header.digest };
+    let request = Request::PutShard(Box::new(PutShard { volume, header, data }));
+    match cluster.peer.call(&target_of(node), request, cluster.options.shard_deadline).await? {
+        Reply::Durable(durable) if durable == expected => Ok(durable),
+        Reply::Durable(_) => Err(Fault::new(Class::Corrupt, "PV-WRONG-SHARD", format!("{} confirmed another shard", node.name))),
+        other => Err(unexpected(&other)),
+    }
+}

@@ -1,0 +1,89 @@
+//! Re-reads every shard of an instance, whole, and proves it against the root in the catalog.
+
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use pacsvault_core::{
+    catalog::SealedInstance,
+    ids::{NodeId, ShardIndex, SiteName, StripeIndex, VolumeId},
+    shard::ShardId,
+};
+use pacsvault_ports::peer::{Class, Fault};
+
+use crate::{cluster::Cluster, fetch::Question};
+
+/// Shards read at once by one verification: bounded so that it never crowds out clients.
+const READS_AT_ONCE: usize = 4;
+
+/// What became of one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShardFinding {
+    /// Read whole and proven.
+    Proven,
+    /// Was never persisted when the write was sealed: repair work.
+    Missing,
+    /// Its volume does not answer now.
+    Away(String),
+    /// Its volume has lost or damaged it.
+    Damaged(String),
+}
+
+/// The finding about one shard of a stripe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardCheck {
+    /// Which stripe.
+    pub stripe: StripeIndex,
+    /// Which shard.
+    pub shard: ShardIndex,
+    /// Where it should be.
+    pub volume: VolumeId,
+    /// On which node, if the layout knows.
+    pub node: Option<NodeId>,
+    /// At which site.
+    pub site: Option<SiteName>,
+    /// What was found.
+    pub finding: ShardFinding,
+}
+
+/// Checks all shards of all stripes, in order.
+pub async fn verify(cluster: &Arc<Cluster>, sealed: &SealedInstance) -> Result<Vec<ShardCheck>, Fault> {
+    let layout = cluster.layout().await?;
+    let code = sealed.seal.code;
+    let questions = sealed.seal.stripes.iter().zip(0_u32..).flat_map(|(stripe, index)| {
+        stripe.placement.iter().zip(0_u8..).map(move |(volume, shard)| (stripe, StripeIndex(index), *volume, shard))
+    });
+    let checks = stream::iter(questions).map(|(stripe, index, volume, shard)| {
+        let (cluster, layout) = (cluster.clone(), layout.clone());
+        let question = Question {
+            id: ShardId { instance: sealed.seal.instance, stripe: index, shard: ShardIndex(shard) },
+            volume,
+            root: stripe.shard_root,
+            columns: 0..code.shard_bytes(stripe.stripe_bytes),
+            code,
+        };
+        let persisted = stripe.persisted & (1 << shard) != 0;
+        async move {
+            let finding = if persisted { finding(question.ask(&cluster, &layout).await) } else { ShardFinding::Missing };
+            let node = layout.node_of(volume);
+            ShardCheck {
+                stripe: index,
+                shard: ShardIndex(shard),
+                volume,
+                node: node.map(|node| node.id),
+                site: node.map(|node| node.site.clone()),
+                finding,
+            }
+        }
+    });
+    Ok(checks.buffered(READS_AT_ONCE).collect().await)
+}
+
+fn finding(answer: Result<bytes::Bytes, Fault>) -> ShardFinding {
+    match answer {
+        Ok(_) => ShardFinding::Proven,
+        Err(fault) => match fault.class {
+            Class::Retry | Class::Unknown | Class::Exhausted => ShardFinding::Away(fault.message),
+            Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => ShardFinding::Damaged(fault.message),
+        },
+    }
+}

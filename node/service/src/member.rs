@@ -1,0 +1,194 @@
+//! How a node becomes and stays a member: founding a cluster, joining one, returning to it.
+//!
+//! **Invariants.** The node id is written down durably before the replica starts under it, and never changes while this data
+//! directory lives. A node whose incarnation the cluster does not know under its name is refused by `apply`.
+
+use std::{sync::Arc, time::Duration};
+
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    catalog::{Command, Outcome},
+    ids::{ClusterId, NodeId},
+    layout::{Profile as StorageProfile, profile},
+};
+use pacsvault_ports::peer::{Class, Fault, Reply, Request, Target};
+
+use crate::Node;
+
+/// Pause between two tries to join, to introduce oneself or to fence.
+pub const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// How long one try to join may take.
+const JOIN_DEADLINE: Duration = Duration::from_secs(10);
+/// Id of the node that founds a cluster; `apply` gives the others 2, 3, ….
+const FOUNDER: NodeId = NodeId(1);
+
+/// Whether this node began the cluster. A founder that crashed half-way founds again on start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Founding {
+    /// It was let in by others.
+    Joined,
+    /// It made the cluster, with the built-in profiles unless others were asked for.
+    Founder,
+}
+
+/// What a node must remember to come back as itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Membership {
+    /// Given by the cluster.
+    pub node: NodeId,
+    /// Which cluster.
+    pub cluster: ClusterId,
+    /// How it came in.
+    pub founding: Founding,
+}
+
+/// Where a node remembers. Implemented by the shell over its data directory.
+pub trait Registry: Send + Sync + 'static {
+    /// What was saved.
+    fn load(&self) -> Result<Option<Membership>, Fault>;
+    /// Saves; durable when it returns.
+    fn save(&self, membership: &Membership) -> Result<(), Fault>;
+}
+
+impl Node {
+    /// Runs the node's membership: comes back, joins or waits to be founded, then introduces itself to the cluster.
+    /// Ends when the node is a member and known with its present address and volumes.
+    pub async fn run(self: Arc<Self>) -> Result<(), Fault> {
+        if let Some(membership) = self.registry.load()? {
+            self.check_cluster(&membership)?;
+            self.start(membership.node).await?;
+            if membership.founding == Founding::Founder && self.member()?.layout().is_none() {
+                self.finish_founding(&[]).await?;
+            }
+        }
+        while self.replica().is_none() {
+            if let Err(fault) = self.try_join().await {
+                if fault.class == Class::Reject {
+                    return Err(fault);
+                }
+                tracing::debug!(%fault, "not let in yet");
+            }
+            if self.replica().is_none() {
+                self.env.sleep(RETRY_EVERY).await;
+            }
+        }
+        self.introduce().await;
+        Ok(())
+    }
+
+    fn check_cluster(&self, membership: &Membership) -> Result<(), Fault> {
+        if membership.cluster == self.profile.cluster {
+            return Ok(());
+        }
+        let text = format!(
+            "this data directory belongs to cluster {}, the certificate to cluster {}: use the right certificate, or an empty \
+             directory",
+            membership.cluster, self.profile.cluster
+        );
+        Err(Fault::new(Class::Reject, "PV-OTHER-CLUSTER", text))
+    }
+
+    async fn start(&self, node: NodeId) -> Result<Arc<dyn Replica>, Fault> {
+        let replica = self.starter.start(node).await?;
+        *self.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(replica.clone());
+        tracing::info!(%node, name = %self.profile.name, "replica started");
+        Ok(replica)
+    }
+
+    /// Makes a new cluster of this node alone. Safe to repeat.
+    pub(crate) async fn found(&self, profiles: &[StorageProfile]) -> Result<NodeId, Fault> {
+        let joining = self.joining.lock().await;
+        if let Some(replica) = self.replica() {
+            if replica.layout().is_some() {
+                let text = "this node already belongs to a cluster; `pacsvault status` shows it".to_owned();
+                return Err(Fault::new(Class::Reject, "PV-ALREADY-MEMBER", text));
+            }
+        } else {
+            let membership = Membership { node: FOUNDER, cluster: self.profile.cluster, founding: Founding::Founder };
+            self.registry.save(&membership)?;
+            self.start(FOUNDER).await?;
+        }
+        drop(joining);
+        self.finish_founding(profiles).await?;
+        Ok(FOUNDER)
+    }
+
+    async fn finish_founding(&self, profiles: &[StorageProfile]) -> Result<(), Fault> {
+        let replica = self.member()?;
+        self.starter.found(replica.clone()).await?;
+        let built_in = profile::built_in();
+        let profiles = if profiles.is_empty() { &built_in[..] } else { profiles };
+        let init = Command::InitCluster {
+            cluster: self.profile.cluster,
+            profiles: profiles.to_vec(),
+            default_profile: profiles[0].name.clone(),
+        };
+        let outcomes = replica.propose(vec![init, Command::JoinNode(self.introduction())]).await?;
+        match outcomes.last() {
+            Some(Outcome::Joined(node)) if *node == FOUNDER => Ok(()),
+            Some(Outcome::Rejected(why)) => Err(Fault::new(Class::Reject, "PV-REJECTED", why.to_string())),
+            other => Err(Fault::new(Class::Bug, "PV-BUG", format!("founding answered {other:?}"))),
+        }
+    }
+
+    async fn try_join(&self) -> Result<(), Fault> {
+        let mut last = Fault::new(Class::Retry, "PV-NOT-MEMBER", "no node to join is configured");
+        for seed in &self.profile.join {
+            let request = Request::Join(self.introduction());
+            match self.peer.call(seed, request, JOIN_DEADLINE).await {
+                Ok(Reply::Joined { node, cluster, incarnation })
+                    if cluster == self.profile.cluster && incarnation == self.profile.incarnation =>
+                {
+                    let joining = self.joining.lock().await;
+                    if self.replica().is_none() {
+                        self.registry.save(&Membership { node, cluster, founding: Founding::Joined })?;
+                        self.start(node).await?;
+                    }
+                    drop(joining);
+                    return Ok(());
+                }
+                Ok(_) => last = Fault::new(Class::Bug, "PV-BUG", "a join answered something else"),
+                Err(fault) if fault.class == Class::Reject => return Err(fault),
+                Err(fault) => last = fault,
+            }
+        }
+        Err(last)
+    }
+
+    /// Tells the cluster the present address, volumes and version, until it has them.
+    async fn introduce(&self) {
+        loop {
+            match self.introduce_once().await {
+                Ok(()) => return,
+                Err(fault) => tracing::debug!(%fault, "could not introduce this node yet"),
+            }
+            self.env.sleep(RETRY_EVERY).await;
+        }
+    }
+
+    async fn introduce_once(&self) -> Result<(), Fault> {
+        let outcomes = self.member()?.propose(vec![Command::JoinNode(self.introduction())]).await?;
+        if let Some(Outcome::Rejected(why)) = outcomes.first() {
+            // An operator must act: the log has another view of this name or of one of its volumes.
+            tracing::error!(%why, "the cluster refuses this node's introduction");
+        }
+        Ok(())
+    }
+
+    /// Answers another node that wants in.
+    pub(crate) async fn admit(&self, join: pacsvault_core::catalog::command::JoinNode) -> Result<Reply, Fault> {
+        let replica = self.member()?;
+        let incarnation = join.incarnation;
+        let outcomes = replica.propose(vec![Command::JoinNode(join)]).await?;
+        match outcomes.into_iter().next() {
+            Some(Outcome::Joined(node)) => Ok(Reply::Joined { node, cluster: self.profile.cluster, incarnation }),
+            Some(Outcome::Rejected(why)) => Err(Fault::new(Class::Reject, "PV-JOIN-REFUSED", why.to_string())),
+            other => Err(Fault::new(Class::Bug, "PV-BUG", format!("joining answered {other:?}"))),
+        }
+    }
+
+    /// Where this node asks to be let in.
+    pub fn seeds(&self) -> &[Target] {
+        &self.profile.join
+    }
+}

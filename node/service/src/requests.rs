@@ -1,0 +1,179 @@
+//! One function per request: thin, because each room answers its own.
+
+use std::sync::Arc;
+
+use pacsvault_core::{
+    catalog::{Command, query},
+    ids::{Digest, LogIndex, Term, VolumeId},
+};
+use pacsvault_ports::{
+    BoxFuture,
+    peer::{Caller, Class, Fault, Freshness, GetShard, List, Lookup, NodeStatus, PutShard, Reply, Request, Service, VolumeStatus},
+};
+use pacsvault_volume::Volume;
+
+use crate::Node;
+
+/// The node as its peers and clients see it.
+pub struct Front(pub Arc<Node>);
+
+impl Service for Front {
+    fn handle(&self, caller: Caller, request: Request) -> BoxFuture<'static, Result<Reply, Fault>> {
+        let node = self.0.clone();
+        Box::pin(async move { node.answer(caller, request).await })
+    }
+}
+
+impl Node {
+    async fn answer(self: Arc<Self>, caller: Caller, request: Request) -> Result<Reply, Fault> {
+        match request {
+            Request::PutShard(put) => self.put_shard(*put).await,
+            Request::GetShard(get) => self.get_shard(get).await,
+            Request::Layout(freshness) => self.layout(freshness).await,
+            Request::Lookup(lookup) => self.lookup(lookup).await,
+            Request::List(list) => self.list(list).await,
+            Request::Propose(commands) => self.propose(caller, commands).await,
+            Request::Raft(message) => {
+                let from = if let Caller::Node(name) = caller { Some(name) } else { None };
+                self.member()?.handle(from, message).await.map(Reply::Raft)
+            }
+            Request::SnapshotFiles { id } => self.member()?.snapshot_files(&id).await.map(Reply::SnapshotFiles),
+            Request::SnapshotRead { id, name, offset_bytes, len_bytes } => {
+                self.member()?.snapshot_read(&id, &name, offset_bytes, len_bytes).await.map(Reply::Bytes)
+            }
+            Request::ReadIndex => self.member()?.read_index().await.map(Reply::ReadIndex),
+            Request::Join(join) => match &caller {
+                Caller::Node(name) if *name != join.name => {
+                    let text = format!("the certificate names node {name}, the request node {}", join.name);
+                    Err(Fault::new(Class::Reject, "PV-JOIN-REFUSED", text))
+                }
+                _ => self.admit(join).await,
+            },
+            Request::InitCluster { profiles } => {
+                let node = self.found(&profiles).await?;
+                Ok(Reply::Joined { node, cluster: self.profile.cluster, incarnation: self.profile.incarnation })
+            }
+            Request::Status => Ok(Reply::Status(Box::new(self.status()))),
+            Request::TransferLeader { to } => self.member()?.transfer_leader(to).await.map(|()| Reply::Done),
+            _ => Err(Fault::new(Class::Reject, "PV-UNSUPPORTED", "this node does not know that request; upgrade it")),
+        }
+    }
+
+    fn volume(&self, id: VolumeId) -> Result<&Arc<Volume>, Fault> {
+        self.volumes.get(&id).map(|own| &own.volume).ok_or_else(|| {
+            let text = format!("volume {id} is not on node {}; refresh the layout", self.profile.name);
+            Fault::new(Class::NotFound, "PV-NO-VOLUME", text)
+        })
+    }
+
+    async fn put_shard(self: &Arc<Self>, put: PutShard) -> Result<Reply, Fault> {
+        let id = put.volume;
+        match self.volume(id)?.put(put.header, put.data).await {
+            Ok(durable) => Ok(Reply::Durable(durable)),
+            Err(error) => {
+                if error.is_poisoned() {
+                    self.fence(id, &error.to_string());
+                }
+                Err(error.fault())
+            }
+        }
+    }
+
+    async fn get_shard(self: &Arc<Self>, get: GetShard) -> Result<Reply, Fault> {
+        let read = self.volume(get.volume)?.get(get.id, get.offset_bytes, get.len_bytes).await;
+        read.map(|shard| Reply::Shard(Box::new(shard))).map_err(|error| error.fault())
+    }
+
+    async fn layout(&self, freshness: Freshness) -> Result<Reply, Fault> {
+        let replica = self.member()?;
+        replica.wait(freshness).await?;
+        replica.layout().map(Reply::Layout).ok_or_else(|| {
+            Fault::new(Class::Retry, "PV-NOT-MEMBER", "this node has not heard of the cluster yet; ask another")
+        })
+    }
+
+    async fn lookup(&self, lookup: Lookup) -> Result<Reply, Fault> {
+        let replica = self.member()?;
+        let mut applied = replica.wait(lookup.freshness).await?;
+        let find = || query::lookup(replica.view().as_ref(), &lookup.key, lookup.version).map_err(|error| catalog_fault(&error));
+        let mut found = find()?;
+        if found.is_none() && lookup.freshness != Freshness::Linearizable {
+            // A replica that lags would deny what others have acknowledged: a miss is never answered from it alone.
+            applied = replica.wait(Freshness::Linearizable).await?;
+            found = find()?;
+        }
+        Ok(Reply::Found { sealed: found.map(Box::new), applied })
+    }
+
+    async fn list(&self, list: List) -> Result<Reply, Fault> {
+        let replica = self.member()?;
+        replica.wait(list.freshness).await?;
+        let page = query::list(
+            replica.view().as_ref(),
+            &query::ListQuery {
+                tenant: &list.tenant,
+                study: list.study.as_ref(),
+                series: list.series.as_ref(),
+                studies_only: list.studies_only,
+                page_token: &list.page_token,
+                rows_max: list.rows_max,
+            },
+        );
+        page.map(|page| Reply::Page(Box::new(page))).map_err(|error| catalog_fault(&error))
+    }
+
+    async fn propose(&self, caller: Caller, commands: Vec<Command>) -> Result<Reply, Fault> {
+        let replica = self.member()?;
+        if let Caller::Gateway(name) = &caller {
+            let allowed = |command: &Command| matches!(command, Command::Seal(_) | Command::Delete { .. });
+            if !commands.iter().all(allowed) {
+                let text = format!("gateway {name} may seal and delete; use an operator certificate to administer");
+                return Err(Fault::new(Class::Reject, "PV-FORBIDDEN", text));
+            }
+        }
+        let outcomes = match caller {
+            // Already forwarded once: never in circles.
+            Caller::Node(_) => replica.propose_local(commands).await?,
+            Caller::Gateway(_) | Caller::Operator(_) | Caller::Local => replica.propose(commands).await?,
+        };
+        Ok(Reply::Outcomes(outcomes))
+    }
+
+    fn status(&self) -> NodeStatus {
+        let replica = self.replica().map(|replica| replica.status());
+        let volumes = self.volumes.iter().map(|(id, own)| self.volume_status(*id, own)).collect();
+        let profile = &self.profile;
+        NodeStatus {
+            node: replica.as_ref().map(|status| status.node),
+            name: profile.name.clone(),
+            site: profile.site.clone(),
+            binary_version: profile.binary_version.clone(),
+            cluster: profile.cluster,
+            leader: replica.as_ref().and_then(|status| status.leader),
+            term: replica.as_ref().map_or(Term(0), |status| status.term),
+            last_log: replica.as_ref().map_or(LogIndex(0), |status| status.last_log),
+            applied: replica.as_ref().map_or(LogIndex(0), |status| status.applied),
+            state_digest: replica.as_ref().map_or(Digest([0; 32]), |status| status.digest),
+            voters: replica.as_ref().map(|status| status.voters.clone()).unwrap_or_default(),
+            learners: replica.map(|status| status.learners).unwrap_or_default(),
+            volumes,
+        }
+    }
+
+    fn volume_status(&self, id: VolumeId, own: &crate::OwnVolume) -> VolumeStatus {
+        let status = own.volume.status();
+        VolumeStatus {
+            volume: id,
+            state: status.state,
+            reason: status.reason,
+            shards: status.shards,
+            used_bytes: status.used_bytes,
+            free_bytes: status.free_bytes,
+            capacity_bytes: own.capacity_bytes,
+        }
+    }
+}
+
+fn catalog_fault(error: &pacsvault_core::catalog::Error) -> Fault {
+    Fault::new(Class::Bug, "PV-CATALOG", format!("the catalog of this node cannot be read: {error}; ask another node"))
+}
