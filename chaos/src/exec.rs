@@ -72,6 +72,7 @@ struct State {
     hash: u64,
     polls: u64,
     panics: Vec<(Life, String)>,
+    hits: BTreeMap<&'static str, u64>,
     trace: bool,
 }
 
@@ -173,6 +174,7 @@ impl Sim {
             hash: splitmix(seed),
             polls: 0,
             panics: Vec::new(),
+            hits: BTreeMap::new(),
             trace: false,
         })))
     }
@@ -222,6 +224,16 @@ impl Sim {
     /// True time since the beginning.
     pub fn now(&self) -> Duration {
         Duration::from_nanos(self.state().now_nanos)
+    }
+
+    /// Counts that something worth covering happened.
+    pub fn hit(&self, what: &'static str) {
+        *self.state().hits.entry(what).or_default() += 1;
+    }
+
+    /// What happened how often.
+    pub fn hits(&self) -> BTreeMap<&'static str, u64> {
+        self.state().hits.clone()
     }
 
     /// Runs `use_rng` on the simulation's generator.

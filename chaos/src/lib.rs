@@ -3,9 +3,10 @@
 //! **Invariants.** One seed decides a run, bit for bit; [`exec::Sim::trace_hash`] proves it. No clock, thread, socket or
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
-//! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft.
+//! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes.
 
 pub mod env;
 pub mod exec;
+pub mod net;
 pub mod rng;
 pub mod runtime;

@@ -1,0 +1,387 @@
+//! The simulated network: carries `Request` and `Reply` between hosts of several sites, badly when told to.
+//!
+//! **Invariants.**
+//! - Every call ends no later than its deadline by the caller's clock.
+//! - A fault of class `Retry` means that the request reached no service; anything less certain is `Unknown`.
+//! - A request runs as a task of the callee's life, so that a crash of the callee abandons it half done. A caller that
+//!   stops waiting cancels the request, once the news has crossed the network; across a cut it never does.
+//! - Messages are delayed, lost and repeated by the seed alone.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{
+    channel::oneshot,
+    future::{Either, select},
+};
+use pacsvault_ports::{
+    BoxFuture,
+    peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
+};
+
+use crate::exec::{Life, Sim};
+
+/// A machine on the network: a node or a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId(pub usize);
+
+/// What a host without a running service does with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absence {
+    /// The machine runs, the process does not: connections are refused at once.
+    Refuses,
+    /// The machine has no power: nothing comes back.
+    Silent,
+}
+
+/// How bad the network is.
+#[derive(Debug, Clone)]
+pub struct Weather {
+    /// Most added delay per message, in microseconds.
+    pub jitter_micros: u64,
+    /// Messages of 1,000 that are lost or retransmitted late.
+    pub loss_per_mille: u64,
+    /// Requests of 1,000 that arrive twice.
+    pub duplicate_per_mille: u64,
+    /// Messages of 1,000 that are held back for up to a second.
+    pub hold_per_mille: u64,
+}
+
+impl Weather {
+    /// Jitter only.
+    pub fn fair() -> Self {
+        Self { jitter_micros: 300, loss_per_mille: 0, duplicate_per_mille: 0, hold_per_mille: 0 }
+    }
+}
+
+struct Host {
+    name: String,
+    site: usize,
+    address: String,
+    service: Result<(Life, Arc<dyn Service>), Absence>,
+}
+
+struct State {
+    hosts: Vec<Host>,
+    /// One-way latency in microseconds between sites.
+    latency_micros: Vec<Vec<u64>>,
+    cuts: BTreeSet<(HostId, HostId)>,
+    weather: Weather,
+}
+
+/// The network of one simulation.
+pub struct Net {
+    sim: Sim,
+    state: Mutex<State>,
+}
+
+/// Fate of one message.
+enum Passage {
+    Arrives(Duration),
+    Vanishes,
+}
+
+impl Net {
+    /// A network between sites with the given one-way latencies.
+    pub fn new(sim: Sim, latency_micros: Vec<Vec<u64>>) -> Arc<Self> {
+        let state = State { hosts: Vec::new(), latency_micros, cuts: BTreeSet::new(), weather: Weather::fair() };
+        Arc::new(Self { sim, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a machine without a running service. Its address is `name:7000`.
+    pub fn add_host(&self, name: &str, site: usize) -> HostId {
+        let mut state = self.state();
+        let address = format!("{name}:7000");
+        state.hosts.push(Host { name: name.to_owned(), site, address, service: Err(Absence::Refuses) });
+        HostId(state.hosts.len() - 1)
+    }
+
+    /// Where `host` is dialled.
+    pub fn address(&self, host: HostId) -> String {
+        self.state().hosts[host.0].address.clone()
+    }
+
+    /// The service of `host` runs in `life` from now on.
+    pub fn serve(&self, host: HostId, life: Life, service: Arc<dyn Service>) {
+        let before = std::mem::replace(&mut self.state().hosts[host.0].service, Ok((life, service)));
+        drop(before);
+    }
+
+    /// The service of `host` is gone.
+    pub fn stop(&self, host: HostId, absence: Absence) {
+        let before = std::mem::replace(&mut self.state().hosts[host.0].service, Err(absence));
+        drop(before);
+    }
+
+    /// Messages from `from` to `to` vanish. The other direction is not touched.
+    pub fn cut(&self, from: HostId, to: HostId) {
+        self.state().cuts.insert((from, to));
+        self.sim.event("cut", &[from.0 as u64, to.0 as u64], String::new);
+    }
+
+    /// Removes every cut.
+    pub fn heal(&self) {
+        self.state().cuts.clear();
+        self.sim.event("heal", &[], String::new);
+    }
+
+    /// Changes how bad the network is.
+    pub fn set_weather(&self, weather: Weather) {
+        self.state().weather = weather;
+    }
+
+    /// The network as `host` sees it; calls run on the clock of `life` and are made as `caller`.
+    pub fn peer(self: &Arc<Self>, host: HostId, life: Life, caller: Caller) -> Arc<SimPeer> {
+        Arc::new(SimPeer { net: Arc::clone(self), host, life, caller })
+    }
+
+    fn passage(&self, from: HostId, to: HostId) -> Passage {
+        let state = self.state();
+        if from == to {
+            return Passage::Arrives(Duration::from_micros(20));
+        }
+        if state.cuts.contains(&(from, to)) {
+            self.sim.hit("message into a cut");
+            return Passage::Vanishes;
+        }
+        let base = state.latency_micros[state.hosts[from.0].site][state.hosts[to.0].site];
+        let weather = &state.weather;
+        self.sim.random(|rng| {
+            let mut micros = base + rng.below(weather.jitter_micros + base / 4 + 1);
+            if rng.chance(weather.loss_per_mille) {
+                // Half of the losses are repaired by a retransmission, the others break the stream.
+                if rng.chance(500) {
+                    return Passage::Vanishes;
+                }
+                micros += rng.range(200_000, 800_000);
+            }
+            if rng.chance(weather.hold_per_mille) {
+                micros += rng.below(1_000_000);
+            }
+            Passage::Arrives(Duration::from_micros(micros))
+        })
+    }
+
+    fn resolve(&self, target: &Target) -> Result<HostId, Fault> {
+        let state = self.state();
+        let at = state.hosts.iter().position(|host| host.address == target.address);
+        let at = at.ok_or_else(|| refused(&target.address))?;
+        match &target.name {
+            Some(name) if name.as_str() != state.hosts[at].name => {
+                Err(Fault::new(Class::Reject, "PV-IDENTITY", format!("{} is not {name}", target.address)))
+            }
+            _ => Ok(HostId(at)),
+        }
+    }
+}
+
+fn refused(address: &str) -> Fault {
+    Fault::new(Class::Retry, "PV-UNREACHABLE", format!("{address} refused the connection"))
+}
+
+fn broken(address: &str) -> Fault {
+    Fault::new(Class::Unknown, "PV-CONNECTION-LOST", format!("the connection to {address} broke"))
+}
+
+fn late(address: &str, deadline: Duration) -> Fault {
+    Fault::new(Class::Unknown, "PV-DEADLINE", format!("{address} did not answer within {} ms", deadline.as_millis()))
+}
+
+fn kind(request: &Request) -> &'static str {
+    match request {
+        Request::PutShard(_) => "put-shard",
+        Request::GetShard(_) => "get-shard",
+        Request::Layout(_) => "layout",
+        Request::Lookup(_) => "lookup",
+        Request::List(_) => "list",
+        Request::Propose(_) => "propose",
+        Request::Raft(_) => "raft",
+        Request::SnapshotFiles { .. } => "snapshot-files",
+        Request::SnapshotRead { .. } => "snapshot-read",
+        Request::ReadIndex => "read-index",
+        Request::Join(_) => "join",
+        Request::InitCluster { .. } => "init",
+        Request::Status => "status",
+        Request::TransferLeader { .. } => "transfer-leader",
+        _ => "other",
+    }
+}
+
+/// One host's view of the network.
+pub struct SimPeer {
+    net: Arc<Net>,
+    host: HostId,
+    life: Life,
+    caller: Caller,
+}
+
+impl Peer for SimPeer {
+    fn call(&self, target: &Target, request: Request, deadline: Duration) -> BoxFuture<'static, Result<Reply, Fault>> {
+        let address = target.address.clone();
+        let exchange = Exchange {
+            net: Arc::clone(&self.net),
+            from: self.host,
+            caller: self.caller.clone(),
+            to: self.net.resolve(target),
+            address: address.clone(),
+        };
+        // A clock that ran behind must not shorten a call to nothing, and a call must end: one nanosecond to one hour.
+        let deadline = deadline.clamp(Duration::from_nanos(1), Duration::from_secs(3_600));
+        let limit = self.net.sim.sleep(self.life, deadline);
+        Box::pin(async move {
+            match select(Box::pin(exchange.run(request)), limit).await {
+                Either::Left((result, _)) => result,
+                Either::Right(((), _)) => Err(late(&address, deadline)),
+            }
+        })
+    }
+}
+
+/// One call on its way.
+struct Exchange {
+    net: Arc<Net>,
+    from: HostId,
+    caller: Caller,
+    to: Result<HostId, Fault>,
+    address: String,
+}
+
+impl Exchange {
+    async fn wait(&self, duration: Duration) {
+        self.net.sim.sleep(Life::HARNESS, duration).await;
+    }
+
+    async fn run(self, request: Request) -> Result<Reply, Fault> {
+        let to = match &self.to {
+            Ok(to) => *to,
+            Err(fault) => {
+                self.wait(Duration::from_micros(500)).await;
+                return Err(fault.clone());
+            }
+        };
+        let sim = &self.net.sim;
+        let Passage::Arrives(delay) = self.net.passage(self.from, to) else { return std::future::pending().await };
+        self.wait(delay).await;
+        let absent = match &self.net.state().hosts[to.0].service {
+            Ok((life, _)) if sim.alive(*life) => None,
+            Ok(_) => Some(Absence::Refuses),
+            Err(absence) => Some(*absence),
+        };
+        match absent {
+            None => {}
+            Some(Absence::Silent) => return std::future::pending().await,
+            Some(Absence::Refuses) => {
+                // The refusal must come back as well.
+                let Passage::Arrives(delay) = self.net.passage(to, self.from) else {
+                    return std::future::pending().await;
+                };
+                self.wait(delay).await;
+                sim.hit("connection refused");
+                return Err(refused(&self.address));
+            }
+        }
+        let twice = self.from != to && {
+            let per_mille = self.net.state().weather.duplicate_per_mille;
+            sim.random(|rng| rng.chance(per_mille))
+        };
+        if twice {
+            sim.hit("request delivered twice");
+            let (reply, _) = oneshot::channel();
+            let (keep, cancelled) = oneshot::channel();
+            self.deliver(to, request.clone(), reply, cancelled);
+            // The copy is nobody's to cancel.
+            sim.spawn(Life::HARNESS, Box::pin(async move { forget(keep).await }));
+        }
+        let (reply, replied) = oneshot::channel();
+        let (_cancel, cancelled) = oneshot::channel();
+        self.deliver(to, request, reply, cancelled);
+        match replied.await {
+            Ok(result) => result,
+            Err(oneshot::Canceled) => {
+                // The callee died, or its answer vanished. Its death is noticed unless the way back is cut.
+                let dead = match &self.net.state().hosts[to.0].service {
+                    Ok((life, _)) => !sim.alive(*life),
+                    Err(_) => true,
+                };
+                match (dead, self.net.passage(to, self.from)) {
+                    (true, Passage::Arrives(delay)) => {
+                        self.wait(delay).await;
+                        sim.hit("callee died during a call");
+                        Err(broken(&self.address))
+                    }
+                    _ => std::future::pending().await,
+                }
+            }
+        }
+    }
+
+    /// Starts the request in the callee's life. Its answer, if it gets through, goes to `reply`.
+    fn deliver(
+        &self,
+        to: HostId,
+        request: Request,
+        reply: oneshot::Sender<Result<Reply, Fault>>,
+        cancelled: oneshot::Receiver<()>,
+    ) {
+        let running = match &self.net.state().hosts[to.0].service {
+            Ok((life, service)) => Some((*life, Arc::clone(service))),
+            Err(_) => None,
+        };
+        let Some((life, service)) = running else { return };
+        let (net, from, caller) = (Arc::clone(&self.net), self.from, self.caller.clone());
+        let kind = kind(&request);
+        net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || kind.to_owned());
+        let sim = net.sim.clone();
+        let task = async move {
+            let cancellation = Box::pin(cancellation(Arc::clone(&net), from, to, cancelled));
+            let handling = service.handle(caller, request);
+            let Either::Left((result, _)) = select(handling, cancellation).await else {
+                net.sim.hit("request cancelled half-way");
+                return;
+            };
+            net.sim.event("answer", &[to.0 as u64, from.0 as u64], || match &result {
+                Ok(_) => format!("{kind}: ok"),
+                Err(fault) => format!("{kind}: {:?} {} {}", fault.class, fault.code, fault.message),
+            });
+            match net.passage(to, from) {
+                Passage::Arrives(delay) => {
+                    // Once sent, an answer travels even if its sender dies.
+                    let arrival = net.sim.sleep(Life::HARNESS, delay);
+                    let carry = async move {
+                        arrival.await;
+                        drop(reply.send(result));
+                    };
+                    net.sim.spawn(Life::HARNESS, Box::pin(carry));
+                }
+                Passage::Vanishes => net.sim.hit("answer lost"),
+            }
+        };
+        sim.spawn(life, Box::pin(task));
+    }
+}
+
+/// Resolves when the caller has stopped waiting and the callee can know.
+async fn cancellation(net: Arc<Net>, from: HostId, to: HostId, cancelled: oneshot::Receiver<()>) {
+    // Either way the caller no longer holds its end.
+    let _ = cancelled.await;
+    match net.passage(from, to) {
+        Passage::Arrives(delay) => net.sim.sleep(Life::HARNESS, delay).await,
+        Passage::Vanishes => std::future::pending().await,
+    }
+}
+
+/// Holds a cancellation handle for longer than any call lasts.
+async fn forget(keep: oneshot::Sender<()>) {
+    Sim::current().sleep(Life::HARNESS, Duration::from_secs(60)).await;
+    drop(keep);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,125 @@
+//! Facts about calls over a good and a bad network.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::*;
+use crate::exec::ClockSkew;
+
+struct Slow {
+    sim: Sim,
+    takes: Duration,
+    begun: Arc<AtomicU64>,
+    ended: Arc<AtomicU64>,
+}
+
+impl Service for Slow {
+    fn handle(&self, _: Caller, _: Request) -> BoxFuture<'static, Result<Reply, Fault>> {
+        let (begun, ended) = (Arc::clone(&self.begun), Arc::clone(&self.ended));
+        let sleep = self.sim.sleep(Life::HARNESS, self.takes);
+        Box::pin(async move {
+            begun.fetch_add(1, Ordering::Relaxed);
+            sleep.await;
+            ended.fetch_add(1, Ordering::Relaxed);
+            Ok(Reply::Done)
+        })
+    }
+}
+
+struct World {
+    sim: Sim,
+    net: Arc<Net>,
+    life: Life,
+    hosts: [HostId; 2],
+    counts: [Arc<AtomicU64>; 2],
+}
+
+impl World {
+    fn new(takes_millis: u64) -> Self {
+        let sim = Sim::new(5);
+        let net = Net::new(sim.clone(), vec![vec![100, 5_000], vec![5_000, 100]]);
+        let hosts = [net.add_host("client", 0), net.add_host("node", 1)];
+        let life = sim.begin_life("node", ClockSkew::default());
+        let counts = [Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0))];
+        let takes = Duration::from_millis(takes_millis);
+        let service = Slow { sim: sim.clone(), takes, begun: counts[0].clone(), ended: counts[1].clone() };
+        net.serve(hosts[1], life, Arc::new(service));
+        Self { sim, net, life, hosts, counts }
+    }
+
+    async fn call(&self, deadline_millis: u64) -> Result<Reply, Fault> {
+        let peer = self.net.peer(self.hosts[0], Life::HARNESS, Caller::Gateway("test".to_owned()));
+        let target = Target { address: self.net.address(self.hosts[1]), name: None };
+        peer.call(&target, Request::Status, Duration::from_millis(deadline_millis)).await
+    }
+
+    fn counted(&self) -> [u64; 2] {
+        [self.counts[0].load(Ordering::Relaxed), self.counts[1].load(Ordering::Relaxed)]
+    }
+
+    async fn pause(&self, millis: u64) {
+        self.sim.sleep(Life::HARNESS, Duration::from_millis(millis)).await;
+    }
+}
+
+#[test]
+fn a_call_takes_a_round_trip_and_the_work() {
+    let world = World::new(10);
+    world.sim.clone().block_on(async {
+        assert!(matches!(world.call(1_000).await, Ok(Reply::Done)));
+        let took = world.sim.now();
+        assert!(took >= Duration::from_millis(20) && took < Duration::from_millis(25), "{took:?}");
+    });
+    world.sim.end();
+}
+
+#[test]
+fn a_stopped_process_refuses_and_a_dark_machine_is_unknown() {
+    let world = World::new(10);
+    world.sim.clone().block_on(async {
+        world.net.stop(world.hosts[1], Absence::Refuses);
+        assert_eq!(world.call(1_000).await.map(drop).expect_err("refused").class, Class::Retry);
+        world.net.stop(world.hosts[1], Absence::Silent);
+        assert_eq!(world.call(1_000).await.map(drop).expect_err("late").class, Class::Unknown);
+        assert_eq!(world.counted(), [0, 0]);
+    });
+    world.sim.end();
+}
+
+#[test]
+fn a_cut_way_back_leaves_the_outcome_unknown_though_the_work_is_done() {
+    let world = World::new(10);
+    world.sim.clone().block_on(async {
+        world.net.cut(world.hosts[1], world.hosts[0]);
+        assert_eq!(world.call(1_000).await.map(drop).expect_err("late").class, Class::Unknown);
+        assert_eq!(world.counted(), [1, 1]);
+    });
+    world.sim.end();
+}
+
+#[test]
+fn a_crash_of_the_callee_abandons_the_work_and_breaks_the_call() {
+    let world = World::new(100);
+    world.sim.clone().block_on(async {
+        let crash = async {
+            world.pause(50).await;
+            world.sim.kill(world.life);
+        };
+        let (result, ()) = futures::join!(world.call(10_000), crash);
+        assert_eq!(result.map(drop).expect_err("broken").class, Class::Unknown);
+        assert!(world.sim.now() < Duration::from_millis(100));
+        world.pause(1_000).await;
+        assert_eq!(world.counted(), [1, 0]);
+    });
+    world.sim.end();
+}
+
+#[test]
+fn a_caller_that_stops_waiting_cancels_the_work() {
+    let world = World::new(100);
+    world.sim.clone().block_on(async {
+        assert_eq!(world.call(50).await.map(drop).expect_err("late").class, Class::Unknown);
+        world.pause(1_000).await;
+        assert_eq!(world.counted(), [1, 0]);
+    });
+    world.sim.end();
+}
