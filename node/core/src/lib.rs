@@ -3,11 +3,12 @@
 //! **Invariants.** Nothing here awaits, reads a clock, draws randomness, opens a file or a socket. The same
 //! inputs give the same outputs on every machine, so that whole clusters can be simulated and replicas agree.
 //!
-//! Rooms, lower layers first: [`ids`], [`limits`], [`batch`] (words); [`layout`], [`codec`], [`merkle`], [`shard`],
-//! [`catalog`], [`receipt`] (what is decided).
+//! Rooms, lower layers first: [`ids`], [`limits`], [`batch`] (words); [`layout`], [`codec`], [`checksum`], [`merkle`],
+//! [`shard`], [`catalog`], [`receipt`] (what is decided).
 
 pub mod batch;
 pub mod catalog;
+pub mod checksum;
 pub mod codec;
 pub mod ids;
 pub mod layout;
