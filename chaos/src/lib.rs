@@ -7,6 +7,8 @@
 
 pub mod env;
 pub mod exec;
+pub mod model;
 pub mod net;
 pub mod rng;
 pub mod runtime;
+pub mod scenario;

@@ -1,0 +1,134 @@
+//! Each rule catches the history made to break it, and none condemns a fine one.
+
+use pacsvault_core::{
+    catalog::{Seal, command::Reserved},
+    ids::{LayoutVersion, LogIndex, Term, VersionNumber, WallMillis},
+    layout::profile::{Code, Contract, Failures},
+};
+
+use super::*;
+
+fn instance(number: u8) -> InstanceId {
+    InstanceId([number; 16])
+}
+
+fn record(number: u8, version: u32, content: &[u8]) -> SealedInstance {
+    let seal = Seal {
+        instance: instance(number),
+        key: "t/1.2/3/4".parse().expect("a key"),
+        size_bytes: content.len() as u64,
+        digest: Digest::of(content),
+        profile: "standard".parse().expect("a name"),
+        profile_version: 1,
+        code: Code::new(2, 1).expect("a code"),
+        layout: LayoutVersion(1),
+        stripes: Vec::new(),
+        media_type: String::new(),
+        attributes: Vec::new(),
+        strict: false,
+        coordinator: String::new(),
+        reserved: Reserved::default(),
+    };
+    SealedInstance {
+        seal,
+        version: VersionNumber(version),
+        contract: Contract::one(Failures { sites: 1, nodes: 0 }),
+        survives: Vec::new(),
+        degraded: false,
+        term: Term(1),
+        index: LogIndex(1),
+        time: WallMillis(1),
+        deleted: None,
+    }
+}
+
+fn put(model: &mut Model, number: u8, version: u32) -> usize {
+    let content = Bytes::from(vec![number; 4]);
+    let put = model.begin_put(1, 0, content.clone(), instance(number));
+    model.acked(put, &record(number, version, &content), true);
+    put
+}
+
+fn read(model: &mut Model, scope: Scope, seen: Option<u32>) {
+    let started = model.tick();
+    model.check_read(&ReadView { key: 0, started, scope, seen });
+}
+
+#[test]
+fn a_fine_history_has_no_violation() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    read(&mut model, Scope::All, Some(1));
+    put(&mut model, 2, 2);
+    read(&mut model, Scope::Own(7), Some(1));
+    read(&mut model, Scope::Own(1), Some(2));
+    model.observe_bytes(0, &record(2, 2, &[2; 4]), 1, &[2, 2]);
+    assert_eq!(model.must_live().len(), 2);
+    let delete = model.begin_delete(0, None);
+    read(&mut model, Scope::All, None);
+    read(&mut model, Scope::All, Some(2));
+    model.deleted(delete, vec![1, 2]);
+    read(&mut model, Scope::All, None);
+    assert!(model.must_live().is_empty());
+    assert_eq!(model.violations, Vec::<String>::new());
+}
+
+#[test]
+fn a_stale_read_is_caught() {
+    for (scope, seen) in [(Scope::All, Some(1)), (Scope::Own(1), Some(1)), (Scope::Own(9), None)] {
+        let mut model = Model::default();
+        put(&mut model, 1, 1);
+        put(&mut model, 2, 2);
+        read(&mut model, scope, seen);
+        assert!(!model.violations.is_empty(), "{scope:?} {seen:?}");
+    }
+}
+
+#[test]
+fn a_delete_that_was_over_before_a_write_does_not_excuse_its_loss() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    let delete = model.begin_delete(0, None);
+    model.deleted(delete, vec![1]);
+    put(&mut model, 2, 2);
+    assert_eq!(model.must_live().len(), 1);
+    read(&mut model, Scope::All, None);
+    assert_eq!(model.violations.len(), 1);
+}
+
+#[test]
+fn a_deleted_version_read_again_is_caught() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    let delete = model.begin_delete(0, None);
+    model.deleted(delete, vec![1]);
+    read(&mut model, Scope::All, Some(1));
+    assert_eq!(model.violations.len(), 1);
+}
+
+#[test]
+fn a_refused_write_that_shows_is_caught() {
+    let mut model = Model::default();
+    let put = model.begin_put(1, 0, Bytes::from_static(b"x"), instance(1));
+    model.put_refused(put);
+    model.observe(0, &record(1, 1, b"x"));
+    assert_eq!(model.violations.len(), 1);
+}
+
+#[test]
+fn two_versions_of_one_attempt_and_two_attempts_of_one_version_are_caught() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    model.observe(0, &record(1, 2, &[1; 4]));
+    assert_eq!(model.violations.len(), 1);
+    put(&mut model, 2, 2);
+    assert_eq!(model.violations.len(), 2);
+}
+
+#[test]
+fn altered_bytes_are_caught() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    model.observe_bytes(0, &record(1, 1, &[1; 4]), 0, &[1, 1, 9, 1]);
+    assert_eq!(model.violations.len(), 1);
+}

@@ -1,0 +1,232 @@
+//! What one seed sets up: topology, profile, pace, faults.
+//!
+//! **Invariants.** A function of the seed alone. Faults are drawn as a random subset, so that some runs are quiet enough
+//! for rare combinations and others are storms.
+
+use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
+
+use pacsvault_core::layout::{
+    Contract, Failures, Profile,
+    profile::{Code, ReadPreference},
+};
+
+use crate::rng::{SimRng, splitmix};
+
+/// Sites of every scenario: contracts speak of "any one site" of three.
+pub const SITES: usize = 3;
+
+/// A kind of misfortune.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// One node's process dies; its machine keeps the page cache.
+    Crash,
+    /// One node loses power: what was not synced is lost, torn or reordered.
+    PowerLoss,
+    /// A node loses power at a drawn disk operation.
+    PowerLossInOperation,
+    /// A site loses power.
+    SitePowerLoss,
+    /// Two sites lose power.
+    MajorityPowerLoss,
+    /// All nodes lose power at once.
+    TotalPowerLoss,
+    /// One direction between two nodes.
+    CutOneWay,
+    /// A site sees nobody outside.
+    IsolateSite,
+    /// Two sites see each other only through the third.
+    Bridge,
+    /// Loss, repetition and long delays everywhere.
+    Storm,
+    /// One node's disks become slow.
+    SlowDisk,
+    /// The next sync of one volume fails.
+    FailingVolumeSync,
+    /// The next sync of one node's log fails.
+    FailingLogSync,
+    /// A wall clock jumps.
+    ClockJump,
+    /// Leadership is handed over.
+    TransferLeader,
+    /// A client stops in the middle of a write.
+    ClientCrash,
+}
+
+/// All kinds.
+pub const FAULTS: [Fault; 16] = [
+    Fault::Crash,
+    Fault::PowerLoss,
+    Fault::PowerLossInOperation,
+    Fault::SitePowerLoss,
+    Fault::MajorityPowerLoss,
+    Fault::TotalPowerLoss,
+    Fault::CutOneWay,
+    Fault::IsolateSite,
+    Fault::Bridge,
+    Fault::Storm,
+    Fault::SlowDisk,
+    Fault::FailingVolumeSync,
+    Fault::FailingLogSync,
+    Fault::ClockJump,
+    Fault::TransferLeader,
+    Fault::ClientCrash,
+];
+
+impl Fault {
+    /// Its name in the coverage table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "fault: process crash",
+            Self::PowerLoss => "fault: power loss of a node",
+            Self::PowerLossInOperation => "fault: power loss at a disk operation",
+            Self::SitePowerLoss => "fault: power loss of a site",
+            Self::MajorityPowerLoss => "fault: power loss of two sites",
+            Self::TotalPowerLoss => "fault: power loss of everything",
+            Self::CutOneWay => "fault: one-way cut",
+            Self::IsolateSite => "fault: site isolated",
+            Self::Bridge => "fault: bridge topology",
+            Self::Storm => "fault: lossy network",
+            Self::SlowDisk => "fault: slow disks",
+            Self::FailingVolumeSync => "fault: volume sync fails",
+            Self::FailingLogSync => "fault: log sync fails",
+            Self::ClockJump => "fault: wall clock jumps",
+            Self::TransferLeader => "fault: leadership moved",
+            Self::ClientCrash => "fault: client crash",
+        }
+    }
+}
+
+/// A bug put in on purpose, to see that the oracles find it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PlantedBug {
+    /// Volumes report a sync that never happened.
+    VolumeAcksBeforeSync,
+    /// The log reports durable what it merely wrote.
+    LogAcksBeforeSync,
+}
+
+impl fmt::Display for PlantedBug {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::VolumeAcksBeforeSync => "volume-acks-before-sync",
+            Self::LogAcksBeforeSync => "log-acks-before-sync",
+        })
+    }
+}
+
+impl FromStr for PlantedBug {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::VolumeAcksBeforeSync, Self::LogAcksBeforeSync];
+        let names: Vec<String> = all.iter().map(ToString::to_string).collect();
+        let found = all.into_iter().find(|bug| bug.to_string() == text);
+        found.ok_or_else(|| format!("there is no planted bug {text}; there are {}", names.join(", ")))
+    }
+}
+
+/// One run, as drawn.
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    /// Drawn from.
+    pub seed: u64,
+    /// Nodes per site.
+    pub nodes_per_site: usize,
+    /// Volumes per node.
+    pub volumes_per_node: usize,
+    /// The default profile.
+    pub profile: Profile,
+    /// Content bytes per stripe.
+    pub stripe_bytes: u64,
+    /// One-way latency between sites, in microseconds.
+    pub latency_micros: Vec<Vec<u64>>,
+    /// Entries between snapshots.
+    pub snapshot_every: u64,
+    /// Entries kept behind a snapshot.
+    pub log_keep: u64,
+    /// Clients at work at once.
+    pub clients: usize,
+    /// Keys they share.
+    pub keys: usize,
+    /// Kinds of faults of this run.
+    pub faults: BTreeSet<Fault>,
+    /// How long faults go on.
+    pub fault_time: Duration,
+    /// Longest pause between two faults, in milliseconds.
+    pub fault_pause_millis: u64,
+    /// Most parts per million by which a node's clock runs wrong.
+    pub clock_ppm: u64,
+    /// Something wrong on purpose.
+    pub bug: Option<PlantedBug>,
+}
+
+impl Scenario {
+    /// The scenario of `seed`.
+    pub fn draw(seed: u64) -> Self {
+        let rng = &mut SimRng::new(splitmix(seed ^ 0x5ce7_a210));
+        let nodes_per_site = *rng.pick(&[1, 2, 2, 2, 2, 3]);
+        let far = *rng.pick(&[500_u64, 2_000, 8_000, 8_000, 25_000, 40_000]);
+        let latency_micros = (0..SITES)
+            .map(|a| (0..SITES).map(|b| if a == b { 80 } else { far + 300 * (a + b) as u64 }).collect())
+            .collect();
+        let density = *rng.pick(&[150, 300, 300, 600]);
+        let mut faults: BTreeSet<Fault> = FAULTS.into_iter().filter(|_| rng.chance(density)).collect();
+        // Most bugs need a crash; one run in ten is without faults.
+        if rng.chance(900) {
+            faults.insert(*rng.pick(&[Fault::Crash, Fault::PowerLoss, Fault::SitePowerLoss, Fault::TotalPowerLoss]));
+        } else {
+            faults.clear();
+        }
+        Self {
+            seed,
+            nodes_per_site,
+            volumes_per_node: if nodes_per_site == 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
+            profile: profile_for(nodes_per_site),
+            stripe_bytes: *rng.pick(&[256, 1_000, 4_096]),
+            latency_micros,
+            snapshot_every: rng.range(8, 60),
+            log_keep: rng.range(0, 20),
+            clients: rng.index(3) + 2,
+            keys: rng.index(8) + 3,
+            faults,
+            fault_time: Duration::from_millis(rng.range(8_000, 16_000)),
+            fault_pause_millis: *rng.pick(&[800, 1_500, 3_000]),
+            clock_ppm: *rng.pick(&[0, 0, 200, 20_000]),
+            bug: None,
+        }
+    }
+}
+
+/// The profile that `pacsvault plan` would choose for three sites of so many nodes.
+fn profile_for(nodes_per_site: usize) -> Profile {
+    let site = Failures { sites: 1, nodes: 0 };
+    let (data, parity, contract) = match nodes_per_site {
+        1 => (2, 1, Contract::one(site)),
+        2 => (4, 2, Contract::one(site)),
+        _ => (5, 4, Contract::one(Failures { sites: 1, nodes: 1 })),
+    };
+    Profile {
+        name: "standard".parse().expect("a valid name"),
+        version: 1,
+        code: Code::new(data, parity).expect("a valid code"),
+        contract,
+        floor: Contract::one(Failures { sites: 0, nodes: 1 }),
+        read_preference: ReadPreference::OwnSite,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scenarios_follow_from_their_seed_and_every_fault_is_drawn_by_some() {
+        assert_eq!(format!("{:?}", Scenario::draw(9)), format!("{:?}", Scenario::draw(9)));
+        for fault in FAULTS {
+            assert!((0..100).any(|seed| Scenario::draw(seed).faults.contains(&fault)), "{fault:?}");
+        }
+        for nodes in 1..=3 {
+            assert!((0..100).any(|seed| Scenario::draw(seed).nodes_per_site == nodes));
+        }
+    }
+}
