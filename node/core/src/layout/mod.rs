@@ -1,16 +1,22 @@
 //! The layout: sites, nodes, volumes and profiles, and the two questions asked of it: where do the shards of a
-//! stripe go ([`placement`]), and which failures do persisted shards survive ([`survival`]).
+//! stripe go ([`placement`]), and which failures do persisted shards survive ([`survival`]). What a profile can promise
+//! on a topology, before anything is written, is asked of [`plan`].
 //!
 //! **Invariants.** A [`Layout`] is changed only by the catalog's `apply`; its version grows with each change. Every
 //! volume belongs to a known node. Ids of nodes and volumes are never reused.
 
 pub mod placement;
+pub mod plan;
 pub mod profile;
+mod spread;
 pub mod survival;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 
 use crate::ids::{ClusterId, Incarnation, LayoutVersion, NodeId, NodeName, ProfileName, SiteName, VolumeId};
+pub use plan::{Impossible, Plan, Topology};
 pub use profile::{Contract, Failures, Profile};
 
 /// What a node does.

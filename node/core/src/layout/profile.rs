@@ -1,9 +1,43 @@
 //! Profiles: how content is coded and which failures a write promises to survive.
+//!
+//! **Invariants.** Text forms read back what they print: `4+2`, `1 site + 1 node`, `any one site and any one node more`.
+//! Which profile holds where is asked of [`super::plan`].
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use crate::ids::ProfileName;
 use crate::limits::SHARDS_MAX;
+
+pub use super::plan::{check_possible, defaults_for};
+
+/// Why a text is not the code or contract it should be. Correct the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ParseError {
+    /// Not `k+m`, or outside the limits.
+    #[error(
+        "code {text:?} must read k+m, as 4+2: data and parity shards, both at least 1, together at most {SHARDS_MAX}"
+    )]
+    Code {
+        /// The text as given, shortened.
+        text: String,
+    },
+    /// Not a list of failures.
+    #[error(
+        "contract {text:?}: {reason}; write for example \"1 site\", \"2 nodes\" or \"1 site + 1 node\", \
+         and ';' between alternatives that must each be survived"
+    )]
+    Contract {
+        /// The text as given, shortened.
+        text: String,
+        /// Which part is wrong, and why.
+        reason: String,
+    },
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(80).collect()
+}
 
 /// One set of simultaneous failures: any `sites` whole sites, and besides them any `nodes` single nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,6 +60,44 @@ impl fmt::Display for Failures {
             (0, nodes) => f.write_str(&part(nodes, "node")),
             (sites, nodes) => write!(f, "{} and {} more", part(sites, "site"), part(nodes, "node")),
         }
+    }
+}
+
+impl FromStr for Failures {
+    type Err = ParseError;
+
+    /// Reads `1 site`, `2 nodes`, `1 site + 1 node`, `no failure`, and what `Display` prints.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let fault = |reason: String| ParseError::Contract { text: shortened(text), reason };
+        let lower = text.trim().to_ascii_lowercase();
+        let mut failures = Self { sites: 0, nodes: 0 };
+        if matches!(lower.as_str(), "no failure" | "none") {
+            return Ok(failures);
+        }
+        for part in lower.split('+').flat_map(|part| part.split(" and ")) {
+            let words: Vec<&str> = part.split_whitespace().filter(|word| !matches!(*word, "any" | "more")).collect();
+            let [count, what] = words[..] else {
+                return Err(fault(format!("{:?} is not a count and 'site' or 'node'", part.trim())));
+            };
+            let known = match count {
+                "one" => Some(1),
+                "two" => Some(2),
+                "three" => Some(3),
+                digits => digits.parse::<u8>().ok().filter(|&count| usize::from(count) <= SHARDS_MAX),
+            };
+            let count = known.filter(|&count| count > 0);
+            let count = count.ok_or_else(|| fault(format!("{count:?} is not a count from 1 to {SHARDS_MAX}")))?;
+            let field = match what {
+                "site" | "sites" => &mut failures.sites,
+                "node" | "nodes" => &mut failures.nodes,
+                other => return Err(fault(format!("{other:?} is neither 'site' nor 'node'"))),
+            };
+            if *field > 0 {
+                return Err(fault(format!("{what:?} is named twice")));
+            }
+            *field = count;
+        }
+        Ok(failures)
     }
 }
 
@@ -63,6 +135,17 @@ impl fmt::Display for Contract {
             failures.fmt(f)?;
         }
         Ok(())
+    }
+}
+
+impl FromStr for Contract {
+    type Err = ParseError;
+
+    /// Reads failure sets with `;` between them.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let failures: Vec<Failures> = text.split(';').map(str::parse).collect::<Result<_, _>>()?;
+        let empty = || ParseError::Contract { text: shortened(text), reason: "it names no failure".to_owned() };
+        Self::new(failures).ok_or_else(empty)
     }
 }
 
@@ -117,6 +200,18 @@ impl fmt::Display for Code {
     }
 }
 
+impl FromStr for Code {
+    type Err = ParseError;
+
+    /// Reads `k+m`.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit()).then(|| part.parse().ok()).flatten();
+        let (data, parity) = text.trim().split_once('+').unwrap_or_default();
+        let code = digits(data.trim()).zip(digits(parity.trim())).and_then(|(data, parity)| Self::new(data, parity));
+        code.ok_or_else(|| ParseError::Code { text: shortened(text) })
+    }
+}
+
 /// Where reads should find data first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -142,4 +237,58 @@ pub struct Profile {
     pub floor: Contract,
     /// Where reads go first.
     pub read_preference: ReadPreference,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_read_back_what_they_print() {
+        for text in ["4+2", "1+1", "16+16"] {
+            assert_eq!(text.parse::<Code>().expect("a valid code").to_string(), text);
+        }
+        assert_eq!(" 4 + 2 ".parse::<Code>().ok(), Code::new(4, 2));
+        for text in ["", "4", "4+", "0+2", "4+0", "20+13", "4+2+1", "-4+2", "+4+2", "4,2"] {
+            let error = text.parse::<Code>().expect_err("must be refused").to_string();
+            assert!(error.contains("must read k+m"), "{error}");
+        }
+    }
+
+    #[test]
+    fn failures_read_back_what_they_print() {
+        for sites in 0..4 {
+            for nodes in 0..4 {
+                let failures = Failures { sites, nodes };
+                assert_eq!(failures.to_string().parse(), Ok(failures), "{failures}");
+            }
+        }
+        for (text, sites, nodes) in
+            [("1 site", 1, 0), ("2 nodes", 0, 2), ("1 site + 1 node", 1, 1), ("1 node+2 sites", 2, 1)]
+        {
+            assert_eq!(text.parse(), Ok(Failures { sites, nodes }), "{text}");
+        }
+    }
+
+    #[test]
+    fn contracts_read_back_what_they_print() {
+        let contract: Contract = "2 nodes; 1 site".parse().expect("a valid contract");
+        assert_eq!(contract.failures(), [Failures { sites: 0, nodes: 2 }, Failures { sites: 1, nodes: 0 }]);
+        assert_eq!(contract.to_string().parse(), Ok(contract));
+    }
+
+    #[test]
+    fn malformed_contracts_are_refused_with_what_is_wrong() {
+        for (text, why) in [
+            ("", "not a count and"),
+            ("1 rack", "neither 'site' nor 'node'"),
+            ("0 sites", "not a count from 1"),
+            ("99 nodes", "not a count from 1"),
+            ("1 site + 1 site", "named twice"),
+            ("1 site;", "not a count and"),
+        ] {
+            let error = text.parse::<Contract>().expect_err("must be refused").to_string();
+            assert!(error.contains(why), "{error}");
+        }
+    }
 }
