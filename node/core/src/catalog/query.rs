@@ -1,0 +1,299 @@
+//! Reads of the catalog: lookups, listings, and the indexes that sweeping, repair and reconciliation walk.
+//!
+//! **Invariants.** Pure functions of a view; what they answer is as fresh as the view. Deleted versions appear only in
+//! [`by_instance`] and the walks, which decide about shards; never in [`lookup`] and [`list`]. Every answer is bounded.
+
+use std::collections::BTreeMap;
+
+use super::command::SealedInstance;
+use super::view::View;
+use super::wire::{InstanceMessage, ObjectMessage, PlacementMessage, StudyMessage, open_strict};
+use super::wire_seal::{SealedMessage, sealed};
+use super::wire_words::volume_ids;
+use super::{Error, keys};
+use crate::ids::{
+    InstanceId, LogIndex, ObjectKey, PlacementId, ShardIndex, StripeIndex, Tenant, Uid, VersionNumber, VolumeId,
+};
+use crate::limits::LIST_ROWS_MAX;
+
+/// A page ends early once its records pass this size: with the largest record below 16 MiB, it fits a message.
+const PAGE_BYTES: usize = 1 << 20;
+/// Rows read at once by a listing.
+const SCAN_ROWS: usize = 128;
+/// Rows that one page may look at; deleted objects are passed over, so a page may be short before the end.
+const ROWS_SEEN_MAX: usize = 8 * LIST_ROWS_MAX;
+/// First byte of a page token.
+const TOKEN_FORMAT: u8 = 1;
+
+/// Sum over a study.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StudyRow {
+    /// Study Instance UID.
+    pub study: Uid,
+    /// Instances and documents, newest versions that are not deleted.
+    pub objects: u64,
+    /// Their content bytes.
+    pub size_bytes: u64,
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Page {
+    /// When studies were asked for.
+    pub studies: Vec<StudyRow>,
+    /// Otherwise: newest live versions in key order.
+    pub instances: Vec<SealedInstance>,
+    /// Empty at the end. A page may be short, even empty, before the end.
+    pub next_page_token: Vec<u8>,
+}
+
+/// A stripe that a volume was given shards of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldStripe {
+    /// Where the walk stands: pass it as `after` to go on.
+    pub position: StripePosition,
+    /// Shards of the stripe that belong on the volume, persisted or not.
+    pub shards: Vec<ShardIndex>,
+}
+
+/// Names a stripe and the placement it was found by; the order of [`stripes_on`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct StripePosition {
+    /// Placement of the stripe.
+    pub placement: PlacementId,
+    /// Instance of the stripe, perhaps deleted: ask [`by_instance`].
+    pub instance: InstanceId,
+    /// Which stripe of it.
+    pub stripe: StripeIndex,
+}
+
+/// Finds a sealed instance: this version, or the newest live one. `None` when absent or deleted, also when the deleted
+/// version is named: content that was deleted is not served.
+/// # Errors
+/// The state is unreadable.
+pub fn lookup(
+    view: &dyn View,
+    key: &ObjectKey,
+    version: Option<VersionNumber>,
+) -> Result<Option<SealedInstance>, Error> {
+    let name = keys::object_name(key);
+    let Some(object) = read_object(view, &name)? else { return Ok(None) };
+    let record = match version {
+        None => object.live,
+        Some(version) => read_version(view, &name, object, version)?,
+    };
+    match record {
+        Some(record) if record.deleted.is_none() => resolve(view, record).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Finds what an attempt sealed, deleted or not: `deleted` names the entry that allows to sweep its shards. `None`
+/// means that no entry up to the view's has sealed it.
+/// # Errors
+/// The state is unreadable.
+pub fn by_instance(view: &dyn View, instance: InstanceId) -> Result<Option<SealedInstance>, Error> {
+    let Some(bytes) = view.get(&keys::instance(instance))? else { return Ok(None) };
+    let found: InstanceMessage = open_strict("instance record", &bytes)?;
+    let gone = || Error::Inconsistent(format!("instance {instance} is known and its record is not"));
+    let object = read_object(view, &found.object)?.ok_or_else(gone)?;
+    let record = read_version(view, &found.object, object, VersionNumber(found.version))?.ok_or_else(gone)?;
+    resolve(view, record).map(Some)
+}
+
+/// Lists a tenant, a study or a series in key order: newest live versions, or one row per study.
+///
+/// `series` counts only with `study`. `page_token` is empty or from the page before; `rows_max` is held to
+/// 1..=[`LIST_ROWS_MAX`]. One range scan; a page ends early after about 1 MiB of records, or after many deleted ones.
+/// # Errors
+/// [`Error::PageToken`] when the token is not of this listing; otherwise the state is unreadable.
+pub fn list(
+    view: &dyn View,
+    tenant: &Tenant,
+    study: Option<&Uid>,
+    series: Option<&Uid>,
+    studies_only: bool,
+    page_token: &[u8],
+    rows_max: usize,
+) -> Result<Page, Error> {
+    let range = match (studies_only, study) {
+        (false, _) => keys::objects(tenant, study, series),
+        (true, None) => keys::studies(tenant),
+        (true, Some(study)) => keys::within(keys::study(tenant, study)),
+    };
+    let rows_max = rows_max.clamp(1, LIST_ROWS_MAX);
+    let mut from = resume(&range, page_token)?;
+    let mut page = Page::default();
+    let (mut bytes_listed, mut seen) = (0, 0);
+    let mut placements = Placements::new(view);
+    loop {
+        let wanted = SCAN_ROWS.min(rows_max - page.studies.len() - page.instances.len());
+        let rows = view.scan(&from, &range.1, wanted)?;
+        if rows.len() < wanted && rows.is_empty() {
+            return Ok(page);
+        }
+        let end = rows.len() < wanted;
+        let count = rows.len();
+        for (index, (key, value)) in rows.into_iter().enumerate() {
+            if studies_only {
+                page.studies.push(study_row(&key, &value)?);
+            } else if let Some(record) = open_strict::<ObjectMessage>("object record", &value)?.live {
+                bytes_listed += value.len() + record_growth(&record);
+                page.instances.push(sealed(record, &mut |id| placements.get(id))?);
+            }
+            seen += 1;
+            let full = page.studies.len() + page.instances.len() >= rows_max;
+            let last = end && index + 1 == count;
+            if !last && (full || bytes_listed >= PAGE_BYTES || seen >= ROWS_SEEN_MAX) {
+                page.next_page_token = token(&key);
+                return Ok(page);
+            }
+            from = keys::after(key);
+        }
+        if end {
+            return Ok(page);
+        }
+    }
+}
+
+/// Stripes that were ever given to `volume`, as a range scan over its placements: what it held, for repair and for
+/// the reconciliation of a returning volume. At most `limit` of them, after `after`; fewer only at the end.
+/// # Errors
+/// The state is unreadable.
+pub fn stripes_on(
+    view: &dyn View,
+    volume: VolumeId,
+    after: Option<StripePosition>,
+    limit: usize,
+) -> Result<Vec<HeldStripe>, Error> {
+    let (mut from, to) = keys::volume_placements(volume);
+    if let Some(position) = after {
+        from = keys::volume_placement(volume, position.placement);
+    }
+    let mut placements = Placements::new(view);
+    let mut held = Vec::new();
+    while held.len() < limit {
+        let Some((key, _)) = view.scan(&from, &to, 1)?.into_iter().next() else { break };
+        let placement = keys::parse_volume_placement(&key)?;
+        let volumes = placements.get(placement)?;
+        let shards: Vec<ShardIndex> = (0_u8..=u8::MAX)
+            .zip(&volumes)
+            .filter(|(_, one)| **one == volume)
+            .map(|(index, _)| ShardIndex(index))
+            .collect();
+        let (mut first, last) = keys::placement_stripes(placement);
+        if let Some(position) = after.filter(|position| position.placement == placement) {
+            first = keys::after(keys::placement_stripe(placement, position.instance, position.stripe));
+        }
+        for (key, _) in view.scan(&first, &last, limit - held.len())? {
+            let (instance, stripe) = keys::parse_placement_stripe(&key)?;
+            let position = StripePosition { placement, instance, stripe };
+            held.push(HeldStripe { position, shards: shards.clone() });
+        }
+        from = keys::after(key);
+    }
+    Ok(held)
+}
+
+/// Stripes of live instances that were sealed with shards missing, in id order: repair's standing work. At most
+/// `limit` of them, after `after`; fewer only at the end.
+/// # Errors
+/// The state is unreadable.
+pub fn missing_shards(
+    view: &dyn View,
+    after: Option<(InstanceId, StripeIndex)>,
+    limit: usize,
+) -> Result<Vec<(InstanceId, StripeIndex)>, Error> {
+    let (mut from, to) = keys::all_missing();
+    if let Some((instance, stripe)) = after {
+        from = keys::after(keys::missing(instance, stripe));
+    }
+    view.scan(&from, &to, limit)?.iter().map(|(key, _)| keys::parse_missing(key)).collect()
+}
+
+/// Deleted instances in the order of their deletes, each with the entry that deleted it: what may be swept. At most
+/// `limit` of them, after `after`; fewer only at the end.
+/// # Errors
+/// The state is unreadable.
+pub fn deleted_instances(
+    view: &dyn View,
+    after: Option<(LogIndex, InstanceId)>,
+    limit: usize,
+) -> Result<Vec<(LogIndex, InstanceId)>, Error> {
+    let (mut from, to) = keys::tombstones();
+    if let Some((index, instance)) = after {
+        from = keys::after(keys::tombstone(index, instance));
+    }
+    view.scan(&from, &to, limit)?.iter().map(|(key, _)| keys::parse_tombstone(key)).collect()
+}
+
+/// Interned placements, read once each.
+pub(super) struct Placements<'v> {
+    view: &'v dyn View,
+    known: BTreeMap<PlacementId, Vec<VolumeId>>,
+}
+
+impl<'v> Placements<'v> {
+    pub(super) fn new(view: &'v dyn View) -> Self {
+        Self { view, known: BTreeMap::new() }
+    }
+
+    pub(super) fn get(&mut self, id: PlacementId) -> Result<Vec<VolumeId>, Error> {
+        if let Some(volumes) = self.known.get(&id) {
+            return Ok(volumes.clone());
+        }
+        let bytes = self.view.get(&keys::placement(id))?;
+        let bytes = bytes.ok_or_else(|| Error::Inconsistent(format!("placement {id} is not stored")))?;
+        let record: PlacementMessage = open_strict("placement record", &bytes)?;
+        let volumes = volume_ids(&record.volumes)?;
+        self.known.insert(id, volumes.clone());
+        Ok(volumes)
+    }
+}
+
+pub(super) fn read_object(view: &dyn View, name: &[u8]) -> Result<Option<ObjectMessage>, Error> {
+    view.get(&keys::object(name))?.map(|bytes| open_strict("object record", &bytes)).transpose()
+}
+
+fn read_version(
+    view: &dyn View,
+    name: &[u8],
+    object: ObjectMessage,
+    version: VersionNumber,
+) -> Result<Option<SealedMessage>, Error> {
+    match object.live {
+        Some(live) if live.version == version.0 => Ok(Some(live)),
+        _ => view.get(&keys::version(name, version))?.map(|bytes| open_strict("version record", &bytes)).transpose(),
+    }
+}
+
+fn resolve(view: &dyn View, record: SealedMessage) -> Result<SealedInstance, Error> {
+    let mut placements = Placements::new(view);
+    sealed(record, &mut |id| placements.get(id))
+}
+
+fn study_row(key: &[u8], value: &[u8]) -> Result<StudyRow, Error> {
+    let sums: StudyMessage = open_strict("study record", value)?;
+    Ok(StudyRow { study: keys::parse_study(key)?, objects: sums.objects, size_bytes: sums.size_bytes })
+}
+
+/// Bytes that a stored record gains when its placements are written out.
+fn record_growth(record: &SealedMessage) -> usize {
+    let Some(seal) = &record.seal else { return 0 };
+    let shards = seal.code.as_ref().map_or(0, |code| code.data.saturating_add(code.parity) as usize);
+    seal.stripes.len() * shards * 16
+}
+
+fn token(key: &[u8]) -> Vec<u8> {
+    [&[TOKEN_FORMAT], key].concat()
+}
+
+fn resume(range: &keys::Range, page_token: &[u8]) -> Result<Vec<u8>, Error> {
+    match page_token.split_first() {
+        None => Ok(range.0.clone()),
+        Some((&TOKEN_FORMAT, key)) if range.0.as_slice() <= key && key < range.1.as_slice() => {
+            Ok(keys::after(key.to_vec()))
+        }
+        Some(_) => Err(Error::PageToken),
+    }
+}

@@ -1,0 +1,345 @@
+//! `apply(Seal)`: where a write becomes true.
+//!
+//! **Invariants.**
+//! - A record exists only if, by the layout of that moment, every stripe survived the floor of the newest version of
+//!   its profile, and its contract too when the seal is strict. `survives` is what *every* stripe survives.
+//! - One instance id names one content for ever. Sealing is idempotent by instance id, and by digest against the
+//!   newest live version of the key.
+//! - Once `id.time < catalog_time − WRITE_WINDOW_MILLIS`, an unsealed id is never sealed: the sweeper relies on it.
+//! - The object record, the study's sums and all indexes change in the same batch.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::Error;
+use super::command::{Outcome, Rejection, Seal, SealedInstance, StripeSeal};
+use super::keys;
+use super::machine::{At, Machine, Stop};
+use super::query::{Placements, by_instance, read_object};
+use super::view::{Overlay, View};
+use super::wire::{InstanceMessage, MissingMessage, ObjectMessage, StudyMessage, frame, open_strict};
+use super::wire_seal::{Placed, SealedMessage, sealed, sealed_message};
+use crate::ids::{PlacementId, ProfileName, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis};
+use crate::layout::survival::{Held, covers, strongest, survives};
+use crate::layout::{Contract, Failures, Layout, NodeState, Profile, VolumeState};
+use crate::limits::{ATTRIBUTES_BYTES_MAX, STRIPE_BYTES_MAX, STRIPES_MAX, WRITE_WINDOW_MILLIS};
+
+/// RFC 6838 allows 127 + 1 + 127 bytes.
+const MEDIA_TYPE_BYTES_MAX: usize = 255;
+/// Distinguished names of certificates are tens of bytes.
+const COORDINATOR_BYTES_MAX: usize = 255;
+/// A wrapped 32-byte key with its provider's envelope is below 1 KiB; post-quantum wrapping below 4 KiB.
+const WRAPPED_KEY_BYTES_MAX: usize = 4 << 10;
+/// Verdicts kept; each ~600 bytes, so at most ~10 MiB.
+const JUDGEMENTS_CACHED: usize = 16_384;
+
+/// What the shards of one stripe survive, by the present layout.
+struct Judgement {
+    survives: Vec<Failures>,
+    /// Why the floor breaks, if it does.
+    below_floor: Option<String>,
+    /// Why the contract breaks, if it does.
+    below_contract: Option<String>,
+}
+
+struct Judged {
+    persisted: u32,
+    profile: ProfileName,
+    profile_version: u32,
+    judgement: Arc<Judgement>,
+}
+
+/// Remembers judgements while the layout stays: most stripes share few placements.
+#[derive(Default)]
+pub(super) struct Judgements {
+    by_volumes: BTreeMap<Vec<VolumeId>, Vec<Judged>>,
+    count: usize,
+}
+
+impl Judgements {
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn of(&mut self, layout: &Layout, seal: &Seal, promise: &Profile, stripe: &StripeSeal) -> Arc<Judgement> {
+        let known = self.by_volumes.get(&stripe.placement).and_then(|all| {
+            all.iter().find(|one| {
+                one.persisted == stripe.persisted
+                    && one.profile_version == seal.profile_version
+                    && one.profile == seal.profile
+            })
+        });
+        if let Some(known) = known {
+            return Arc::clone(&known.judgement);
+        }
+        if self.count >= JUDGEMENTS_CACHED {
+            self.clear();
+        }
+        let judgement = Arc::new(judge(layout, seal.code.data(), promise, stripe));
+        self.count += 1;
+        self.by_volumes.entry(stripe.placement.clone()).or_default().push(Judged {
+            persisted: stripe.persisted,
+            profile: seal.profile.clone(),
+            profile_version: seal.profile_version,
+            judgement: Arc::clone(&judgement),
+        });
+        judgement
+    }
+}
+
+fn judge(layout: &Layout, k: usize, promise: &Profile, stripe: &StripeSeal) -> Judgement {
+    // Shards on nodes that are away, or fenced, do not count.
+    let held: Vec<Held> = persisted(stripe).filter(|held| layout.counts(held.volume)).collect();
+    let breaks = |contract| survives(&held, k, contract, layout).err().map(|breaks| breaks.to_string());
+    Judgement {
+        survives: strongest(&held, k, layout),
+        below_floor: breaks(&promise.floor),
+        below_contract: breaks(&promise.contract),
+    }
+}
+
+fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = Held> + '_ {
+    let durable = |shard: &u8| stripe.persisted & (1 << shard) != 0;
+    let held = |(shard, volume): (u8, &VolumeId)| Held { shard: ShardIndex(shard), volume: *volume };
+    (0_u8..32).zip(&stripe.placement).filter(move |(shard, _)| durable(shard)).map(held)
+}
+
+impl Machine {
+    pub(super) fn seal(&mut self, overlay: &mut Overlay<'_>, at: At, seal: &Seal) -> Result<Outcome, Stop> {
+        let layout = self.initialised()?;
+        let named = self.profiles.get(&(seal.profile.clone(), seal.profile_version));
+        let (Some(named), Some(promise)) = (named, layout.profiles.get(&seal.profile)) else {
+            let profile = format!("version {} of profile {}", seal.profile_version, seal.profile);
+            return Err(Rejection::Unknown(profile).into());
+        };
+        check_structure(seal, named, &layout).map_err(Rejection::Malformed)?;
+        if let Some(earlier) = by_instance(overlay, seal.instance)? {
+            return Ok(sealed_before(seal, earlier)?);
+        }
+        let name = keys::object_name(&seal.key);
+        let object = read_object(overlay, &name)?.unwrap_or_default();
+        if let Some(same) = same_content(overlay, seal, object.live.as_ref())? {
+            return Ok(Outcome::Sealed { sealed: Box::new(same), first: false });
+        }
+        check_window(seal.instance.time(), at.time)?;
+        check_fences(seal, &layout)?;
+        let survives = self.judge_all(&layout, seal, promise)?;
+        let version = object
+            .newest
+            .checked_add(1)
+            .ok_or_else(|| Rejection::NotAllowed(format!("{} has as many versions as can be counted", seal.key)))?;
+        let sealed = SealedInstance {
+            degraded: !covers(&survives, &promise.contract),
+            contract: promise.contract.clone(),
+            seal: seal.clone(),
+            version: VersionNumber(version),
+            survives,
+            term: at.term,
+            index: at.index,
+            time: at.time,
+            deleted: None,
+        };
+        self.store_sealed(overlay, &name, object, &sealed)?;
+        Ok(Outcome::Sealed { sealed: Box::new(sealed), first: true })
+    }
+
+    /// What every stripe survives; refuses when one is below what is required.
+    fn judge_all(&mut self, layout: &Layout, seal: &Seal, promise: &Profile) -> Result<Vec<Failures>, Rejection> {
+        let mut claims: BTreeSet<Vec<Failures>> = BTreeSet::new();
+        for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
+            let judgement = self.judgements.of(layout, seal, promise, stripe);
+            let strict = judgement.below_contract.as_ref().filter(|_| seal.strict);
+            if let Some(why) = judgement.below_floor.as_ref().or(strict) {
+                return Err(Rejection::TooWeak { stripe: index, why: why.clone() });
+            }
+            if !claims.contains(&judgement.survives) {
+                claims.insert(judgement.survives.clone());
+            }
+        }
+        Ok(common(claims))
+    }
+
+    fn store_sealed(
+        &mut self,
+        overlay: &mut Overlay<'_>,
+        name: &[u8],
+        object: ObjectMessage,
+        sealed: &SealedInstance,
+    ) -> Result<(), Error> {
+        let seal = &sealed.seal;
+        let mut placements: Vec<PlacementId> = Vec::with_capacity(seal.stripes.len());
+        for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
+            let id = self.intern(overlay, &stripe.placement)?;
+            placements.push(id);
+            overlay.put(keys::placement_stripe(id, seal.instance, StripeIndex(index)), Vec::new());
+            if stripe.persisted.count_ones() as usize != seal.code.total() {
+                let missing = MissingMessage { persisted: stripe.persisted };
+                overlay.put(keys::missing(seal.instance, StripeIndex(index)), frame(&missing));
+            }
+        }
+        let instance = InstanceMessage { version: sealed.version.0, object: name.to_vec() };
+        overlay.put(keys::instance(seal.instance), frame(&instance));
+        let replaced = object.live.as_ref().and_then(|live| live.seal.as_ref()).map(|seal| seal.size_bytes);
+        if let Some(live) = object.live {
+            overlay.put(keys::version(name, VersionNumber(live.version)), frame(&live));
+        }
+        let live = Some(sealed_message(sealed, &Placed::ById(&placements)));
+        overlay.put(keys::object(name), frame(&ObjectMessage { newest: sealed.version.0, live }));
+        change_study(overlay, &seal.key, replaced, Some(seal.size_bytes))
+    }
+}
+
+/// Replaces an object of `before` bytes by one of `after` bytes in the sums of its study; `None` is no object.
+pub(super) fn change_study(
+    overlay: &mut Overlay<'_>,
+    key: &crate::ids::ObjectKey,
+    before: Option<u64>,
+    after: Option<u64>,
+) -> Result<(), Error> {
+    let row = keys::study(&key.tenant, &key.study);
+    let sums: StudyMessage = match overlay.get(&row)? {
+        Some(bytes) => open_strict("study record", &bytes)?,
+        None => StudyMessage::default(),
+    };
+    let moved = |sum: u64, minus: u64, plus: u64| {
+        sum.checked_sub(minus)
+            .and_then(|rest| rest.checked_add(plus))
+            .ok_or_else(|| Error::Inconsistent(format!("study {}: {sum} − {minus} + {plus} is no sum", key.study)))
+    };
+    let objects = moved(sums.objects, before.is_some().into(), after.is_some().into())?;
+    let size_bytes = moved(sums.size_bytes, before.unwrap_or(0), after.unwrap_or(0))?;
+    if objects == 0 {
+        overlay.delete(row);
+    } else {
+        overlay.put(row, frame(&StudyMessage { objects, size_bytes }));
+    }
+    Ok(())
+}
+
+/// Everything that a seal says must agree with itself, its profile and the layout.
+fn check_structure(seal: &Seal, profile: &Profile, layout: &Layout) -> Result<(), String> {
+    if seal.code != profile.code {
+        return Err(format!("code {} is not {} of profile {}", seal.code, profile.code, profile.name));
+    }
+    check_sizes(seal)?;
+    for (index, stripe) in seal.stripes.iter().enumerate() {
+        let total = seal.code.total();
+        if stripe.placement.len() != total {
+            return Err(format!("stripe {index} has {} places for {total} shards", stripe.placement.len()));
+        }
+        if u64::from(stripe.persisted) >> total != 0 {
+            return Err(format!("stripe {index} has persisted shards beyond {total}"));
+        }
+        if let Some(unknown) = stripe.placement.iter().find(|volume| !layout.volumes.contains_key(*volume)) {
+            return Err(format!("stripe {index} names volume {unknown}, which is not part of this cluster"));
+        }
+    }
+    let bounded = |what: &str, bytes: usize, max: usize| {
+        if bytes <= max { Ok(()) } else { Err(format!("{what} has {bytes} bytes, at most {max} are kept")) }
+    };
+    let attributes = seal.attributes.iter().map(|attribute| attribute.value.len() + 4).sum();
+    let blind_index = seal.reserved.blind_index.iter().map(|hash| hash.len() + 4).sum();
+    bounded("media type", seal.media_type.len(), MEDIA_TYPE_BYTES_MAX)?;
+    bounded("coordinator", seal.coordinator.len(), COORDINATOR_BYTES_MAX)?;
+    bounded("list of attributes", attributes, ATTRIBUTES_BYTES_MAX)?;
+    bounded("list of encrypted attributes", seal.reserved.encrypted_attributes.len(), 2 * ATTRIBUTES_BYTES_MAX)?;
+    bounded("blind index", blind_index, ATTRIBUTES_BYTES_MAX)?;
+    bounded("wrapped key", seal.reserved.wrapped_key.len(), WRAPPED_KEY_BYTES_MAX)?;
+    bounded("audit chain hash", seal.reserved.audit_chain_hash.len(), 64)
+}
+
+/// All stripes but the last are equally long and the last is no longer, so that a reader finds the stripe of an
+/// offset by one division.
+fn check_sizes(seal: &Seal) -> Result<(), String> {
+    let (Some(first), Some(last)) = (seal.stripes.first(), seal.stripes.last()) else {
+        return Err("it has no stripe".to_owned());
+    };
+    if seal.stripes.len() > STRIPES_MAX as usize {
+        return Err(format!("it has {} stripes, at most {STRIPES_MAX} are allowed", seal.stripes.len()));
+    }
+    let whole = &seal.stripes[..seal.stripes.len() - 1];
+    if whole.iter().any(|stripe| stripe.stripe_bytes != first.stripe_bytes) || last.stripe_bytes > first.stripe_bytes {
+        return Err("only its last stripe may be shorter than the first".to_owned());
+    }
+    if first.stripe_bytes > STRIPE_BYTES_MAX {
+        return Err(format!("its stripes have {} bytes, at most {STRIPE_BYTES_MAX} are allowed", first.stripe_bytes));
+    }
+    if last.stripe_bytes == 0 && seal.stripes.len() > 1 {
+        return Err("its last stripe is empty".to_owned());
+    }
+    // No overflow: STRIPES_MAX × STRIPE_BYTES_MAX is 1 TiB.
+    let sum: u64 = seal.stripes.iter().map(|stripe| stripe.stripe_bytes).sum();
+    if sum == seal.size_bytes { Ok(()) } else { Err(format!("{sum} bytes in stripes, {} claimed", seal.size_bytes)) }
+}
+
+/// The same attempt again: its first record, even if it was deleted since.
+fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outcome, Rejection> {
+    let known = &earlier.seal;
+    if known.key == seal.key && known.digest == seal.digest && known.size_bytes == seal.size_bytes {
+        Ok(Outcome::Sealed { sealed: Box::new(earlier), first: false })
+    } else {
+        Err(Rejection::Malformed(format!("instance id {} was sealed with other content", seal.instance)))
+    }
+}
+
+/// The newest live version, when it has the content to be sealed and is as strong as asked: the shards of the new
+/// attempt are then orphans. A strict seal is not answered with a degraded record; it becomes a version of its own.
+fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> Result<Option<SealedInstance>, Error> {
+    let Some(live) = live else { return Ok(None) };
+    let same = live
+        .seal
+        .as_ref()
+        .is_some_and(|known| known.digest == seal.digest.0.as_slice() && known.size_bytes == seal.size_bytes);
+    if !same || (seal.strict && live.degraded) {
+        return Ok(None);
+    }
+    let mut placements = Placements::new(view);
+    sealed(live.clone(), &mut |id| placements.get(id)).map(Some)
+}
+
+fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
+    let horizon = now.0.saturating_sub(WRITE_WINDOW_MILLIS);
+    if began.0 < horizon {
+        return Err(Rejection::WindowClosed { began: began.0, horizon });
+    }
+    // An id from the far future could not be swept until then, and would still be sealable when everyone has
+    // forgotten it. Its coordinator's clock is wrong, and nobody notices unless told.
+    if began.0 > now.0.saturating_add(WRITE_WINDOW_MILLIS) {
+        return Err(Rejection::NotAllowed(format!(
+            "the attempt claims to begin at {} ms, more than a day after the cluster's {} ms: \
+             set the clock of the coordinator (or of the leader) and write again",
+            began.0, now.0
+        )));
+    }
+    Ok(())
+}
+
+/// Shards on a fenced volume, or of a removed node, are gone for good: the coordinator must place again. A node that
+/// is down returns; its shards just do not count now.
+fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection> {
+    let mut held = seal.stripes.iter().flat_map(persisted);
+    let gone = held.find(|held| {
+        let fenced = layout.volumes.get(&held.volume).is_none_or(|volume| volume.state == VolumeState::Fenced);
+        fenced || layout.node_of(held.volume).is_none_or(|node| node.state == NodeState::Removed)
+    });
+    gone.map_or(Ok(()), |held| Err(Rejection::Fenced { volume: held.volume }))
+}
+
+/// The strongest failure sets that all claims cover, strongest first.
+fn common(claims: BTreeSet<Vec<Failures>>) -> Vec<Failures> {
+    if claims.len() <= 1 {
+        return claims.into_iter().next().unwrap_or_default();
+    }
+    let most = |of: fn(&Failures) -> u8| claims.iter().flatten().map(of).max().unwrap_or(0);
+    // A claim {s, n} covers up to s + n nodes ([`covers`]), so no common set lies outside this grid.
+    let (sites, nodes) = (most(|one| one.sites), most(|one| one.sites.saturating_add(one.nodes)));
+    let grid = (0..=sites).rev().flat_map(|sites| (0..=nodes).rev().map(move |nodes| Failures { sites, nodes }));
+    let mut strongest: Vec<Failures> = Vec::new();
+    for candidate in grid {
+        let one = Contract::one(candidate);
+        if !covers(&strongest, &one) && claims.iter().all(|claim| covers(claim, &one)) {
+            strongest.push(candidate);
+        }
+    }
+    strongest
+}
