@@ -1,2 +1,67 @@
-//! The only entrance to building, testing and showing pacsvault.
-fn main() {}
+//! The only entrance to building, checking and showing pacsvault: `cargo xtask --help`.
+//!
+//! **Invariants.** Depends on nothing heavy, so that it runs minutes before anything else is built. `check` never writes.
+//! Everything is built in the one release profile, so that RocksDB is compiled once per target directory.
+
+mod bench;
+mod check;
+mod cluster;
+mod crash_points;
+mod demo;
+mod layers;
+mod setup;
+mod tools;
+
+use clap::{Parser, Subcommand};
+
+/// Build, check, test and show pacsvault.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building needs on this machine (Debian packages); without root, print what to run.
+    Setup,
+    /// Show the main job: three sites store a study, lose one site by kill -9, and lose nothing.
+    Demo(demo::Options),
+    /// All static checks: format, clippy, layers, crash points, error pages. Writes nothing.
+    Check,
+    /// Format the code.
+    Fix,
+    /// All tests, including a simulated cluster and real processes. The one test command.
+    Test(check::TestOptions),
+    /// Check that every room imports only what its layer allows.
+    Layers,
+    /// List every CRASH tag and whether a test crosses it.
+    CrashPoints,
+    /// Run simulated clusters: `cargo xtask sim --seeds 200`, or one with `--seed S --trace`.
+    Sim {
+        /// Passed on to the simulator; `--help` tells.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure, and print figures with machine and commit.
+    Bench(bench::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Setup => setup::run(),
+        Command::Demo(options) => demo::run(&options),
+        Command::Check => check::run(),
+        Command::Fix => tools::cargo(&["fmt", "--all"]),
+        Command::Test(options) => check::test(&options),
+        Command::Layers => layers::run(),
+        Command::CrashPoints => crash_points::run(),
+        Command::Sim { arguments } => {
+            let mut all = vec!["run", "--release", "--package", "pacsvault-chaos", "--bin", "pacsvault-sim", "--"];
+            all.extend(arguments.iter().map(String::as_str));
+            tools::cargo(&all)
+        }
+        Command::Bench(options) => bench::run(&options),
+    }
+}

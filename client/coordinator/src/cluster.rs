@@ -10,8 +10,9 @@ use std::{
 };
 
 use pacsvault_core::{
+    codec::Coder,
     ids::{LogIndex, NodeId, VolumeId},
-    layout::{Layout, NodeState},
+    layout::{Layout, NodeState, profile::Code},
 };
 use pacsvault_ports::{
     env::{MonoTime, SharedEnv},
@@ -39,6 +40,7 @@ struct Known {
     full: BTreeMap<VolumeId, MonoTime>,
     latencies: BTreeMap<NodeId, Vec<Duration>>,
     preferred: Option<Target>,
+    coders: BTreeMap<Code, Coder>,
 }
 
 /// The cluster as one coordinator sees it.
@@ -60,6 +62,11 @@ impl Cluster {
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The coder of `code`: one per code, since it owns caches and recycled buffers.
+    pub fn coder(&self, code: Code) -> Coder {
+        self.known().coders.entry(code).or_insert_with(|| Coder::new(code)).clone()
     }
 
     /// Raises `freshness` so that the writes of this coordinator are seen.
@@ -141,7 +148,8 @@ impl Cluster {
     pub async fn ask(&self, request: &Request) -> Result<Reply, Fault> {
         let end = self.env.now().0 + self.options.operation_deadline;
         let mut unknown = false;
-        let mut last = Fault::new(Class::Retry, "PV-NO-NODE", "no node of the cluster is known: name at least one endpoint");
+        let mut last =
+            Fault::new(Class::Retry, "PV-NO-NODE", "no node of the cluster is known: name at least one endpoint");
         loop {
             for target in self.targets() {
                 let left = end.saturating_sub(self.env.now().0);

@@ -54,9 +54,10 @@ pub async fn fetch(cluster: &Arc<Cluster>, wanted: &Wanted<'_>) -> Result<Vec<By
         0..shard_bytes
     };
     let layout = cluster.layout().await?;
-    let data_wanted: Vec<u8> = (0..code.data_u8()).filter(|index| (first..=last).contains(&u64::from(*index))).collect();
+    let data_wanted: Vec<u8> =
+        (0..code.data_u8()).filter(|index| (first..=last).contains(&u64::from(*index))).collect();
     let parts = gather(cluster, &layout, wanted, stripe, &data_wanted, columns.clone()).await?;
-    let data = restore(code, parts, &data_wanted)?;
+    let data = restore(&cluster.coder(code), parts, &data_wanted)?;
     let mut pieces = Vec::with_capacity(data.len());
     for (index, bytes) in data {
         let starts = u64::from(index) * shard_bytes + columns.start;
@@ -79,15 +80,15 @@ fn aligned(range: Range<u64>, shard_bytes: u64) -> Range<u64> {
 }
 
 /// The wanted data shards (their `columns`), rebuilt where they are missing.
-fn restore(code: Code, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, Bytes)>, Fault> {
-    let mut shards: Vec<Option<Bytes>> = vec![None; code.total()];
+fn restore(coder: &Coder, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, Bytes)>, Fault> {
+    let mut shards: Vec<Option<Bytes>> = vec![None; coder.code().total()];
     for part in parts {
         shards[usize::from(part.shard.0)] = Some(part.data);
     }
     let lost: Vec<ShardIndex> =
         wanted.iter().filter(|index| shards[usize::from(**index)].is_none()).map(|index| ShardIndex(*index)).collect();
     if !lost.is_empty() {
-        let rebuilt = Coder::new(code)
+        let rebuilt = coder
             .rebuild(&shards, &lost)
             .map_err(|error| Fault::new(Class::Bug, "PV-BUG", format!("cannot decode proven shards: {error}")))?;
         for (index, data) in lost.iter().zip(rebuilt) {
@@ -99,7 +100,13 @@ fn restore(code: Code, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, Bytes
 }
 
 /// Candidates in the order in which to ask them.
-fn candidates(cluster: &Cluster, layout: &Layout, stripe: &StripeSeal, wanted: &[u8], whole: bool) -> VecDeque<ShardIndex> {
+fn candidates(
+    cluster: &Cluster,
+    layout: &Layout,
+    stripe: &StripeSeal,
+    wanted: &[u8],
+    whole: bool,
+) -> VecDeque<ShardIndex> {
     let suspects = cluster.suspects();
     let rank = |index: u8| {
         let volume = stripe.placement[usize::from(index)];
@@ -135,7 +142,8 @@ async fn gather(
     let ask = |shard: ShardIndex| {
         let id = ShardId { instance: wanted.sealed.seal.instance, stripe: wanted.stripe, shard };
         let volume = stripe.placement[usize::from(shard.0)];
-        let question = Question { id, volume, root: stripe.shard_root, columns: columns.clone(), code: wanted.sealed.seal.code };
+        let question =
+            Question { id, volume, root: stripe.shard_root, columns: columns.clone(), code: wanted.sealed.seal.code };
         let (cluster, layout) = (cluster.clone(), layout.clone());
         async move {
             let answer = question.ask(&cluster, &layout).await;
@@ -151,7 +159,8 @@ async fn gather(
     // Once one wanted part fails or is slow, only `k` parts can end the fetch.
     let mut hedge = Some(cluster.env.sleep(delay));
     loop {
-        let enough = parts.len() >= k || data_wanted.iter().all(|index| parts.iter().any(|part| part.shard.0 == *index));
+        let enough =
+            parts.len() >= k || data_wanted.iter().all(|index| parts.iter().any(|part| part.shard.0 == *index));
         if enough {
             return Ok(parts);
         }
@@ -258,13 +267,13 @@ impl Question {
         let proven = if whole {
             Digest::of(&data) == header.digest
         } else {
-            checksum::verify_chunks(&data, offset_bytes, &header.chunk_crcs).is_ok()
+            let first_chunk = to_usize(offset_bytes) / CHUNK_BYTES;
+            checksum::verify_chunks(&data, first_chunk, &header.chunk_crcs).is_ok()
         };
         if proven { Ok(data) } else { Err(wrong("damaged bytes")) }
     }
 }
 
 fn proven_header(header: &ShardHeader, root: &Digest) -> bool {
-    let index = usize::from(header.id.shard.0);
-    merkle::verify(*root, header.digest, index, header.code.total(), &header.merkle_path)
+    merkle::verify(*root, header.digest, header.id.shard, header.code.total(), &header.merkle_path)
 }

@@ -3,11 +3,7 @@
 //! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. When the whole content was read
 //! its BLAKE3 equals the one in the catalog, or the last item is an error.
 
-use std::{
-    collections::VecDeque,
-    ops::Range,
-    sync::Arc,
-};
+use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use futures::channel::oneshot;
@@ -63,7 +59,15 @@ impl Download {
             start = stop;
         }
         let hasher = (range == (0..size)).then(blake3::Hasher::new);
-        Ok(Self { cluster, sealed: Arc::new(sealed), range, todo, ahead: VecDeque::new(), pieces: VecDeque::new(), hasher })
+        Ok(Self {
+            cluster,
+            sealed: Arc::new(sealed),
+            range,
+            todo,
+            ahead: VecDeque::new(),
+            pieces: VecDeque::new(),
+            hasher,
+        })
     }
 
     /// What is being read.
@@ -93,7 +97,8 @@ impl Download {
                 Ok(Ok(pieces)) => self.pieces.extend(pieces),
                 Ok(Err(fault)) => return Some(Err(self.end(fault))),
                 Err(_) => {
-                    let fault = Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere");
+                    let fault =
+                        Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere");
                     return Some(Err(self.end(fault)));
                 }
             }
@@ -143,7 +148,8 @@ impl Download {
             return Ok(());
         }
         let key = &self.sealed.seal.key;
-        let text = format!("{key} reads as BLAKE3 {digest} instead of {expected}: do not use these bytes and report this");
+        let text =
+            format!("{key} reads as BLAKE3 {digest} instead of {expected}: do not use these bytes and report this");
         Err(Fault::new(Class::Bug, "PV-CONTENT-DIGEST", text))
     }
 }

@@ -206,9 +206,11 @@ impl Coordinator {
         let lookup = Lookup { key: key.clone(), version, freshness };
         match self.cluster.ask(&Request::Lookup(lookup)).await? {
             Reply::Found { sealed: Some(sealed), .. } => Ok(*sealed),
-            Reply::Found { sealed: None, .. } => {
-                Err(Fault::new(Class::NotFound, "PV-NOT-FOUND", format!("{key} is not stored; `pacsvault ls` lists what is")))
-            }
+            Reply::Found { sealed: None, .. } => Err(Fault::new(
+                Class::NotFound,
+                "PV-NOT-FOUND",
+                format!("{key} is not stored; `pacsvault ls` lists what is"),
+            )),
             other => Err(unexpected(&other)),
         }
     }

@@ -125,7 +125,10 @@ impl Upload {
         if let Some(declared) = self.header.declared_size_bytes
             && self.size_bytes != declared
         {
-            let text = format!("the content ended after {} of the {declared} bytes declared; nothing was stored", self.size_bytes);
+            let text = format!(
+                "the content ended after {} of the {declared} bytes declared; nothing was stored",
+                self.size_bytes
+            );
             return Err(Fault::new(Class::Reject, "PV-SIZE-MISMATCH", text));
         }
         if !self.filling.is_empty() || self.next_stripe == 0 {
@@ -149,7 +152,8 @@ impl Upload {
     }
 
     async fn seal(self, digest: Digest) -> Result<Stored, Fault> {
-        let (profile, _) = self.plan.as_ref().ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", "an upload without a stripe"))?;
+        let (profile, _) =
+            self.plan.as_ref().ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", "an upload without a stripe"))?;
         let cluster = &self.coordinator.cluster;
         let layout = cluster.layout().await?;
         let seal = Seal {
@@ -192,7 +196,10 @@ impl Upload {
         let kib = u32::try_from((content >> 10) * 3 / 2 + 1).unwrap_or(u32::MAX);
         let limit = u32::try_from(self.coordinator.cluster.options.stripe_memory_bytes >> 10).unwrap_or(u32::MAX);
         let memory = self.coordinator.cluster.memory.clone();
-        memory.acquire_many_owned(kib.min(limit)).await.map_err(|_| Fault::new(Class::Bug, "PV-BUG", "the memory gauge is closed"))
+        memory
+            .acquire_many_owned(kib.min(limit))
+            .await
+            .map_err(|_| Fault::new(Class::Bug, "PV-BUG", "the memory gauge is closed"))
     }
 
     async fn plan(&mut self) -> Result<(Arc<Profile>, Coder), Fault> {
@@ -203,9 +210,13 @@ impl Upload {
         let name = self.header.profile.as_ref().unwrap_or(&layout.default_profile);
         let profile = layout.profiles.get(name).cloned().ok_or_else(|| {
             let known: Vec<_> = layout.profiles.keys().map(ToString::to_string).collect();
-            Fault::new(Class::Reject, "PV-NO-PROFILE", format!("there is no profile {name}; there are {}", known.join(", ")))
+            Fault::new(
+                Class::Reject,
+                "PV-NO-PROFILE",
+                format!("there is no profile {name}; there are {}", known.join(", ")),
+            )
         })?;
-        let coder = Coder::new(profile.code);
+        let coder = self.coordinator.cluster.coder(profile.code);
         let plan = (Arc::new(profile), coder);
         self.plan = Some(plan.clone());
         Ok(plan)

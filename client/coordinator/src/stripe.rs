@@ -102,7 +102,11 @@ pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand
             layout = cluster.refresh_layout().await?;
             avoid.clear();
             placement::place(&layout, profile, id.instance, id.stripe, &avoid).map_err(|error| {
-                Fault::new(Class::Retry, "PV-NO-VOLUMES", format!("cannot place a stripe of profile {}: {error}", profile.name))
+                Fault::new(
+                    Class::Retry,
+                    "PV-NO-VOLUMES",
+                    format!("cannot place a stripe of profile {}: {error}", profile.name),
+                )
             })?
         }
     };
@@ -216,7 +220,9 @@ async fn put_shard(
     let request = Request::PutShard(Box::new(PutShard { volume, header, data }));
     match cluster.peer.call(&target_of(node), request, cluster.options.shard_deadline).await? {
         Reply::Durable(durable) if durable == expected => Ok(durable),
-        Reply::Durable(_) => Err(Fault::new(Class::Corrupt, "PV-WRONG-SHARD", format!("{} confirmed another shard", node.name))),
+        Reply::Durable(_) => {
+            Err(Fault::new(Class::Corrupt, "PV-WRONG-SHARD", format!("{} confirmed another shard", node.name)))
+        }
         other => Err(unexpected(&other)),
     }
 }

@@ -63,7 +63,8 @@ pub async fn verify(cluster: &Arc<Cluster>, sealed: &SealedInstance) -> Result<V
         };
         let persisted = stripe.persisted & (1 << shard) != 0;
         async move {
-            let finding = if persisted { finding(question.ask(&cluster, &layout).await) } else { ShardFinding::Missing };
+            let finding =
+                if persisted { finding(question.ask(&cluster, &layout).await) } else { ShardFinding::Missing };
             let node = layout.node_of(volume);
             ShardCheck {
                 stripe: index,

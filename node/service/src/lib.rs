@@ -33,6 +33,7 @@ use pacsvault_volume::Volume;
 
 pub use local::LocalFirst;
 pub use member::{Founding, Membership, Registry};
+pub use requests::Front;
 
 /// Highest version of commands and formats that this build understands.
 pub const FORMAT_VERSION: u32 = 1;
@@ -61,10 +62,7 @@ pub struct Profile {
 /// Starts the replica once the node knows its id. Implemented by the shell, which owns the stores.
 pub trait ReplicaStarter: Send + Sync + 'static {
     /// Opens the stores and starts consensus as `node`.
-    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>>;
-    /// Makes `replica` the only member of a new cluster; fine if it already is.
-    fn found(&self, replica: Arc<dyn Replica>) -> BoxFuture<'static, Result<(), Fault>>;
-}
+    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>>;}
 
 /// One volume and the capacity it was formatted with.
 #[derive(Clone)]

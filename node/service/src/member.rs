@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::{Command, Outcome},
-    ids::{ClusterId, NodeId},
+    ids::{ClusterId, LogIndex, NodeId},
     layout::{Profile as StorageProfile, profile},
 };
 use pacsvault_ports::peer::{Class, Fault, Reply, Request, Target};
@@ -115,7 +115,9 @@ impl Node {
 
     async fn finish_founding(&self, profiles: &[StorageProfile]) -> Result<(), Fault> {
         let replica = self.member()?;
-        self.starter.found(replica.clone()).await?;
+        if replica.status().last_log == LogIndex(0) {
+            replica.initialise().await?;
+        }
         let built_in = profile::built_in();
         let profiles = if profiles.is_empty() { &built_in[..] } else { profiles };
         let init = Command::InitCluster {

@@ -141,7 +141,7 @@ impl Node {
 
     fn status(&self) -> NodeStatus {
         let replica = self.replica().map(|replica| replica.status());
-        let volumes = self.volumes.iter().map(|(id, own)| self.volume_status(*id, own)).collect();
+        let volumes = self.volume_statuses();
         let profile = &self.profile;
         NodeStatus {
             node: replica.as_ref().map(|status| status.node),
@@ -160,7 +160,12 @@ impl Node {
         }
     }
 
-    fn volume_status(&self, id: VolumeId, own: &crate::OwnVolume) -> VolumeStatus {
+    /// How this node's volumes are.
+    pub fn volume_statuses(&self) -> Vec<VolumeStatus> {
+        self.volumes.iter().map(|(id, own)| Self::volume_status(*id, own)).collect()
+    }
+
+    fn volume_status(id: VolumeId, own: &crate::OwnVolume) -> VolumeStatus {
         let status = own.volume.status();
         VolumeStatus {
             volume: id,

@@ -1,0 +1,77 @@
+//! The gate: static checks and all tests.
+
+use std::{collections::BTreeSet, fs, process::Command};
+
+use anyhow::bail;
+use clap::Args;
+
+use crate::{crash_points, layers, setup, tools};
+
+/// How much to test.
+#[derive(Args)]
+pub struct TestOptions {
+    /// Also the long runs of the real-process tests and 2 000 simulated clusters.
+    #[arg(long)]
+    long: bool,
+}
+
+/// All static checks. Writes nothing.
+pub fn run() -> anyhow::Result<()> {
+    setup::run()?;
+    tools::cargo(&["fmt", "--all", "--check"])?;
+    layers::run()?;
+    error_pages()?;
+    crash_points::run()?;
+    tools::cargo(&["clippy", "--release", "--workspace", "--all-targets", "--", "--deny", "warnings"])
+}
+
+/// All tests.
+pub fn test(options: &TestOptions) -> anyhow::Result<()> {
+    setup::run()?;
+    // The real-process tests run these.
+    tools::cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])?;
+    let nextest = tools::on_path("cargo-nextest");
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(tools::root());
+    if nextest {
+        command.args(["nextest", "run", "--release", "--workspace", "--no-fail-fast"]);
+    } else {
+        command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
+    }
+    command.env("PACSVAULT_BIN_DIR", tools::target().join("release"));
+    if options.long {
+        command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "2000");
+    }
+    tools::run(&mut command)
+}
+
+/// Every error code in the code has a page in `docs/errors`, and every page a code.
+fn error_pages() -> anyhow::Result<()> {
+    let mut codes = BTreeSet::new();
+    for path in tools::files(&tools::root(), "rs")? {
+        if path.starts_with(tools::root().join("xtask")) {
+            continue;
+        }
+        let text = fs::read_to_string(&path)?;
+        for piece in text.split("\"PV-").skip(1) {
+            let code: String = piece.chars().take_while(|c| c.is_ascii_uppercase() || *c == '-').collect();
+            if piece[code.len()..].starts_with('"') {
+                codes.insert(format!("PV-{code}"));
+            }
+        }
+    }
+    let mut pages = BTreeSet::new();
+    for path in tools::files(&tools::root().join("docs/errors"), "md")? {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("PV-") {
+            pages.insert(name);
+        }
+    }
+    let undocumented: Vec<_> = codes.difference(&pages).cloned().collect();
+    let stale: Vec<_> = pages.difference(&codes).cloned().collect();
+    if undocumented.is_empty() && stale.is_empty() {
+        println!("error pages: {} codes, each with its page", codes.len());
+        return Ok(());
+    }
+    bail!("docs/errors: without a page: {undocumented:?}; without a code: {stale:?}")
+}
