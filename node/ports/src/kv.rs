@@ -58,8 +58,10 @@ pub trait Install: Send {
     fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), KvError>;
 }
 
-/// The result page of a scan: keys and values in order.
-pub type Rows = Vec<(Vec<u8>, Vec<u8>)>;
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
+/// The result page of a scan: rows in order.
+pub type Rows = Vec<Row>;
 
 /// The store. All methods block; call them from a blocking context, or inline where reads are known to be cached.
 pub trait Kv: Send + Sync {
@@ -68,7 +70,7 @@ pub trait Kv: Send + Sync {
     /// At most `limit` rows with `from <= key < to`, in ascending order.
     fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Rows, KvError>;
     /// The last row with `from <= key < to`.
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, KvError>;
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, KvError>;
     /// Applies a batch.
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError>;
     /// Makes everything written so far durable, whatever its durability was.
