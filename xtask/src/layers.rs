@@ -32,7 +32,18 @@ const ROOMS: &[Room] = &[
     Room {
         dir: "node",
         name: "node",
-        may_use: &["core", "ports", "volume", "kv", "consensus", "security", "runtime", "coordinator", "rpc", "service"],
+        may_use: &[
+            "core",
+            "ports",
+            "volume",
+            "kv",
+            "consensus",
+            "security",
+            "runtime",
+            "coordinator",
+            "rpc",
+            "service",
+        ],
     },
     Room {
         dir: "client",
@@ -65,8 +76,17 @@ const OWNED: &[(&str, &[&str])] = &[
 /// Words that may not appear in the code (outside tests) of layers 0 to 2 and of what the simulator runs.
 const PURE: &[&str] = &["core", "ports", "coordinator", "service", "volume", "consensus"];
 const IMPURE_WORDS: &[&str] = &[
-    "Instant::now", "SystemTime::now", "tokio::spawn", "tokio::time", "tokio::net", "tokio::fs", "thread::spawn",
-    "spawn_blocking", "rand::", "HashMap::new", "thread::sleep",
+    "Instant::now",
+    "SystemTime::now",
+    "tokio::spawn",
+    "tokio::time",
+    "tokio::net",
+    "tokio::fs",
+    "thread::spawn",
+    "spawn_blocking",
+    "rand::",
+    "HashMap::new",
+    "thread::sleep",
 ];
 /// Files of those rooms that implement a port for production, and may.
 const IMPURE_FILES: &[&str] = &["node/volume/src/file_disk.rs"];
@@ -118,7 +138,8 @@ fn dependencies(manifest: &str) -> Vec<&str> {
         if line.starts_with('[') {
             section = line.trim();
         } else if section == "[dependencies]"
-            && let Some(name) = line.split(['.', '=', ' ']).next().filter(|name| !name.is_empty() && !name.starts_with('#'))
+            && let Some(name) =
+                line.split(['.', '=', ' ']).next().filter(|name| !name.is_empty() && !name.starts_with('#'))
         {
             found.push(name);
         }

@@ -24,11 +24,16 @@ fn has_libclang() -> bool {
     }
     let holds = |dir: &Path| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).any(|name| name.starts_with("libclang") && name.contains(".so"))
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .any(|name| name.starts_with("libclang") && name.contains(".so"))
     };
     let llvm = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    let mut dirs: Vec<_> =
-        llvm.map(|entry| entry.path()).filter(|path| path.to_string_lossy().contains("/llvm-")).map(|path| path.join("lib")).collect();
+    let mut dirs: Vec<_> = llvm
+        .map(|entry| entry.path())
+        .filter(|path| path.to_string_lossy().contains("/llvm-"))
+        .map(|path| path.join("lib"))
+        .collect();
     dirs.extend(["/usr/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"].map(Into::into));
     dirs.iter().any(|dir| holds(dir))
 }
@@ -41,7 +46,10 @@ pub fn run() -> anyhow::Result<()> {
     }
     let install = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
     if !tools::on_path("apt-get") {
-        bail!("this machine lacks what the Debian packages {} hold: install the like, then try again", packages.join(" and "));
+        bail!(
+            "this machine lacks what the Debian packages {} hold: install the like, then try again",
+            packages.join(" and ")
+        );
     }
     let root = tools::output(Command::new("id").arg("-u"))?.trim() == "0";
     if !root {
@@ -50,7 +58,10 @@ pub fn run() -> anyhow::Result<()> {
     eprintln!("installing {}", packages.join(", "));
     tools::run(Command::new("apt-get").arg("update").arg("-q"))?;
     let mut command = Command::new("apt-get");
-    command.args(["install", "-y", "-q", "--no-install-recommends"]).args(&packages).env("DEBIAN_FRONTEND", "noninteractive");
+    command
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(&packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
     tools::run(&mut command)?;
     if missing().is_empty() { Ok(()) } else { bail!("still missing after the installation: {}", missing().join(", ")) }
 }

@@ -1,0 +1,170 @@
+//! Measures a cluster of real processes and prints figures with machine and commit.
+
+use std::{fs, process::Command, time::Duration};
+
+use anyhow::Context;
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    cluster::{self, Cluster},
+    setup, tools,
+};
+
+/// What to measure.
+#[derive(Args)]
+pub struct Options {
+    /// Seconds per measurement.
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
+    /// Repetitions; medians are printed.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Only put/get, without metadata, codec and shard store.
+    #[arg(long)]
+    transfer_only: bool,
+}
+
+/// Runs all benchmarks.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    setup::run()?;
+    cluster::build()?;
+    println!("machine: {}", machine());
+    println!(
+        "commit:  {}",
+        tools::output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(tools::root()))?.trim()
+    );
+    transfers(options)?;
+    if options.transfer_only {
+        return Ok(());
+    }
+    metadata(options)?;
+    upload_memory()?;
+    println!("\n## codec, one core");
+    tools::cargo(&["run", "--release", "--quiet", "--package", "pacsvault-core", "--example", "codec_bench"])?;
+    println!("\n## shard store against raw writes");
+    let dir = tools::target().join("bench-volume");
+    let shown = dir.display().to_string();
+    tools::cargo(&[
+        "run",
+        "--release",
+        "--quiet",
+        "--package",
+        "pacsvault-volume",
+        "--example",
+        "append_bench",
+        "--",
+        &shown,
+    ])?;
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(())
+}
+
+fn machine() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = info.lines().filter(|line| line.starts_with("processor")).count();
+    format!("{} cores,{}", cores, model.trim_start_matches(['\t', ' ', ':']).trim())
+}
+
+struct Case {
+    name: &'static str,
+    operation: &'static str,
+    size: &'static str,
+    clients: &'static str,
+    via_node: bool,
+}
+
+const CASES: [Case; 6] = [
+    Case { name: "put 512 KiB x 16 direct", operation: "put", size: "512KiB", clients: "16", via_node: false },
+    Case { name: "put 512 KiB x 16 via node", operation: "put", size: "512KiB", clients: "16", via_node: true },
+    Case { name: "get 512 KiB x 16 direct", operation: "get", size: "512KiB", clients: "16", via_node: false },
+    Case { name: "put 32 MiB x 4 direct", operation: "put", size: "32MiB", clients: "4", via_node: false },
+    Case { name: "put 32 MiB x 4 via node", operation: "put", size: "32MiB", clients: "4", via_node: true },
+    Case { name: "get 32 MiB x 4 direct", operation: "get", size: "32MiB", clients: "4", via_node: false },
+];
+
+fn transfers(options: &Options) -> anyhow::Result<()> {
+    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 2)?;
+    cluster.start(|_| true)?;
+    cluster.form()?;
+    println!("\n## put and get, 3 sites x 2 nodes on loopback, 4+2, mTLS, fsync; medians of {} rounds", options.rounds);
+    println!("{:28} {:>8} {:>9} {:>9} {:>12} {:>14}", "case", "MB/s", "p50 ms", "p99 ms", "CPU s/GB", "written/stored");
+    for case in &CASES {
+        let mut rounds = Vec::new();
+        for _ in 0..options.rounds {
+            rounds.push(transfer(&cluster, case, options.seconds)?);
+        }
+        let median = |pick: fn(&[f64; 5]) -> f64| {
+            let mut values: Vec<f64> = rounds.iter().map(pick).collect();
+            values.sort_by(f64::total_cmp);
+            values[values.len() / 2]
+        };
+        println!(
+            "{:28} {:8.0} {:9.1} {:9.1} {:12.2} {:14.2}",
+            case.name,
+            median(|row| row[0]),
+            median(|row| row[1]),
+            median(|row| row[2]),
+            median(|row| row[3]),
+            median(|row| row[4])
+        );
+    }
+    println!("resident memory of the largest node afterwards: {} MiB", cluster.resident_bytes_max() >> 20);
+    Ok(())
+}
+
+/// MB/s, p50 ms, p99 ms, CPU s/GB over all processes, bytes written per byte stored.
+#[allow(clippy::cast_precision_loss, reason = "ratios are shown with two decimals")]
+fn transfer(cluster: &Cluster, case: &Case, seconds: u32) -> anyhow::Result<[f64; 5]> {
+    let (cpu_before, written_before) = cluster.usage();
+    let mut command = cluster.client();
+    command.args(["bench", case.operation, "--size", case.size, "--clients", case.clients, "--json"]);
+    command.args(["--seconds", &seconds.to_string()]);
+    if case.via_node {
+        command.arg("--via-node");
+    }
+    let text = tools::output(&mut command)?;
+    let line = text.lines().last().context("the benchmark printed nothing")?;
+    let row: Value = serde_json::from_str(line)?;
+    let (cpu_after, written_after) = cluster.usage();
+    let number = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
+    let bytes = number("bytes");
+    let cpu = cpu_after - cpu_before + number("cpu_seconds");
+    let written = (written_after - written_before) as f64 / bytes;
+    Ok([number("mb_per_s"), number("p50_ms"), number("p99_ms"), cpu / (bytes / 1e9), written])
+}
+
+fn metadata(options: &Options) -> anyhow::Result<()> {
+    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 1)?;
+    cluster.start(|_| true)?;
+    cluster.form()?;
+    println!("\n## metadata commits, 3 members on one disk");
+    let mut command = cluster.client();
+    command.args(["bench", "metadata", "--clients", "1,64,256", "--seconds", &options.seconds.to_string()]);
+    print!("{}", tools::output(&mut command)?);
+    drop(cluster);
+    println!("etcd beside it: see `tests/etcd_bench.sh`");
+    Ok(())
+}
+
+#[allow(clippy::cast_precision_loss, reason = "shown without decimals")]
+fn upload_memory() -> anyhow::Result<()> {
+    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 2)?;
+    cluster.start(|_| true)?;
+    cluster.form()?;
+    let before = cluster.resident_bytes_max();
+    let mut command = cluster.client();
+    command.args(["bench", "put", "--size", "2GiB", "--clients", "1", "--count", "1", "--via-node", "--json"]);
+    let mut child = command.stdout(std::process::Stdio::null()).spawn()?;
+    let mut most = 0;
+    while child.try_wait()?.is_none() {
+        most = most.max(cluster.resident_bytes_max());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    println!("\n## resident memory while 2 GiB are uploaded through one node");
+    println!("largest node: {} MiB before, {} MiB at most during", before >> 20, most >> 20);
+    Ok(())
+}

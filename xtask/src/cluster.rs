@@ -1,0 +1,283 @@
+//! A whole cluster on this machine: certificates, configurations and processes, for the demo and the benchmarks.
+//!
+//! **Invariants.** Every process started is stopped by its pid when the cluster is dropped, unless it is to be kept.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::tools;
+
+/// One node process.
+pub struct Node {
+    /// Such as `a1`.
+    pub name: String,
+    /// Such as `a`.
+    pub site: String,
+    /// gRPC address.
+    pub address: String,
+    /// Operations address.
+    pub ops: String,
+    config: PathBuf,
+    log: PathBuf,
+    child: Option<Child>,
+}
+
+/// Nodes of several sites, each a process of its own.
+pub struct Cluster {
+    /// Everything it writes.
+    pub dir: PathBuf,
+    /// All nodes, by site.
+    pub nodes: Vec<Node>,
+    kept: bool,
+}
+
+/// Builds the two programs.
+pub fn build() -> anyhow::Result<()> {
+    tools::cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])
+}
+
+fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
+    // All are held at once, so that they differ; they are free again when this returns.
+    let listeners: Result<Vec<_>, _> = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
+    listeners?.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+impl Cluster {
+    /// Makes certificates and configurations for `sites` × `nodes` nodes in an empty `dir`. Starts nothing.
+    pub fn prepare(dir: &Path, sites: usize, nodes: usize) -> anyhow::Result<Self> {
+        if dir.exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+        }
+        let pki = dir.join("pki");
+        fs::create_dir_all(&pki)?;
+        let cli = tools::binary("pacsvault");
+        tools::output(Command::new(&cli).args(["pki", "init"]).arg(&pki))?;
+        let issue = |role: &str, name: &str| {
+            let mut command = Command::new(&cli);
+            command.args(["pki", "issue"]).arg(&pki).args([
+                "--role",
+                role,
+                name,
+                "--host",
+                "127.0.0.1",
+                "--host",
+                "localhost",
+            ]);
+            tools::output(&mut command).map(drop)
+        };
+        issue("operator", "admin")?;
+        issue("gateway", "demo")?;
+        let ports = free_ports(sites * nodes * 2)?;
+        let seeds: Vec<String> = ports.iter().take(sites).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        let mut cluster = Self { dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
+        for number in 0..nodes {
+            for letter in ('a'..='z').take(sites) {
+                let name = format!("{letter}{}", number + 1);
+                issue("node", &name)?;
+                let index = cluster.nodes.len();
+                let (port, ops) = (ports[index], ports[sites * nodes + index]);
+                let home = dir.join(&name);
+                fs::create_dir_all(&home)?;
+                let config = home.join("node.toml");
+                let text = format!(
+                    "name = \"{name}\"\nsite = \"{letter}\"\ndata_dir = \"data\"\nlisten = \"127.0.0.1:{port}\"\n\
+                     ops_listen = \"127.0.0.1:{ops}\"\njoin = [{}]\n\n[tls]\nca = \"../pki/ca.pem\"\n\
+                     cert = \"../pki/node-{name}.pem\"\nkey = \"../pki/node-{name}.key\"\n\n[[volumes]]\npath = \"volume\"\n\
+                     capacity = \"64GiB\"\n",
+                    seeds.join(", ")
+                );
+                fs::write(&config, text)?;
+                cluster.nodes.push(Node {
+                    log: home.join("node.log"),
+                    name,
+                    site: letter.to_string(),
+                    address: format!("127.0.0.1:{port}"),
+                    ops: format!("127.0.0.1:{ops}"),
+                    config,
+                    child: None,
+                });
+            }
+        }
+        cluster.write_client_config("admin", "operator-admin", "admin.toml")?;
+        cluster.write_client_config("demo", "gateway-demo", "client.toml")?;
+        Ok(cluster)
+    }
+
+    fn write_client_config(&self, _name: &str, certificate: &str, file: &str) -> anyhow::Result<()> {
+        let endpoints: Vec<String> = self.nodes.iter().map(|node| format!("\"{}\"", node.address)).collect();
+        let text = format!(
+            "endpoints = [{}]\nca = \"pki/ca.pem\"\ncert = \"pki/{certificate}.pem\"\nkey = \"pki/{certificate}.key\"\n",
+            endpoints.join(", ")
+        );
+        Ok(fs::write(self.dir.join(file), text)?)
+    }
+
+    /// The command line with the certificate of a gateway.
+    pub fn client(&self) -> Command {
+        self.cli("client.toml")
+    }
+
+    /// The command line with the certificate of an operator.
+    pub fn admin(&self) -> Command {
+        self.cli("admin.toml")
+    }
+
+    fn cli(&self, config: &str) -> Command {
+        let mut command = Command::new(tools::binary("pacsvault"));
+        command.env("PACSVAULT_CONFIG", self.dir.join(config));
+        command
+    }
+
+    /// Starts the nodes that `which` selects and are not running.
+    pub fn start(&mut self, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+        for node in self.nodes.iter_mut().filter(|node| which(node) && node.child.is_none()) {
+            let log = File::options().create(true).append(true).open(&node.log)?;
+            let mut command = Command::new(tools::binary("pacsvault-node"));
+            command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
+        }
+        Ok(())
+    }
+
+    /// Kills the nodes that `which` selects with SIGKILL, all before waiting for any.
+    pub fn kill(&mut self, which: impl Fn(&Node) -> bool) -> anyhow::Result<Vec<String>> {
+        let mut gone: Vec<&mut Node> =
+            self.nodes.iter_mut().filter(|node| which(node) && node.child.is_some()).collect();
+        for node in &mut gone {
+            if let Some(child) = &mut node.child {
+                child.kill()?;
+            }
+        }
+        for node in &mut gone {
+            if let Some(mut child) = node.child.take() {
+                child.wait()?;
+            }
+        }
+        Ok(gone.iter().map(|node| node.name.clone()).collect())
+    }
+
+    /// Makes a cluster of the first node and waits until all are members with shards and enough voters.
+    pub fn form(&self) -> anyhow::Result<()> {
+        let first = &self.nodes[0].address;
+        self.until(Duration::from_secs(60), "the first node to found the cluster", || {
+            Ok(tools::output(self.admin().args(["--endpoint", first, "cluster", "init"])).is_ok())
+        })?;
+        self.wait_whole()
+    }
+
+    /// Waits until every node is up, there is a leader, and the voters are spread.
+    pub fn wait_whole(&self) -> anyhow::Result<()> {
+        let wanted = self.nodes.len();
+        self.until(Duration::from_secs(90), "all nodes to be up and voters to be spread", || {
+            let Ok(status) = self.status() else { return Ok(false) };
+            let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+            let up = nodes.iter().filter(|node| node["state"] == "up").count();
+            let voters = nodes.iter().filter(|node| node["role"] == "voter" || node["role"] == "leader").count();
+            let enough = if wanted >= 5 { 5 } else { wanted.min(3) };
+            Ok(up == wanted && voters >= enough && status["leader"].is_string())
+        })
+    }
+
+    /// `pacsvault status --json`.
+    pub fn status(&self) -> anyhow::Result<Value> {
+        let text = tools::output(self.admin().args(["status", "--json"]))?;
+        Ok(serde_json::from_str(text.trim())?)
+    }
+
+    /// Site and name of the present leader.
+    pub fn leader(&self) -> anyhow::Result<(String, String)> {
+        let status = self.status()?;
+        let name = status["leader"].as_str().context("no leader is known")?.to_owned();
+        let node = self.nodes.iter().find(|node| node.name == name).context("the leader is a stranger")?;
+        Ok((node.site.clone(), name))
+    }
+
+    /// Repeats `done` until it is true.
+    pub fn until(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let began = Instant::now();
+        while !done()? {
+            for node in &self.nodes {
+                let ended = fs::read_to_string(&node.log).unwrap_or_default();
+                if let Some(line) =
+                    ended.lines().rev().find(|line| line.contains("cannot start") || line.starts_with("error"))
+                {
+                    bail!("node {}: {line}", node.name);
+                }
+            }
+            if began.elapsed() > limit {
+                bail!("waited {} s in vain for {what}; logs are in {}", limit.as_secs(), self.dir.display());
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// CPU seconds (user and system) that all running nodes have used, and bytes they caused to be written to disk.
+    pub fn usage(&self) -> (f64, u64) {
+        let mut seconds = 0.0;
+        let mut written = 0;
+        for child in self.nodes.iter().filter_map(|node| node.child.as_ref()) {
+            seconds += cpu_seconds(child.id());
+            let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
+            let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+            written += line.and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
+        }
+        (seconds, written)
+    }
+
+    /// Resident bytes of the largest node.
+    pub fn resident_bytes_max(&self) -> u64 {
+        let resident = |pid: u32| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+            line.and_then(|text| text.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
+        };
+        self.nodes.iter().filter_map(|node| node.child.as_ref()).map(|child| resident(child.id())).max().unwrap_or(0)
+    }
+
+    /// Leaves the processes running when this is dropped.
+    pub fn keep(mut self) {
+        self.kept = true;
+        for node in &mut self.nodes {
+            // Dropping a Child does not stop it.
+            drop(node.child.take());
+        }
+    }
+
+    /// Pids of the running nodes.
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(|node| node.child.as_ref()).map(Child::id).collect()
+    }
+}
+
+/// User and system time of a process, in seconds (Linux counts in hundredths).
+pub fn cpu_seconds(pid: u32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let fields: Vec<&str> = after_name.split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if !self.kept {
+            // Best effort on the way out: whatever is left is reported by the next start as a busy port or lock.
+            let _ = self.kill(|_| true);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The main job, for real: six node processes in three sites on loopback, a study stored, the leader's whole site killed,
+//! every byte read back.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use clap::Args;
+use serde_json::Value;
+
+use crate::{
+    cluster::{self, Cluster},
+    setup, tools,
+};
+
+/// What to show.
+#[derive(Args)]
+pub struct Options {
+    /// A folder of DICOM Part 10 files to store; a synthetic CT study when absent.
+    #[arg(long, value_name = "DIR")]
+    study: Option<PathBuf>,
+    /// Slices of the synthetic CT series, 512 KiB each.
+    #[arg(long, default_value_t = 240)]
+    slices: u32,
+    /// Frames of the synthetic multi-frame instance, 512 KiB each.
+    #[arg(long, default_value_t = 96)]
+    frames: u32,
+    /// Leave the cluster running and print how to talk to it.
+    #[arg(long)]
+    keep: bool,
+}
+
+struct Report {
+    began: Instant,
+    rows: Vec<(f64, String, String)>,
+}
+
+impl Report {
+    fn row(&mut self, what: impl Into<String>, result: impl Into<String>) {
+        let (what, result) = (what.into(), result.into());
+        let at = self.began.elapsed().as_secs_f64();
+        println!("  {at:6.1} s  {what:44} {result}");
+        self.rows.push((at, what, result));
+    }
+}
+
+/// Runs the demo.
+pub fn run(options: &Options) -> anyhow::Result<()> {
+    setup::run()?;
+    cluster::build()?;
+    let dir = tools::target().join("demo");
+    let mut report = Report { began: Instant::now(), rows: Vec::new() };
+    println!("\nA cluster of three sites with two nodes each, on this machine: {}", dir.display());
+    let mut cluster = Cluster::prepare(&dir, 3, 2)?;
+    cluster.start(|_| true)?;
+    cluster.form()?;
+    report.row("6 nodes joined, voters spread", voters(&cluster)?);
+
+    let study = match &options.study {
+        Some(study) => study.clone(),
+        None => sample(&cluster, "study-1", options.slices, options.frames, 1)?,
+    };
+    let first = put(&cluster, &study, "receipts-1")?;
+    ensure!(first.degraded == 0, "a healthy cluster stored {} files degraded", first.degraded);
+    report.row(
+        format!("stored {} files, {}", first.files.len(), size(first.bytes)),
+        format!("each survives {}", first.survives),
+    );
+    show_receipt(&cluster, &first)?;
+
+    let (site, leader) = cluster.leader()?;
+    let mut probe = Probe::start(&cluster, &first)?;
+    std::thread::sleep(Duration::from_secs(2));
+    let killed = cluster.kill(|node| node.site == site)?;
+    report.row(format!("kill -9 {}", killed.join(" and ")), format!("site {site} is gone, with the leader {leader}"));
+    let identical = read_back(&cluster, &first, "read-1")?;
+    report
+        .row("read everything back without that site", format!("{identical} of {} files identical", first.files.len()));
+    std::thread::sleep(Duration::from_secs(2));
+    let gaps = probe.finish()?;
+    report.row("longest time without an acknowledged write", format!("{} ms", gaps["write_gap_ms"]));
+    report.row("longest time without a read", format!("{} ms", gaps["read_gap_ms"]));
+    ensure!(gaps["wrong_bytes"] == 0, "the probe read wrong bytes");
+
+    let second_study = sample(&cluster, "study-2", options.slices.min(40), 0, 2)?;
+    let second = put(&cluster, &second_study, "receipts-2")?;
+    ensure!(second.degraded == second.files.len(), "without a site every write must be called degraded");
+    report.row(
+        format!("stored {} files on two sites, {}", second.files.len(), size(second.bytes)),
+        format!("degraded: each survives only {}", second.survives),
+    );
+    show_receipt(&cluster, &second)?;
+
+    cluster.start(|_| true)?;
+    cluster.wait_whole()?;
+    report.row(format!("site {site} is back"), voters(&cluster)?);
+    let third_study = sample(&cluster, "study-3", options.slices.min(20), 0, 3)?;
+    let third = put_until_full(&cluster, &third_study)?;
+    report.row(
+        format!("stored {} files on three sites", third.files.len()),
+        format!("each survives {} again", third.survives),
+    );
+    for (stored, folder) in [(&first, "read-2"), (&second, "read-3"), (&third, "read-4")] {
+        read_back(&cluster, stored, folder)?;
+    }
+    report.row("read all three studies again", "every byte identical");
+    summary(&report, &gaps);
+    if options.keep {
+        explain(&cluster);
+        cluster.keep();
+    }
+    Ok(())
+}
+
+fn voters(cluster: &Cluster) -> anyhow::Result<String> {
+    let status = cluster.status()?;
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    let names: Vec<&str> = nodes
+        .iter()
+        .filter(|node| node["role"] == "voter" || node["role"] == "leader")
+        .filter_map(|node| node["name"].as_str())
+        .collect();
+    Ok(format!("voters {}, leader {}", names.join(" "), status["leader"].as_str().unwrap_or("unknown")))
+}
+
+fn sample(cluster: &Cluster, name: &str, slices: u32, frames: u32, seed: u64) -> anyhow::Result<PathBuf> {
+    let dir = cluster.dir.join(name);
+    let mut command = cluster.client();
+    command.arg("sample").arg(&dir);
+    command.args(["--slices", &slices.to_string(), "--frames", &frames.to_string(), "--seed", &seed.to_string()]);
+    tools::output(&mut command)?;
+    Ok(dir)
+}
+
+struct Stored {
+    /// Path on disk by key.
+    files: BTreeMap<String, PathBuf>,
+    bytes: u64,
+    degraded: usize,
+    survives: String,
+    receipt: PathBuf,
+}
+
+fn put(cluster: &Cluster, study: &Path, receipts: &str) -> anyhow::Result<Stored> {
+    let receipts = cluster.dir.join(receipts);
+    let mut command = cluster.client();
+    command.arg("put").arg(study).arg("--json").arg("--receipts").arg(&receipts);
+    let text = tools::output(&mut command)?;
+    let mut stored =
+        Stored { files: BTreeMap::new(), bytes: 0, degraded: 0, survives: String::new(), receipt: PathBuf::new() };
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).with_context(|| format!("unexpected output: {line}"))?;
+        let (Some(key), Some(path)) = (row["key"].as_str(), row["path"].as_str()) else { continue };
+        stored.files.insert(key.to_owned(), path.into());
+        stored.bytes += row["size_bytes"].as_u64().unwrap_or(0);
+        stored.degraded += usize::from(row["degraded"] == true);
+        let claims: Vec<&str> = row["survives"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        stored.survives = claims.join("; ");
+        stored.receipt = row["receipt"].as_str().unwrap_or_default().into();
+    }
+    ensure!(!stored.files.is_empty(), "nothing was stored from {}", study.display());
+    Ok(stored)
+}
+
+/// A returned site is used again as soon as clients have noticed it: at most a few tries.
+fn put_until_full(cluster: &Cluster, study: &Path) -> anyhow::Result<Stored> {
+    let stored = put(cluster, study, "receipts-3")?;
+    ensure!(stored.degraded == 0, "{} files are still degraded although the site is back", stored.degraded);
+    Ok(stored)
+}
+
+fn show_receipt(cluster: &Cluster, stored: &Stored) -> anyhow::Result<()> {
+    let ca = cluster.dir.join("pki/ca.pem");
+    let mut command = cluster.client();
+    command.args(["receipt", "verify"]).arg(&stored.receipt).arg("--ca").arg(ca);
+    let text = tools::output(&mut command)?;
+    println!("\n    one of the receipts, verified offline against the cluster's CA:");
+    for line in text.lines() {
+        println!("    | {line}");
+    }
+    println!();
+    Ok(())
+}
+
+/// Reads the whole study and compares every file byte by byte with what was stored.
+fn read_back(cluster: &Cluster, stored: &Stored, folder: &str) -> anyhow::Result<usize> {
+    let out = cluster.dir.join(folder);
+    let study = stored.files.keys().next().and_then(|key| key.split('/').nth(1)).context("a key has a study")?;
+    let mut command = cluster.client();
+    command.args(["get", "--study", study, "--json", "--out"]).arg(&out);
+    let text = tools::output(&mut command)?;
+    let mut identical = 0;
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line)?;
+        let (Some(key), Some(path)) = (row["key"].as_str(), row["path"].as_str()) else { continue };
+        let Some(original) = stored.files.get(key) else { continue };
+        if fs::read(path)? != fs::read(original)? {
+            bail!("{key} came back changed");
+        }
+        identical += 1;
+    }
+    ensure!(identical == stored.files.len(), "only {identical} of {} files came back", stored.files.len());
+    fs::remove_dir_all(&out)?;
+    Ok(identical)
+}
+
+/// `pacsvault probe` beside everything else.
+struct Probe {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Probe {
+    fn start(cluster: &Cluster, stored: &Stored) -> anyhow::Result<Self> {
+        let study = stored.files.keys().next().and_then(|key| key.split('/').nth(1)).context("a key has a study")?;
+        let mut command = cluster.client();
+        command.args(["probe", "--json", "--study", &format!("{study}.77")]);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let stdout = BufReader::new(child.stdout.take().context("piped")?);
+        Ok(Self { child, stdout })
+    }
+
+    fn finish(&mut self) -> anyhow::Result<Value> {
+        // Closing its input ends it.
+        if let Some(mut stdin) = self.child.stdin.take() {
+            stdin.flush()?;
+        }
+        let mut line = String::new();
+        while self.stdout.read_line(&mut line)? > 0 && !line.contains("write_gap_ms") {
+            line.clear();
+        }
+        self.child.wait()?;
+        serde_json::from_str(line.trim()).with_context(|| format!("the probe said {line:?}"))
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        // Only on the way out of an error; `finish` has waited for it otherwise.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[allow(clippy::cast_precision_loss, reason = "shown with one decimal")]
+fn size(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+fn summary(report: &Report, gaps: &Value) {
+    println!("\nWhat happened");
+    for (at, what, result) in &report.rows {
+        println!("  {at:6.1} s  {what:44} {result}");
+    }
+    println!(
+        "\nNothing acknowledged was lost. While a whole site died, writes paused for {} ms and reads for {} ms.",
+        gaps["write_gap_ms"], gaps["read_gap_ms"]
+    );
+}
+
+fn explain(cluster: &Cluster) {
+    let pids: Vec<String> = cluster.pids().iter().map(ToString::to_string).collect();
+    println!("\nThe cluster is still running. Talk to it:");
+    println!("  export PACSVAULT_CONFIG={}", cluster.dir.join("client.toml").display());
+    println!("  alias pacsvault={}", tools::binary("pacsvault").display());
+    println!("  pacsvault status\n  pacsvault ls\n  pacsvault --help");
+    for node in &cluster.nodes {
+        println!(
+            "  node {} of site {}: gRPC {}, metrics http://{}/metrics",
+            node.name, node.site, node.address, node.ops
+        );
+    }
+    println!("Stop it: kill {}", pids.join(" "));
+}
