@@ -6,6 +6,7 @@ use futures::{StreamExt, stream};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{NodeId, ShardIndex, SiteName, StripeIndex, VolumeId},
+    layout::Layout,
     shard::ShardId,
 };
 use pacsvault_ports::peer::{Class, Fault};
@@ -48,35 +49,44 @@ pub struct ShardCheck {
 /// Checks all shards of all stripes, in order.
 pub async fn verify(cluster: &Arc<Cluster>, sealed: &SealedInstance) -> Result<Vec<ShardCheck>, Fault> {
     let layout = cluster.layout().await?;
-    let code = sealed.seal.code;
-    let questions = sealed.seal.stripes.iter().zip(0_u32..).flat_map(|(stripe, index)| {
-        stripe.placement.iter().zip(0_u8..).map(move |(volume, shard)| (stripe, StripeIndex(index), *volume, shard))
-    });
-    let checks = stream::iter(questions).map(|(stripe, index, volume, shard)| {
+    let checks = stream::iter(questions(sealed)).map(|(question, persisted)| {
         let (cluster, layout) = (cluster.clone(), layout.clone());
-        let question = Question {
-            id: ShardId { instance: sealed.seal.instance, stripe: index, shard: ShardIndex(shard) },
-            volume,
-            root: stripe.shard_root,
-            columns: 0..code.shard_bytes(stripe.stripe_bytes),
-            code,
-        };
-        let persisted = stripe.persisted & (1 << shard) != 0;
-        async move {
-            let finding =
-                if persisted { finding(question.ask(&cluster, &layout).await) } else { ShardFinding::Missing };
-            let node = layout.node_of(volume);
-            ShardCheck {
-                stripe: index,
-                shard: ShardIndex(shard),
-                volume,
-                node: node.map(|node| node.id),
-                site: node.map(|node| node.site.clone()),
-                finding,
-            }
-        }
+        check(cluster, layout, question, persisted)
     });
     Ok(checks.buffered(READS_AT_ONCE).collect().await)
+}
+
+/// One question per shard, and whether the shard was persisted when it was sealed. Owned, so that the future of a
+/// verification may move between threads.
+fn questions(sealed: &SealedInstance) -> Vec<(Question, bool)> {
+    let code = sealed.seal.code;
+    let mut questions = Vec::new();
+    for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
+        for (volume, shard) in stripe.placement.iter().zip(0_u8..) {
+            let question = Question {
+                id: ShardId { instance: sealed.seal.instance, stripe: StripeIndex(index), shard: ShardIndex(shard) },
+                volume: *volume,
+                root: stripe.shard_root,
+                columns: 0..code.shard_bytes(stripe.stripe_bytes),
+                code,
+            };
+            questions.push((question, stripe.persisted & (1 << shard) != 0));
+        }
+    }
+    questions
+}
+
+async fn check(cluster: Arc<Cluster>, layout: Arc<Layout>, question: Question, persisted: bool) -> ShardCheck {
+    let finding = if persisted { finding(question.ask(&cluster, &layout).await) } else { ShardFinding::Missing };
+    let node = layout.node_of(question.volume);
+    ShardCheck {
+        stripe: question.id.stripe,
+        shard: question.id.shard,
+        volume: question.volume,
+        node: node.map(|node| node.id),
+        site: node.map(|node| node.site.clone()),
+        finding,
+    }
 }
 
 fn finding(answer: Result<bytes::Bytes, Fault>) -> ShardFinding {

@@ -1,0 +1,214 @@
+//! One received call: which method, whether its caller may, and its answer.
+//!
+//! **Invariants.** Authorization comes before the first byte of the body is read. A unary call holds its announced bytes
+//! of [`limits::REQUEST_KIB_MAX`] from then until it is answered or abandoned; without room it is refused at once, never
+//! queued. A call ends by its caller's deadline.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request as HttpRequest, Response, header};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use pacsvault_core::limits::MESSAGE_BYTES_MAX;
+use pacsvault_ports::peer::{Class, Fault, Request, Service};
+use pacsvault_security::Identity;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+use tonic::{Status, service::Routes};
+use tower::ServiceExt;
+
+use crate::{
+    fault::{DEADLINE, DENIED, Invalid, NO_METHOD, OVERLOAD, Refusal, TOO_LARGE},
+    frames::{Payload, ReadError, Success, read_message},
+    limits,
+    methods::{self, Method},
+    roles::{self, Kind},
+};
+
+/// Path of the thin clients' service.
+const ARCHIVE: &str = "/pacsvault.v1.Archive/";
+/// Paths that any member may use.
+const OPEN: [&str; 2] = ["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/"];
+
+/// What all calls of a server share.
+pub struct Shared {
+    service: Arc<dyn Service>,
+    routes: Routes,
+    room: Arc<Semaphore>,
+}
+
+impl Shared {
+    /// `routes` answers what is not unary: archive, health, reflection.
+    pub fn new(service: Arc<dyn Service>, routes: Routes) -> Self {
+        Self { service, routes: routes.prepare(), room: Arc::new(Semaphore::new(limits::REQUEST_KIB_MAX)) }
+    }
+}
+
+/// Body of an answer.
+pub enum Answer {
+    /// A unary reply.
+    Success(Success),
+    /// What a generated server made.
+    Stream(tonic::body::Body),
+}
+
+impl Default for Answer {
+    fn default() -> Self {
+        Self::Stream(tonic::body::Body::empty())
+    }
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut *self {
+            Self::Success(body) => {
+                Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
+            Self::Stream(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Success(body) => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Success(body) => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+/// Answers one call of a verified peer.
+pub async fn answer(shared: Arc<Shared>, peer: Arc<Identity>, request: HttpRequest<Incoming>) -> Response<Answer> {
+    let path = request.uri().path();
+    let answered = if let Some(method) = Method::from_path(path) {
+        unary(&shared, &peer, method, request).await
+    } else if path.starts_with(ARCHIVE) {
+        match roles::check(&peer, Kind::Archive) {
+            Ok(_) => Ok(routed(&shared, request).await),
+            Err(fault) => Err(fault.into()),
+        }
+    } else if OPEN.iter().any(|open| path.starts_with(open)) {
+        Ok(routed(&shared, request).await)
+    } else {
+        let text = format!("this node has no method {:?}", path.chars().take(120).collect::<String>());
+        Err(Fault::new(Class::Reject, NO_METHOD, text).into())
+    };
+    answered.unwrap_or_else(|refusal| {
+        let refused = matches!(&refusal, Refusal::Fault(fault) if fault.code == DENIED);
+        if refused {
+            tracing::warn!(peer = %peer, error = %refusal, "denied");
+        }
+        refusal.status().into_http()
+    })
+}
+
+async fn routed(shared: &Shared, request: HttpRequest<Incoming>) -> Response<Answer> {
+    match shared.routes.clone().oneshot(request.map(tonic::body::Body::new)).await {
+        Ok(response) => response.map(Answer::Stream),
+        Err(never) => match never {},
+    }
+}
+
+async fn unary(
+    shared: &Shared,
+    peer: &Identity,
+    method: Method,
+    request: HttpRequest<Incoming>,
+) -> Result<Response<Answer>, Refusal> {
+    let caller = roles::check(peer, method.kind())?;
+    let limit = call_timeout(request.headers())?.unwrap_or(limits::CALL_DEADLINE).min(limits::CALL_DEADLINE);
+    let work = async {
+        let mut room: Option<OwnedSemaphorePermit> = None;
+        let admit = |len_bytes: usize| {
+            let kib = u32::try_from(len_bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+            room = shared.room.clone().try_acquire_many_owned(kib).ok();
+            room.is_some()
+        };
+        let read = read_message(request.into_body(), MESSAGE_BYTES_MAX, admit).await;
+        let (frames, _) = read.map_err(|error| unreadable(&error))?;
+        let asked = methods::decode_request(method, frames)?;
+        if let Request::Propose(commands) = &asked.request {
+            roles::check_commands(&caller, commands)?;
+        }
+        let reply = shared.service.handle(caller, asked.request).await?;
+        drop(room);
+        Ok::<Payload, Refusal>(methods::encode_reply(method, &asked.profiles, reply)?)
+    };
+    let Ok(payload) = timeout(limit, work).await else {
+        let text = format!("not finished within {} ms; it may yet be done", limit.as_millis());
+        return Err(Fault::new(Class::Unknown, DEADLINE, text).into());
+    };
+    let mut response = Response::new(Answer::Success(Success::new(payload?)));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    Ok(response)
+}
+
+fn unreadable(error: &ReadError) -> Refusal {
+    let text = error.to_string();
+    match error {
+        ReadError::TooLarge { .. } => Fault::new(Class::Reject, TOO_LARGE, text).into(),
+        ReadError::NoRoom => Fault::new(Class::Exhausted, OVERLOAD, text).into(),
+        // Whoever sent it will hardly hear this; nothing was done.
+        ReadError::Broken(_) => Fault::new(Class::Retry, "PV-CONNECTION-BROKEN", text).into(),
+        ReadError::Truncated { .. } | ReadError::Trailing | ReadError::Compressed => {
+            Invalid::new("message", text).into()
+        }
+    }
+}
+
+/// `grpc-timeout`: up to 8 digits and a unit. `SPEC: gRPC over HTTP/2, Requests`.
+fn call_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Invalid> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let bad = || Invalid::new("grpc-timeout", "must be 1 to 8 digits and one of H M S m u n");
+    let text = value.to_str().map_err(|_| bad())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(bad)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(bad());
+    }
+    let count: u64 = digits.parse().map_err(|_| bad())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(count * 3_600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return Err(bad()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts_read_as_the_protocol_says() {
+        let read = |text: &str| {
+            let headers =
+                HeaderMap::from_iter([(http::HeaderName::from_static("grpc-timeout"), text.parse().expect("a value"))]);
+            call_timeout(&headers)
+        };
+        assert_eq!(read("250m"), Ok(Some(Duration::from_millis(250))));
+        assert_eq!(read("99999999H"), Ok(Some(Duration::from_secs(99_999_999 * 3_600))));
+        for bad in ["", "m", "5", "5x", "123456789m", "-1m"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        assert_eq!(call_timeout(&HeaderMap::new()), Ok(None));
+    }
+}

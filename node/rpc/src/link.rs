@@ -1,0 +1,244 @@
+//! One HTTP/2 connection to one target, dialled when needed and again whenever it broke.
+//!
+//! **Invariants.** At most one dial is under way per link, and it outlives the callers that wait for it, so that
+//! callers with short deadlines cannot keep a slow link from ever being made. A failed dial is told to those who waited
+//! for it and to nobody later: the next caller dials again at once. A request is repeated here only when it surely was not
+//! sent.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use http::{HeaderValue, Request, Response, header};
+use hyper::{
+    body::{Body, Frame, Incoming, SizeHint},
+    client::conn::http2::{Builder, SendRequest},
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use pacsvault_ports::peer::{Class, Fault};
+use pacsvault_security::tls::{SERVER_NAME, refusal};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{io::BufReader, net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+use tonic::Status;
+
+use crate::{
+    fault::{BROKEN, TRUST, UNREACHABLE},
+    frames::Payload,
+    limits,
+};
+
+/// Body of a request on a link.
+pub enum Sent {
+    /// One message.
+    Unary(Payload),
+    /// Whatever a generated client sends.
+    Stream(tonic::body::Body),
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut *self {
+            Self::Unary(payload) => {
+                Pin::new(payload).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
+            }
+            Self::Stream(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Unary(payload) => payload.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Unary(payload) => payload.size_hint(),
+            Self::Stream(body) => body.size_hint(),
+        }
+    }
+}
+
+type Sender = SendRequest<Sent>;
+type Dial = Shared<BoxFuture<'static, Result<Sender, Fault>>>;
+
+enum State {
+    Idle,
+    Dialling(Dial),
+    Open(Sender),
+}
+
+/// One connection to one target.
+pub struct Link {
+    address: String,
+    tls: Arc<ClientConfig>,
+    state: Mutex<State>,
+    /// Why the last connection broke; part of the message of the calls that broke with it.
+    broken: Mutex<Option<String>>,
+}
+
+impl Link {
+    /// A link that is not dialled yet.
+    pub fn new(address: String, tls: Arc<ClientConfig>) -> Arc<Self> {
+        Arc::new(Self { address, tls, state: Mutex::new(State::Idle), broken: Mutex::new(None) })
+    }
+
+    /// Waits for a usable connection. Class `Retry` on failure: nothing was sent.
+    pub async fn sender(self: &Arc<Self>) -> Result<Sender, Fault> {
+        let dial = {
+            let mut state = self.state();
+            match &*state {
+                State::Open(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                State::Dialling(dial) => dial.clone(),
+                State::Open(_) | State::Idle => {
+                    let dial = self.clone().dial();
+                    *state = State::Dialling(dial.clone());
+                    dial
+                }
+            }
+        };
+        dial.await
+    }
+
+    /// Sends `request` and waits for the head of the response.
+    pub async fn send(self: &Arc<Self>, request: Request<Sent>) -> Result<Response<Incoming>, Fault> {
+        let mut request = request;
+        let mut sender = self.sender().await?;
+        request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
+        // A connection that closed since it was looked up gives the request back: that one may go to a new connection.
+        let first = sender.try_send_request(request).await;
+        let error = match first {
+            Ok(response) => return Ok(response),
+            Err(mut error) => match error.take_message() {
+                None => error.into_error(),
+                Some(request) => {
+                    let mut sender = self.sender().await?;
+                    match sender.try_send_request(request).await {
+                        Ok(response) => return Ok(response),
+                        Err(mut error) => {
+                            let unsent = error.take_message().is_some();
+                            return Err(self.broken_fault(&error.into_error(), !unsent));
+                        }
+                    }
+                }
+            },
+        };
+        Err(self.broken_fault(&error, true))
+    }
+
+    /// What a broken exchange means.
+    pub fn broken_fault(&self, error: &hyper::Error, sent: bool) -> Fault {
+        let why = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let why = why.unwrap_or_else(|| chain(error));
+        let address = &self.address;
+        // An alert in answer to our certificate ends the connection before any request was looked at.
+        if why.contains("received fatal alert") {
+            let text = format!("{address} refuses this certificate ({why}): use one of its cluster");
+            return Fault::new(Class::Retry, TRUST, text);
+        }
+        let class = if sent { Class::Unknown } else { Class::Retry };
+        Fault::new(class, BROKEN, format!("the connection to {address} broke: {why}"))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn dial(self: Arc<Self>) -> Dial {
+        let task = tokio::spawn(async move {
+            let result = match timeout(limits::CONNECT_TIMEOUT, self.connect()).await {
+                Ok(result) => result,
+                Err(_) => Err(unreachable(&self.address, "no answer in time")),
+            };
+            *self.state() = match &result {
+                Ok(sender) => State::Open(sender.clone()),
+                Err(_) => State::Idle,
+            };
+            result
+        });
+        async move { task.await.unwrap_or_else(|error| Err(unreachable("the target", &error.to_string()))) }
+            .boxed()
+            .shared()
+    }
+
+    async fn connect(self: &Arc<Self>) -> Result<Sender, Fault> {
+        let socket = TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(&error))?;
+        socket.set_nodelay(true).map_err(|error| self.unreachable(&error))?;
+        let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
+        let socket = BufReader::with_capacity(limits::READ_BUFFER_BYTES, socket);
+        let mut stream =
+            TlsConnector::from(self.tls.clone()).connect(name, socket).await.map_err(|error| self.untrusted(&error))?;
+        stream.get_mut().1.set_buffer_limit(Some(limits::TLS_BUFFER_BYTES));
+        let mut builder = Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
+            .adaptive_window(false)
+            .max_frame_size(limits::FRAME_BYTES)
+            .max_send_buf_size(limits::SEND_BUFFER_BYTES)
+            .initial_max_send_streams(usize::try_from(limits::STREAMS_MAX).unwrap_or(usize::MAX))
+            .keep_alive_interval(limits::KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let handshake = builder.handshake::<_, Sent>(TokioIo::new(stream)).await;
+        let (sender, connection) = handshake.map_err(|error| unreachable(&self.address, &chain(&error)))?;
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let link = Arc::downgrade(self);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await
+                && let Some(link) = link.upgrade()
+            {
+                tracing::debug!(address = link.address, error = chain(&error), "connection ended");
+                *link.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&error));
+            }
+        });
+        Ok(sender)
+    }
+
+    fn unreachable(&self, error: &io::Error) -> Fault {
+        unreachable(&self.address, &error.to_string())
+    }
+
+    fn untrusted(&self, error: &io::Error) -> Fault {
+        let refused = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+        match refused {
+            Some(error) => {
+                let why = refusal(error).unwrap_or_else(|| error.to_string());
+                Fault::new(Class::Retry, TRUST, format!("{} is not trusted: {why}", self.address))
+            }
+            None => self.unreachable(error),
+        }
+    }
+}
+
+fn unreachable(address: &str, why: &str) -> Fault {
+    Fault::new(Class::Retry, UNREACHABLE, format!("cannot reach {address}: {why}"))
+}
+
+/// An error and its sources, outermost first.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text = format!("{text}: {inner_text}");
+        }
+        source = inner.source();
+    }
+    text
+}
