@@ -12,10 +12,22 @@
 //!
 //! What it leaves to others: which commands mean what (`core::catalog`), who may call (`rpc`, `service`).
 
+mod autopilot;
+mod facade;
+pub mod log_store;
+mod machine;
+mod messages;
+mod network;
 pub mod options;
+mod propose;
 pub mod replica;
+mod rows;
+mod server;
+mod snapshot;
+pub mod state;
 pub mod types;
 
+pub use facade::{Consensus, start};
 pub use openraft_rt_tokio::TokioRuntime;
 pub use options::{Error, Options};
 pub use replica::{Replica, Status};

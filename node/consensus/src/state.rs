@@ -1,0 +1,413 @@
+//! The replicated state: the catalog in its store, and how far it has been applied.
+//!
+//! **Invariants.**
+//! - The applied position and the membership are in the same batch as the effects they account for; so after a crash
+//!   the state is that of some applied position, and the log replays from there.
+//! - `durable <= applied`; the log is purged only up to what [`Durable::ensure_durable`] made durable.
+//! - What is published (layout, digest, index) is of one applied position, and never goes back.
+//! - An entry that the catalog cannot apply stops the replica: nothing of it is written, the reason is kept.
+//!
+//! Keys, outside the catalog's first bytes: `~raft/applied` a log id, `~raft/membership` the stored membership.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use futures::{Stream, StreamExt, channel::oneshot};
+use openraft::{
+    AsyncRuntime, EntryPayload, OptionalSend, RaftSnapshotBuilder, Snapshot,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use pacsvault_core::{
+    catalog::Outcome,
+    ids::{Digest, LogIndex, Term, WallMillis},
+    layout::Layout,
+};
+use pacsvault_ports::{
+    env::{SharedEnv, blocking},
+    kv::{Checkpoint, CheckpointFile, Durability, Install, Kv, KvError},
+};
+
+use crate::{
+    log_store::Durable,
+    machine::Catalog,
+    options::Error,
+    rows::{LogIdRow, MembershipRow, membership, membership_row, read, stored},
+    types::{CommittedLeaderId, Entry, LogId, Member, SnapshotMeta, StoredMembership, Types},
+};
+
+const APPLIED: &[u8] = b"~raft/applied";
+const MEMBERSHIP: &[u8] = b"~raft/membership";
+
+/// Most entries applied in one batch.
+const APPLY_ENTRIES_MAX: usize = 128;
+/// Most bytes of entries applied in one batch: 2 MiB keeps the store's write buffer far from full.
+const APPLY_BYTES_MAX: usize = 2 << 20;
+/// Bytes copied at once when a checkpoint is installed from the same process.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What a snapshot is made of.
+pub enum SnapshotData {
+    /// The state itself: a checkpoint of it is taken when it is sent, not when openraft asks for a snapshot to purge
+    /// its log; that one only needs the state to be durable.
+    Latest(Arc<State>),
+    /// Received in full, not yet installed.
+    Received {
+        /// Where it was received.
+        install: Box<dyn Install>,
+        /// What it consists of.
+        files: Vec<CheckpointFile>,
+    },
+}
+
+/// What others may see of the state, all of one applied position.
+#[derive(Debug, Clone)]
+pub(crate) struct Published {
+    pub(crate) applied: LogIndex,
+    pub(crate) term: Term,
+    pub(crate) digest: Digest,
+    pub(crate) layout: Option<Arc<Layout>>,
+    pub(crate) time: WallMillis,
+    /// Last entry with commands: the one `digest` belongs to.
+    pub(crate) digest_index: LogIndex,
+    pub(crate) fatal: Option<String>,
+}
+
+struct Gate {
+    catalog: Catalog,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+}
+
+#[derive(Default)]
+struct Waiters {
+    by_index: BTreeMap<(u64, u64), oneshot::Sender<()>>,
+    next: u64,
+}
+
+/// The state of one replica.
+pub struct State {
+    kv: Arc<dyn Kv>,
+    env: SharedEnv,
+    /// Held while a batch is applied and while a checkpoint is taken, so that the checkpoint is of one position.
+    gate: Mutex<Gate>,
+    published: Mutex<Published>,
+    waiters: Mutex<Waiters>,
+    durable: AtomicU64,
+    /// What the latest snapshot covers; its state is durable.
+    snapshot: Mutex<Option<SnapshotMeta>>,
+}
+
+fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn stopping() -> io::Error {
+    io::Error::other("the node is stopping")
+}
+
+fn load(kv: &dyn Kv) -> Result<Gate, Error> {
+    let corrupt = |record: &str, why: String| Error::Corrupt { record: record.to_owned(), why };
+    let applied = match kv.get(APPLIED)? {
+        Some(value) => {
+            let row = read::<LogIdRow>(value).map_err(|why| corrupt("applied position", why.to_string()))?;
+            Some(LogId::from(row))
+        }
+        None => None,
+    };
+    let membership = match kv.get(MEMBERSHIP)? {
+        Some(value) => read::<MembershipRow>(value)
+            .and_then(membership)
+            .map_err(|why| corrupt("applied membership", why.to_string()))?,
+        None => StoredMembership::default(),
+    };
+    let catalog = Catalog::load(kv).map_err(|why| corrupt("catalog", why))?;
+    Ok(Gate { catalog, applied, membership })
+}
+
+impl Gate {
+    fn published(&self, digest_index: LogIndex) -> Published {
+        Published {
+            applied: LogIndex(self.applied.map_or(0, |id| id.index)),
+            term: Term(self.applied.map_or(0, |id| id.leader_id.term)),
+            digest: self.catalog.digest(),
+            layout: self.catalog.layout(),
+            time: self.catalog.time(),
+            digest_index,
+            fatal: None,
+        }
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta { last_log_id: self.applied, last_membership: self.membership.clone() }
+    }
+}
+
+impl State {
+    /// Opens the state in `kv`. Blocks.
+    pub fn open(kv: Arc<dyn Kv>, env: SharedEnv) -> Result<Arc<Self>, Error> {
+        let gate = load(kv.as_ref())?;
+        let published = gate.published(LogIndex(0));
+        // What a fresh process reads is what the store recovered, which is durable.
+        let durable = AtomicU64::new(published.applied.0);
+        Ok(Arc::new(Self {
+            kv,
+            env,
+            gate: Mutex::new(gate),
+            published: Mutex::new(published),
+            waiters: Mutex::default(),
+            durable,
+            snapshot: Mutex::new(None),
+        }))
+    }
+
+    /// The store itself, for reads.
+    pub(crate) fn kv(&self) -> &Arc<dyn Kv> {
+        &self.kv
+    }
+
+    pub(crate) fn published(&self) -> Published {
+        guard(&self.published).clone()
+    }
+
+    /// Keeps the first reason why the replica stopped.
+    pub(crate) fn fail(&self, why: &str) {
+        let mut published = guard(&self.published);
+        if published.fatal.is_none() {
+            tracing::error!(why, "the replica stops");
+            published.fatal = Some(why.to_owned());
+        }
+    }
+
+    /// Resolves when `index` has been applied. Dropping the receiver gives up.
+    pub(crate) fn when_applied(&self, index: LogIndex) -> Option<oneshot::Receiver<()>> {
+        let mut waiters = guard(&self.waiters);
+        // Checked under the waiters' lock: `publish` takes it after the index moved.
+        if guard(&self.published).applied >= index {
+            return None;
+        }
+        let (wake, woken) = oneshot::channel();
+        waiters.by_index.retain(|_, waiter| !waiter.is_canceled());
+        waiters.next += 1;
+        let key = (index.0, waiters.next);
+        waiters.by_index.insert(key, wake);
+        Some(woken)
+    }
+
+    fn publish(&self, next: Published) {
+        let applied = next.applied;
+        {
+            let mut published = guard(&self.published);
+            let fatal = published.fatal.take();
+            *published = Published { fatal, ..next };
+        }
+        let mut waiters = guard(&self.waiters);
+        let later = waiters.by_index.split_off(&(applied.0.saturating_add(1), 0));
+        for (_, wake) in std::mem::replace(&mut waiters.by_index, later) {
+            // A waiter that gave up is no loss.
+            let _ = wake.send(());
+        }
+    }
+
+    /// Makes all that was applied durable, and answers up to where. Blocks.
+    pub(crate) fn flush(&self) -> Result<(), KvError> {
+        let applied = self.published().applied;
+        // CRASH(consensus.flush): lost, the log still has every entry since the last flush.
+        self.kv.flush()?;
+        self.durable.fetch_max(applied.0, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// A checkpoint of the present state and what it covers. Blocks.
+    pub(crate) fn checkpoint(&self) -> Result<(SnapshotMeta, Arc<dyn Checkpoint>), KvError> {
+        let gate = guard(&self.gate);
+        Ok((gate.meta(), self.kv.checkpoint()?))
+    }
+
+    /// Begins or resumes receiving checkpoint `id`. Blocks.
+    pub(crate) fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError> {
+        self.kv.begin_install(id)
+    }
+
+    fn apply_batch(&self, entries: &[Entry]) -> Result<Vec<Vec<Outcome>>, String> {
+        let mut gate = guard(&self.gate);
+        let mut applied = gate.applied;
+        let mut new_membership = None;
+        let mut commands = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let id = entry.log_id;
+            if applied.is_some_and(|before| id.index <= before.index) {
+                return Err(format!("entry {id} cannot be applied after {applied:?}"));
+            }
+            applied = Some(id);
+            match &entry.payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(data) => {
+                    commands.push((LogIndex(id.index), Term(id.leader_id.term), data.0.as_ref()));
+                }
+                EntryPayload::Membership(next) => new_membership = Some(StoredMembership::new(Some(id), next.clone())),
+            }
+        }
+        let (mut batch, outcomes) = gate.catalog.apply(self.kv.as_ref(), &commands)?;
+        if let Some(id) = &applied {
+            batch.put(APPLIED, stored(&LogIdRow::from(id)));
+        }
+        if let Some(next) = &new_membership {
+            batch.put(MEMBERSHIP, stored(&membership_row(next)));
+        }
+        // CRASH(consensus.apply): effects, position and membership are one atomic batch. Lost, with all batches after
+        // it, the log replays from the position that remains; it is purged only below what was flushed.
+        self.kv.write(batch, Durability::Buffered).map_err(|error| error.to_string())?;
+        gate.applied = applied;
+        if let Some(next) = new_membership {
+            gate.membership = next;
+        }
+        let digest_index = commands.last().map_or(self.published().digest_index, |(index, _, _)| *index);
+        self.publish(gate.published(digest_index));
+        Ok(spread(entries, outcomes))
+    }
+
+    fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
+        let mut gate = guard(&self.gate);
+        // CRASH(consensus.install): the store has the old state or the new one. With the old one, the leader offers
+        // the snapshot again; with the new one, openraft finds the state ahead of the log and purges the hole.
+        match data {
+            SnapshotData::Received { install, files } => install.finish(&files)?,
+            SnapshotData::Latest(source) => self.copy(meta, &source)?,
+        }
+        *gate = load(self.kv.as_ref())?;
+        if gate.applied != meta.last_log_id {
+            let why = format!("it covers {:?} instead of {:?}", gate.applied, meta.last_log_id);
+            return Err(Error::Corrupt { record: "installed snapshot".into(), why });
+        }
+        let published = gate.published(LogIndex(0));
+        self.durable.fetch_max(published.applied.0, Ordering::SeqCst);
+        *guard(&self.snapshot) = Some(meta.clone());
+        self.publish(published);
+        Ok(())
+    }
+
+    fn copy(&self, meta: &SnapshotMeta, source: &Self) -> Result<(), KvError> {
+        let (_, checkpoint) = source.checkpoint()?;
+        let mut install = self.kv.begin_install(&format!("local-{:?}", meta.last_log_id))?;
+        for file in checkpoint.files() {
+            let mut offset = install.received(&file.name)?;
+            while offset < file.len_bytes {
+                let piece = checkpoint.read(&file.name, offset, COPY_BYTES)?;
+                install.write(&file.name, offset, &piece)?;
+                offset += piece.len() as u64;
+            }
+        }
+        install.finish(checkpoint.files())
+    }
+}
+
+/// Outcomes by entry: those without commands have none.
+fn spread(entries: &[Entry], outcomes: Vec<Vec<Outcome>>) -> Vec<Vec<Outcome>> {
+    let mut outcomes = outcomes.into_iter();
+    let of = |entry: &Entry| match entry.payload {
+        EntryPayload::Normal(_) => outcomes.next().unwrap_or_default(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => Vec::new(),
+    };
+    entries.iter().map(of).collect()
+}
+
+impl Durable for State {
+    fn ensure_durable(&self, index: LogIndex) -> Result<(), KvError> {
+        if self.durable.load(Ordering::SeqCst) >= index.0 { Ok(()) } else { self.flush() }
+    }
+}
+
+/// openraft's handle of a [`State`].
+pub struct StateMachine(pub Arc<State>);
+
+type AnySnapshot = Snapshot<CommittedLeaderId, u64, Member, SnapshotData>;
+
+impl StateMachine {
+    async fn apply_chunk<R: AsyncRuntime>(&self, chunk: Vec<EntryResponder<Types<R>>>) -> io::Result<()> {
+        let (entries, responders): (Vec<Entry>, Vec<_>) = chunk.into_iter().unzip();
+        let state = self.0.clone();
+        let applied = blocking(self.0.env.as_ref(), move || state.apply_batch(&entries)).await.ok_or_else(stopping)?;
+        let outcomes = applied.map_err(|why| {
+            self.0.fail(&why);
+            io::Error::other(why)
+        })?;
+        for (responder, outcomes) in responders.into_iter().zip(outcomes) {
+            if let Some(responder) = responder {
+                responder.send(outcomes);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for StateMachine {
+    type SnapshotData = SnapshotData;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let gate = guard(&self.0.gate);
+        Ok((gate.applied, gate.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types<R>>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut chunk = Vec::new();
+        let mut bytes = 0_usize;
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            if let EntryPayload::Normal(data) = &entry.payload {
+                bytes += data.0.len();
+            }
+            chunk.push((entry, responder));
+            if chunk.len() >= APPLY_ENTRIES_MAX || bytes >= APPLY_BYTES_MAX {
+                bytes = 0;
+                self.apply_chunk::<R>(std::mem::take(&mut chunk)).await?;
+            }
+        }
+        if chunk.is_empty() { Ok(()) } else { self.apply_chunk::<R>(chunk).await }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { meta: guard(&self.0.gate).meta(), state: self.0.clone() }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+        let (state, meta) = (self.0.clone(), meta.clone());
+        let installed = blocking(self.0.env.as_ref(), move || state.install(&meta, snapshot)).await;
+        installed.ok_or_else(stopping)?.map_err(|error| {
+            self.0.fail(&format!("cannot install a snapshot: {error}"));
+            io::Error::other(error)
+        })
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<AnySnapshot>, io::Error> {
+        let meta = guard(&self.0.snapshot).clone();
+        Ok(meta.map(|meta| Snapshot { meta, snapshot: SnapshotData::Latest(self.0.clone()) }))
+    }
+}
+
+/// Makes the state durable, so that the log below it may be purged.
+pub struct Builder {
+    meta: SnapshotMeta,
+    state: Arc<State>,
+}
+
+impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Builder {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> Result<AnySnapshot, io::Error> {
+        let state = self.state.clone();
+        let flushed = blocking(self.state.env.as_ref(), move || state.flush()).await.ok_or_else(stopping)?;
+        flushed.map_err(io::Error::other)?;
+        *guard(&self.state.snapshot) = Some(self.meta.clone());
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Latest(self.state.clone()) })
+    }
+}
