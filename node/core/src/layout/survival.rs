@@ -6,8 +6,9 @@
 //! named are included, for losing less never hurts. Shards on volumes of one node fall together; a shard held twice
 //! counts once and falls only with its last holder.
 //!
-//! **Invariants.** Exact, never an estimate: `survives` says yes if and only if no failure set of the contract leaves
-//! fewer than `k` distinct shards. Shards count only on volumes that [`Layout::counts`] admits, and only with an
+//! **Invariants.** Never says yes in error: when `survives` does, no failure set of the contract leaves fewer than `k`
+//! distinct shards. Says no only with such a set, or, for stripes with many shards on several nodes each, when
+//! [`SEARCH_STEPS_MAX`] do not settle it; the bound keeps `apply` prompt, and every replica stops at the same step. Shards count only on volumes that [`Layout::counts`] admits, and only with an
 //! index below [`SHARDS_MAX`].
 //!
 //! **How.** While no shard is held by two nodes, which is every stripe except some under repair, losses add up and
@@ -24,6 +25,10 @@ use std::{cmp::Reverse, fmt};
 use super::{Contract, Failures, Layout};
 use crate::ids::{NodeId, ShardIndex, SiteName, VolumeId};
 use crate::limits::SHARDS_MAX;
+
+/// Most steps of one search, a microsecond each at worst. Stripes of default profiles with every shard twice need some
+/// hundreds; stripes without a shard on two nodes need none.
+const SEARCH_STEPS_MAX: usize = 20_000;
 
 /// One durable shard on one volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,7 +48,7 @@ pub struct Breaks {
     pub sites: Vec<SiteName>,
     /// Further nodes whose loss breaks it.
     pub nodes: Vec<NodeId>,
-    /// Distinct shards that remain without them.
+    /// Distinct shards certain to remain without them.
     pub remaining: usize,
     /// `k`.
     pub needed: usize,
@@ -107,7 +112,7 @@ pub fn strongest(held: &[Held], k: usize, layout: &Layout) -> Vec<Failures> {
 }
 
 /// Says whether `claims`, as from [`strongest`], imply every failure set of the contract by dominance. For claims
-/// from `strongest` this equals [`survives`].
+/// from `strongest` this equals [`survives`], as long as its searches are settled.
 pub fn covers(claims: &[Failures], contract: &Contract) -> bool {
     contract.failures().iter().all(|wanted| claims.iter().any(|claim| dominates(*claim, *wanted)))
 }
@@ -205,7 +210,7 @@ impl<'a> Ground<'a> {
     fn keeps(&self, sites: usize, nodes: usize, k: usize) -> bool {
         let (sites, nodes) = (sites.min(self.sites.len()), nodes.min(self.spots.len()));
         let remaining = self.present().saturating_sub(self.losses(sites, nodes).most(sites, nodes));
-        remaining >= k || (!self.disjoint && Search::run(self, sites, nodes, k).is_none())
+        remaining >= k || (!self.disjoint && matches!(Search::run(self, sites, nodes, k), Found::Nothing))
     }
 
     /// The failure set that breaks the promise, if one does.
@@ -221,9 +226,16 @@ impl<'a> Ground<'a> {
         if present.saturating_sub(losses.most(sites, nodes)) >= k {
             return None;
         }
-        let fallen =
-            if self.disjoint { self.named(&losses.worst(sites, nodes)) } else { Search::run(self, sites, nodes, k)? };
-        let remaining = self.remaining(&fallen).count_ones() as usize;
+        let search = if self.disjoint { Found::Unsettled } else { Search::run(self, sites, nodes, k) };
+        let (fallen, remaining) = match search {
+            Found::Nothing => return None,
+            Found::Breaking(fallen) => {
+                let remaining = self.remaining(&fallen).count_ones() as usize;
+                (fallen, remaining)
+            }
+            // The table's answer: true while no shard is on two nodes, otherwise the least that is certain.
+            Found::Unsettled => (self.named(&losses.worst(sites, nodes)), present - losses.most(sites, nodes)),
+        };
         found(
             fallen.sites.iter().map(|&site| self.spots[self.sites[site].start].site.clone()).collect(),
             fallen.nodes.iter().map(|&spot| self.spots[spot].node).collect(),
@@ -260,8 +272,11 @@ struct Fallen {
     nodes: Vec<usize>,
 }
 
-/// Depth-first search for a failure set that leaves fewer than `k`, for stripes with shards on several nodes. Nodes
-/// are tried fullest first and a branch is left as soon as the fullest nodes still to choose cannot take enough.
+/// Depth-first search for a failure set that leaves fewer than `k`, for stripes with shards on several nodes.
+///
+/// Nodes fall or stand in turn, fullest first. A shard on a standing node is safe. A shard with `h` undecided holders is
+/// worth `1/h` to each, for all must fall: no `left` nodes can take more than the `left` largest sums of such worths,
+/// and a branch whose bound is too small is left.
 struct Search<'a> {
     ground: &'a Ground<'a>,
     /// Spots, most shards first.
@@ -269,19 +284,38 @@ struct Search<'a> {
     nodes: usize,
     k: usize,
     fallen: Fallen,
+    steps_left: usize,
 }
 
+/// What the search found.
+enum Found {
+    /// Nothing: survived.
+    Nothing,
+    /// This failure set.
+    Breaking(Fallen),
+    /// [`SEARCH_STEPS_MAX`] were not enough; taken as not survived.
+    Unsettled,
+}
+
+/// One shard, in the fixed point of the search's worths.
+const WHOLE: u32 = 1 << 20;
+
 impl Search<'_> {
-    fn run(ground: &Ground<'_>, sites: usize, nodes: usize, k: usize) -> Option<Fallen> {
+    fn run(ground: &Ground<'_>, sites: usize, nodes: usize, k: usize) -> Found {
         let mut order: Vec<usize> = (0..ground.spots.len()).collect();
         order.sort_by_key(|&spot| Reverse(ground.spots[spot].shards.count_ones()));
-        let mut search = Search { ground, order, nodes, k, fallen: Fallen::default() };
-        search.fell_sites(0, sites).then_some(search.fallen)
+        let fallen = Fallen::default();
+        let mut search = Search { ground, order, nodes, k, fallen, steps_left: SEARCH_STEPS_MAX };
+        match (search.fell_sites(0, sites), search.steps_left) {
+            (_, 0) => Found::Unsettled,
+            (true, _) => Found::Breaking(search.fallen),
+            (false, _) => Found::Nothing,
+        }
     }
 
     fn fell_sites(&mut self, from: usize, left: usize) -> bool {
         if left == 0 {
-            return self.fell_nodes(0, self.nodes);
+            return self.fell_nodes(0, self.nodes, 0);
         }
         for site in from..=self.ground.sites.len() - left {
             self.fallen.sites.push(site);
@@ -293,39 +327,44 @@ impl Search<'_> {
         false
     }
 
-    fn fell_nodes(&mut self, from: usize, left: usize) -> bool {
+    /// Decides the nodes from `at` on, `left` of which may fall. Out of steps it ends with true.
+    fn fell_nodes(&mut self, at: usize, left: usize, safe: u32) -> bool {
+        self.steps_left = self.steps_left.saturating_sub(1);
         let remaining = self.ground.remaining(&self.fallen);
         let excess = (remaining.count_ones() as usize + 1).saturating_sub(self.k);
-        if excess == 0 {
+        if excess == 0 || self.steps_left == 0 {
             return true;
         }
-        for at in from..self.order.len() {
-            let open = self.order[at..].iter().filter(|&&spot| self.stands(spot));
-            let gains = open.map(|&spot| (self.ground.spots[spot].shards & remaining).count_ones() as usize);
-            if gains.take(left).sum::<usize>() < excess && !self.wider(at, left, remaining, excess) {
-                return false;
-            }
-            let spot = self.order[at];
-            if !self.stands(spot) {
-                continue;
-            }
+        if self.bound(at, left, remaining & !safe) < excess as u64 * u64::from(WHOLE) {
+            return false;
+        }
+        let Some(&spot) = self.order.get(at) else { return false };
+        if !self.stands(spot) {
+            return self.fell_nodes(at + 1, left, safe);
+        }
+        if left > 0 {
             self.fallen.nodes.push(spot);
-            if self.fell_nodes(at + 1, left - 1) {
+            if self.fell_nodes(at + 1, left - 1, safe) {
                 return true;
             }
             self.fallen.nodes.pop();
         }
-        false
+        self.fell_nodes(at + 1, left, safe | self.ground.spots[spot].shards)
     }
 
-    /// True when some `left` of the nodes still open hold enough of what remains, counted with repeats. Asked only
-    /// when the first in order do not, since the order is by all shards and not by those that remain.
-    fn wider(&self, at: usize, left: usize, remaining: u32, excess: usize) -> bool {
-        let open = self.order[at..].iter().filter(|&&spot| self.stands(spot));
-        let mut gains: Vec<usize> =
-            open.map(|&spot| (self.ground.spots[spot].shards & remaining).count_ones() as usize).collect();
-        gains.sort_unstable_by_key(|&gain| Reverse(gain));
-        gains.iter().take(left).sum::<usize>() >= excess
+    /// No `left` of the nodes from `at` on take more of the `open` shards than this many [`WHOLE`]s.
+    fn bound(&self, at: usize, left: usize, open: u32) -> u64 {
+        let undecided = || self.order[at..].iter().filter(|&&spot| self.stands(spot));
+        let shards = |spot: usize| {
+            let held = self.ground.spots[spot].shards & open;
+            (0..SHARDS_MAX).filter(move |shard| held & (1 << shard) != 0)
+        };
+        let mut holders = [0_u32; SHARDS_MAX];
+        undecided().flat_map(|&spot| shards(spot)).for_each(|shard| holders[shard] += 1);
+        let worth = |&spot: &usize| shards(spot).map(|shard| u64::from(WHOLE.div_ceil(holders[shard]))).sum();
+        let mut worths: Vec<u64> = undecided().map(worth).collect();
+        worths.sort_unstable_by_key(|&worth| Reverse(worth));
+        worths.iter().take(left).sum()
     }
 
     fn stands(&self, spot: usize) -> bool {

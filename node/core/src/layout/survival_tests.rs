@@ -137,4 +137,8 @@ fn the_widest_stripes_are_judged_exactly() {
     let twice: Vec<(u8, u64)> = shards.iter().flat_map(|&(shard, at)| [(shard, at), (shard, (at + 4) % 32)]).collect();
     assert_eq!(survives(&held(&twice), 16, &Contract::one(failures(4, 0)), &layout), Ok(()));
     assert!(survives(&held(&twice), 16, &Contract::one(failures(6, 0)), &layout).is_err());
+    // The hardest question in reach is answered within the bound of steps, and at least as well as without copies.
+    let claims = strongest(&held(&twice), 16, &layout);
+    assert!(strongest(&held(&shards), 16, &layout).iter().all(|claim| covers(&claims, &Contract::one(*claim))));
+    assert!(covers(&claims, &Contract::one(failures(5, 0))), "{claims:?}");
 }
