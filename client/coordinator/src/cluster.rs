@@ -11,8 +11,12 @@ use std::{
 
 use pacsvault_core::{
     codec::Coder,
-    ids::{LogIndex, NodeId, VolumeId},
-    layout::{Layout, NodeState, profile::Code},
+    ids::{LayoutVersion, LogIndex, NodeId, ProfileName, VolumeId},
+    layout::{
+        Layout, NodeState, Profile,
+        placement::{self, Placer},
+        profile::Code,
+    },
 };
 use pacsvault_ports::{
     env::{MonoTime, SharedEnv},
@@ -41,6 +45,16 @@ struct Known {
     latencies: BTreeMap<NodeId, Vec<Duration>>,
     preferred: Option<Target>,
     coders: BTreeMap<Code, Coder>,
+    placer: Option<(PlacerKey, Arc<Placer>)>,
+}
+
+/// What a placer answers for: it is dealt anew when any of these changes.
+#[derive(PartialEq, Eq)]
+struct PlacerKey {
+    version: LayoutVersion,
+    profile: ProfileName,
+    profile_version: u32,
+    avoid: BTreeSet<VolumeId>,
 }
 
 /// The cluster as one coordinator sees it.
@@ -62,6 +76,29 @@ impl Cluster {
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Where stripes of `profile` go, without the `avoid`ed volumes.
+    pub fn placer(
+        &self,
+        layout: &Layout,
+        profile: &Profile,
+        avoid: &BTreeSet<VolumeId>,
+    ) -> Result<Arc<Placer>, placement::Error> {
+        let key = PlacerKey {
+            version: layout.version,
+            profile: profile.name.clone(),
+            profile_version: profile.version,
+            avoid: avoid.clone(),
+        };
+        if let Some((held, placer)) = &self.known().placer
+            && *held == key
+        {
+            return Ok(placer.clone());
+        }
+        let placer = Arc::new(Placer::new(layout, profile, avoid)?);
+        self.known().placer = Some((key, placer.clone()));
+        Ok(placer)
     }
 
     /// The coder of `code`: one per code, since it owns caches and recycled buffers.

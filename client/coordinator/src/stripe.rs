@@ -94,7 +94,7 @@ pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand
     let id = prepared.shards[0].0.id;
     let mut layout = cluster.layout().await?;
     let mut avoid = cluster.avoided(&layout);
-    let first = placement::place(&layout, profile, id.instance, id.stripe, &avoid);
+    let first = cluster.placer(&layout, profile, &avoid).map(|placer| placer.place(id.instance, id.stripe));
     let homes = match first {
         Ok(homes) => homes,
         // Everything may only be suspected: ask for the truth once, and then trust the layout alone.

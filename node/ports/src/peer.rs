@@ -145,27 +145,8 @@ pub struct List {
     pub freshness: Freshness,
 }
 
-/// Sum over a study.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StudyRow {
-    /// Study Instance UID.
-    pub study: Uid,
-    /// Instances and documents, newest versions that are not deleted.
-    pub objects: u64,
-    /// Their content bytes.
-    pub size_bytes: u64,
-}
-
-/// A page of a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct ListPage {
-    /// When `studies_only`.
-    pub studies: Vec<StudyRow>,
-    /// Otherwise.
-    pub instances: Vec<SealedInstance>,
-    /// Empty at the end.
-    pub next_page_token: Vec<u8>,
-}
+/// A page of a listing, and its rows per study.
+pub use pacsvault_core::catalog::query::{Page as ListPage, StudyRow};
 
 /// State of one volume as its node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -255,6 +236,11 @@ pub enum Request {
     ReadIndex,
     /// A node that is not a member yet: let me in. Answers [`Reply::Joined`].
     Join(JoinNode),
+    /// Operator: to a node that is not a member: ask these nodes to be let in. Answers [`Reply::Joined`].
+    JoinVia {
+        /// Whom to ask.
+        seeds: Vec<Target>,
+    },
     /// Operator: make a new cluster of this node alone. Answers [`Reply::Joined`].
     InitCluster {
         /// Profiles of the new cluster, the default one first; empty for the built-in ones.
@@ -298,7 +284,7 @@ pub enum Reply {
     Bytes(Bytes),
     /// To [`Request::ReadIndex`].
     ReadIndex(LogIndex),
-    /// To [`Request::Join`] and [`Request::InitCluster`].
+    /// To [`Request::Join`], [`Request::JoinVia`] and [`Request::InitCluster`].
     Joined {
         /// Id given to the node.
         node: NodeId,

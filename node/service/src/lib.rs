@@ -62,7 +62,8 @@ pub struct Profile {
 /// Starts the replica once the node knows its id. Implemented by the shell, which owns the stores.
 pub trait ReplicaStarter: Send + Sync + 'static {
     /// Opens the stores and starts consensus as `node`.
-    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>>;}
+    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>>;
+}
 
 /// One volume and the capacity it was formatted with.
 #[derive(Clone)]

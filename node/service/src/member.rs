@@ -9,7 +9,10 @@ use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::{Command, Outcome},
     ids::{ClusterId, LogIndex, NodeId},
-    layout::{Profile as StorageProfile, profile},
+    layout::{
+        Profile as StorageProfile,
+        plan::{Topology, defaults_for},
+    },
 };
 use pacsvault_ports::peer::{Class, Fault, Reply, Request, Target};
 
@@ -50,6 +53,12 @@ pub trait Registry: Send + Sync + 'static {
     fn save(&self, membership: &Membership) -> Result<(), Fault>;
 }
 
+/// The topology a new cluster is made for when its operator names no profiles: three sites with two storage nodes.
+fn expected_topology() -> Topology {
+    let sites = ["a", "b", "c"].into_iter().filter_map(|name| name.parse().ok());
+    Topology::with_nodes(sites.map(|site| (site, 2)))
+}
+
 impl Node {
     /// Runs the node's membership: comes back, joins or waits to be founded, then introduces itself to the cluster.
     /// Ends when the node is a member and known with its present address and volumes.
@@ -62,7 +71,7 @@ impl Node {
             }
         }
         while self.replica().is_none() {
-            if let Err(fault) = self.try_join().await {
+            if let Err(fault) = self.try_join(&self.profile.join).await {
                 if fault.class == Class::Reject {
                     return Err(fault);
                 }
@@ -118,7 +127,7 @@ impl Node {
         if replica.status().last_log == LogIndex(0) {
             replica.initialise().await?;
         }
-        let built_in = profile::built_in();
+        let built_in = defaults_for(&expected_topology());
         let profiles = if profiles.is_empty() { &built_in[..] } else { profiles };
         let init = Command::InitCluster {
             cluster: self.profile.cluster,
@@ -133,9 +142,17 @@ impl Node {
         }
     }
 
-    async fn try_join(&self) -> Result<(), Fault> {
+    /// Joins through `seeds`, on an operator's word.
+    pub(crate) async fn join_via(&self, seeds: &[Target]) -> Result<NodeId, Fault> {
+        if self.replica().is_none() {
+            self.try_join(seeds).await?;
+        }
+        Ok(self.member()?.status().node)
+    }
+
+    async fn try_join(&self, seeds: &[Target]) -> Result<(), Fault> {
         let mut last = Fault::new(Class::Retry, "PV-NOT-MEMBER", "no node to join is configured");
-        for seed in &self.profile.join {
+        for seed in seeds {
             let request = Request::Join(self.introduction());
             match self.peer.call(seed, request, JOIN_DEADLINE).await {
                 Ok(Reply::Joined { node, cluster, incarnation })

@@ -8,7 +8,10 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     BoxFuture,
-    peer::{Caller, Class, Fault, Freshness, GetShard, List, Lookup, NodeStatus, PutShard, Reply, Request, Service, VolumeStatus},
+    peer::{
+        Caller, Class, Fault, Freshness, GetShard, List, Lookup, NodeStatus, PutShard, Reply, Request, Service,
+        VolumeStatus,
+    },
 };
 use pacsvault_volume::Volume;
 
@@ -49,6 +52,10 @@ impl Node {
                 }
                 _ => self.admit(join).await,
             },
+            Request::JoinVia { seeds } => {
+                let node = self.join_via(&seeds).await?;
+                Ok(Reply::Joined { node, cluster: self.profile.cluster, incarnation: self.profile.incarnation })
+            }
             Request::InitCluster { profiles } => {
                 let node = self.found(&profiles).await?;
                 Ok(Reply::Joined { node, cluster: self.profile.cluster, incarnation: self.profile.incarnation })
@@ -95,7 +102,9 @@ impl Node {
     async fn lookup(&self, lookup: Lookup) -> Result<Reply, Fault> {
         let replica = self.member()?;
         let mut applied = replica.wait(lookup.freshness).await?;
-        let find = || query::lookup(replica.view().as_ref(), &lookup.key, lookup.version).map_err(|error| catalog_fault(&error));
+        let find = || {
+            query::lookup(replica.view().as_ref(), &lookup.key, lookup.version).map_err(|error| catalog_fault(&error))
+        };
         let mut found = find()?;
         if found.is_none() && lookup.freshness != Freshness::Linearizable {
             // A replica that lags would deny what others have acknowledged: a miss is never answered from it alone.
@@ -108,17 +117,10 @@ impl Node {
     async fn list(&self, list: List) -> Result<Reply, Fault> {
         let replica = self.member()?;
         replica.wait(list.freshness).await?;
-        let page = query::list(
-            replica.view().as_ref(),
-            &query::ListQuery {
-                tenant: &list.tenant,
-                study: list.study.as_ref(),
-                series: list.series.as_ref(),
-                studies_only: list.studies_only,
-                page_token: &list.page_token,
-                rows_max: list.rows_max,
-            },
-        );
+        let view = replica.view();
+        let (study, series) = (list.study.as_ref(), list.series.as_ref());
+        let page =
+            query::list(view.as_ref(), &list.tenant, study, series, list.studies_only, &list.page_token, list.rows_max);
         page.map(|page| Reply::Page(Box::new(page))).map_err(|error| catalog_fault(&error))
     }
 

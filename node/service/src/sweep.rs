@@ -32,7 +32,12 @@ pub enum Verdict {
 }
 
 /// Judges an instance from a view of the catalog that was linearizable at `read`.
-pub fn judge(instance: InstanceId, sealed: Option<&SealedInstance>, catalog_time: WallMillis, read: LogIndex) -> Verdict {
+pub fn judge(
+    instance: InstanceId,
+    sealed: Option<&SealedInstance>,
+    catalog_time: WallMillis,
+    read: LogIndex,
+) -> Verdict {
     match sealed {
         Some(SealedInstance { deleted: Some(authority), .. }) => Verdict::Sweep(*authority),
         Some(_) => Verdict::Keep,
@@ -67,8 +72,9 @@ impl Node {
             after = Some(last);
             // The inventory page was read before this index was confirmed: whatever it lists was judged by a later catalog.
             let read = replica.wait(Freshness::Linearizable).await?;
-            let view = replica.view();
+            // Time first: whatever is sealed later is judged by a catalog time at least this late.
             let time = replica.catalog_time();
+            let view = replica.view();
             let mut by_authority: BTreeMap<LogIndex, Vec<ShardId>> = BTreeMap::new();
             for shard in page {
                 let sealed = query::by_instance(view.as_ref(), shard.instance)
