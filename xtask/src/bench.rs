@@ -4,12 +4,10 @@ use std::{fs, process::Command, time::Duration};
 
 use anyhow::Context;
 use clap::Args;
+use pacsvault_harness::Cluster;
 use serde_json::Value;
 
-use crate::{
-    cluster::{self, Cluster},
-    setup, tools,
-};
+use crate::{setup, tools};
 
 /// What to measure.
 #[derive(Args)]
@@ -28,7 +26,7 @@ pub struct Options {
 /// Runs all benchmarks.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
-    cluster::build()?;
+    tools::build()?;
     println!("machine: {}", machine());
     println!(
         "commit:  {}",
@@ -87,7 +85,7 @@ const CASES: [Case; 6] = [
 ];
 
 fn transfers(options: &Options) -> anyhow::Result<()> {
-    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 2)?;
+    let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 2)?;
     cluster.start(|_| true)?;
     cluster.form()?;
     println!("\n## put and get, 3 sites x 2 nodes on loopback, 4+2, mTLS, fsync; medians of {} rounds", options.rounds);
@@ -138,7 +136,7 @@ fn transfer(cluster: &Cluster, case: &Case, seconds: u32) -> anyhow::Result<[f64
 }
 
 fn metadata(options: &Options) -> anyhow::Result<()> {
-    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 1)?;
+    let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 1)?;
     cluster.start(|_| true)?;
     cluster.form()?;
     println!("\n## metadata commits, 3 members on one disk");
@@ -152,7 +150,7 @@ fn metadata(options: &Options) -> anyhow::Result<()> {
 
 #[allow(clippy::cast_precision_loss, reason = "shown without decimals")]
 fn upload_memory() -> anyhow::Result<()> {
-    let mut cluster = Cluster::prepare(&tools::target().join("bench"), 3, 2)?;
+    let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 2)?;
     cluster.start(|_| true)?;
     cluster.form()?;
     let before = cluster.resident_bytes_max();

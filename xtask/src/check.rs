@@ -29,7 +29,7 @@ pub fn run() -> anyhow::Result<()> {
 pub fn test(options: &TestOptions) -> anyhow::Result<()> {
     setup::run()?;
     // The real-process tests run these.
-    tools::cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])?;
+    tools::build()?;
     let nextest = tools::on_path("cargo-nextest");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(tools::root());
@@ -38,7 +38,7 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
     } else {
         command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
     }
-    command.env("PACSVAULT_BIN_DIR", tools::target().join("release"));
+    command.env("PACSVAULT_BIN_DIR", tools::bin_dir());
     if options.long {
         command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "2000");
     }

@@ -12,12 +12,10 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
+use pacsvault_harness::Cluster;
 use serde_json::Value;
 
-use crate::{
-    cluster::{self, Cluster},
-    setup, tools,
-};
+use crate::{setup, tools};
 
 /// What to show.
 #[derive(Args)]
@@ -53,11 +51,11 @@ impl Report {
 /// Runs the demo.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
-    cluster::build()?;
+    tools::build()?;
     let dir = tools::target().join("demo");
     let mut report = Report { began: Instant::now(), rows: Vec::new() };
     println!("\nA cluster of three sites with two nodes each, on this machine: {}", dir.display());
-    let mut cluster = Cluster::prepare(&dir, 3, 2)?;
+    let mut cluster = Cluster::prepare(&tools::bin_dir(), &dir, 3, 2)?;
     cluster.start(|_| true)?;
     cluster.form()?;
     report.row("6 nodes joined, voters spread", voters(&cluster)?);
@@ -268,7 +266,7 @@ fn explain(cluster: &Cluster) {
     let pids: Vec<String> = cluster.pids().iter().map(ToString::to_string).collect();
     println!("\nThe cluster is still running. Talk to it:");
     println!("  export PACSVAULT_CONFIG={}", cluster.dir.join("client.toml").display());
-    println!("  alias pacsvault={}", tools::binary("pacsvault").display());
+    println!("  alias pacsvault={}", tools::bin_dir().join("pacsvault").display());
     println!("  pacsvault status\n  pacsvault ls\n  pacsvault --help");
     for node in &cluster.nodes {
         println!(

@@ -60,8 +60,9 @@ const ROOMS: &[Room] = &[
     Room {
         dir: "tests",
         name: "tests",
-        may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "client"],
+        may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "client", "harness"],
     },
+    Room { dir: "tests/harness", name: "harness", may_use: &[] },
 ];
 
 /// Libraries that only the named rooms may depend on.

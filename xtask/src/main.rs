@@ -5,7 +5,6 @@
 
 mod bench;
 mod check;
-mod cluster;
 mod crash_points;
 mod demo;
 mod layers;

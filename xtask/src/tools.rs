@@ -18,9 +18,14 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A binary of the workspace, after it was built.
-pub fn binary(name: &str) -> PathBuf {
-    target().join("release").join(name)
+/// Where the built programs are.
+pub fn bin_dir() -> PathBuf {
+    target().join("release")
+}
+
+/// Builds the two programs.
+pub fn build() -> anyhow::Result<()> {
+    cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])
 }
 
 /// Runs cargo in the checkout; its output goes to the terminal.

@@ -14,8 +14,6 @@ use std::{
 use anyhow::{Context, bail};
 use serde_json::Value;
 
-use crate::tools;
-
 /// One node process.
 pub struct Node {
     /// Such as `a1`.
@@ -26,13 +24,17 @@ pub struct Node {
     pub address: String,
     /// Operations address.
     pub ops: String,
-    config: PathBuf,
-    log: PathBuf,
+    /// Its configuration file.
+    pub config: PathBuf,
+    /// What it logs.
+    pub log: PathBuf,
     child: Option<Child>,
 }
 
 /// Nodes of several sites, each a process of its own.
 pub struct Cluster {
+    /// Where the programs are.
+    pub bin: PathBuf,
     /// Everything it writes.
     pub dir: PathBuf,
     /// All nodes, by site.
@@ -40,9 +42,16 @@ pub struct Cluster {
     kept: bool,
 }
 
-/// Builds the two programs.
-pub fn build() -> anyhow::Result<()> {
-    tools::cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])
+/// Runs a command quietly and returns what it printed; an error carries what it complained.
+pub fn output(command: &mut Command) -> anyhow::Result<String> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let shown = format!("{program} {}", arguments.join(" "));
+    let output = command.output().with_context(|| format!("cannot run {shown}"))?;
+    if !output.status.success() {
+        bail!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
@@ -53,14 +62,14 @@ fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
 
 impl Cluster {
     /// Makes certificates and configurations for `sites` × `nodes` nodes in an empty `dir`. Starts nothing.
-    pub fn prepare(dir: &Path, sites: usize, nodes: usize) -> anyhow::Result<Self> {
+    pub fn prepare(bin: &Path, dir: &Path, sites: usize, nodes: usize) -> anyhow::Result<Self> {
         if dir.exists() {
             fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
         }
         let pki = dir.join("pki");
         fs::create_dir_all(&pki)?;
-        let cli = tools::binary("pacsvault");
-        tools::output(Command::new(&cli).args(["pki", "init"]).arg(&pki))?;
+        let cli = bin.join("pacsvault");
+        output(Command::new(&cli).args(["pki", "init"]).arg(&pki))?;
         let issue = |role: &str, name: &str| {
             let mut command = Command::new(&cli);
             command.args(["pki", "issue"]).arg(&pki).args([
@@ -72,13 +81,13 @@ impl Cluster {
                 "--host",
                 "localhost",
             ]);
-            tools::output(&mut command).map(drop)
+            output(&mut command).map(drop)
         };
         issue("operator", "admin")?;
         issue("gateway", "demo")?;
         let ports = free_ports(sites * nodes * 2)?;
         let seeds: Vec<String> = ports.iter().take(sites).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-        let mut cluster = Self { dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
+        let mut cluster = Self { bin: bin.to_path_buf(), dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
         for number in 0..nodes {
             for letter in ('a'..='z').take(sites) {
                 let name = format!("{letter}{}", number + 1);
@@ -107,12 +116,12 @@ impl Cluster {
                 });
             }
         }
-        cluster.write_client_config("admin", "operator-admin", "admin.toml")?;
-        cluster.write_client_config("demo", "gateway-demo", "client.toml")?;
+        cluster.write_client_config("operator-admin", "admin.toml")?;
+        cluster.write_client_config("gateway-demo", "client.toml")?;
         Ok(cluster)
     }
 
-    fn write_client_config(&self, _name: &str, certificate: &str, file: &str) -> anyhow::Result<()> {
+    fn write_client_config(&self, certificate: &str, file: &str) -> anyhow::Result<()> {
         let endpoints: Vec<String> = self.nodes.iter().map(|node| format!("\"{}\"", node.address)).collect();
         let text = format!(
             "endpoints = [{}]\nca = \"pki/ca.pem\"\ncert = \"pki/{certificate}.pem\"\nkey = \"pki/{certificate}.key\"\n",
@@ -132,16 +141,17 @@ impl Cluster {
     }
 
     fn cli(&self, config: &str) -> Command {
-        let mut command = Command::new(tools::binary("pacsvault"));
+        let mut command = Command::new(self.bin.join("pacsvault"));
         command.env("PACSVAULT_CONFIG", self.dir.join(config));
         command
     }
 
     /// Starts the nodes that `which` selects and are not running.
     pub fn start(&mut self, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+        let bin = self.bin.clone();
         for node in self.nodes.iter_mut().filter(|node| which(node) && node.child.is_none()) {
             let log = File::options().create(true).append(true).open(&node.log)?;
-            let mut command = Command::new(tools::binary("pacsvault-node"));
+            let mut command = Command::new(bin.join("pacsvault-node"));
             command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
         }
@@ -169,7 +179,7 @@ impl Cluster {
     pub fn form(&self) -> anyhow::Result<()> {
         let first = &self.nodes[0].address;
         self.until(Duration::from_secs(60), "the first node to found the cluster", || {
-            Ok(tools::output(self.admin().args(["--endpoint", first, "cluster", "init"])).is_ok())
+            Ok(output(self.admin().args(["--endpoint", first, "cluster", "init"])).is_ok())
         })?;
         self.wait_whole()
     }
@@ -189,7 +199,7 @@ impl Cluster {
 
     /// `pacsvault status --json`.
     pub fn status(&self) -> anyhow::Result<Value> {
-        let text = tools::output(self.admin().args(["status", "--json"]))?;
+        let text = output(self.admin().args(["status", "--json"]))?;
         Ok(serde_json::from_str(text.trim())?)
     }
 
@@ -212,9 +222,7 @@ impl Cluster {
         while !done()? {
             for node in &self.nodes {
                 let ended = fs::read_to_string(&node.log).unwrap_or_default();
-                if let Some(line) =
-                    ended.lines().rev().find(|line| line.contains("cannot start") || line.starts_with("error"))
-                {
+                if let Some(line) = ended.lines().rev().find(|line| line.contains("cannot start or go on")) {
                     bail!("node {}: {line}", node.name);
                 }
             }
@@ -256,6 +264,11 @@ impl Cluster {
             // Dropping a Child does not stop it.
             drop(node.child.take());
         }
+    }
+
+    /// Pid of the node named so, while it runs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.nodes.iter().find(|node| node.name == name)?.child.as_ref().map(Child::id)
     }
 
     /// Pids of the running nodes.

@@ -1,0 +1,219 @@
+//! Wires the rooms together: stores, replica, coordinator, sockets.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use pacsvault_consensus::{Options, Replica, TokioRuntime};
+use pacsvault_coordinator::{Coordinator, Options as CoordinatorOptions, ReceiptSigner};
+use pacsvault_core::ids::{Incarnation, NodeId};
+use pacsvault_kv::RocksKv;
+use pacsvault_ports::{
+    BoxFuture,
+    env::{Env, SharedEnv, blocking},
+    kv::Kv,
+    peer::{Class, Fault, Peer, Service, Target},
+};
+use pacsvault_rpc::{Server, ServerTls, TonicPeer};
+use pacsvault_runtime::{TokioEnv, wall_now};
+use pacsvault_security::{Credentials, Files, Signer};
+use pacsvault_service::{Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
+use tokio::net::TcpListener;
+
+use crate::{
+    config::Config,
+    identity::IdentityFile,
+    ops::{self, Ops},
+    volumes,
+};
+
+/// Signs with the node's certificate key.
+struct NodeSigner(Signer);
+
+impl ReceiptSigner for NodeSigner {
+    fn name(&self) -> String {
+        self.0.identity().name.clone()
+    }
+
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(self.0.seal(payload.to_vec()).encode())
+    }
+}
+
+/// Opens the stores under the data directory and starts consensus on them.
+struct Starter {
+    config: Config,
+    profile: Profile,
+    env: SharedEnv,
+    peer: Arc<dyn Peer>,
+}
+
+impl ReplicaStarter for Starter {
+    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>> {
+        let profile = &self.profile;
+        let who = (profile.name.clone(), profile.site.clone());
+        let mut options = Options::new(node, profile.cluster, profile.incarnation, who, profile.address.clone());
+        options.heartbeat = Duration::from_millis(self.config.pace.heartbeat_ms);
+        options.election_min = Duration::from_millis(self.config.pace.election_min_ms);
+        options.election_max = Duration::from_millis(self.config.pace.election_max_ms);
+        let (env, peer, dir) = (self.env.clone(), self.peer.clone(), self.config.data_dir.clone());
+        Box::pin(async move {
+            let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "this node is stopping");
+            let opened = blocking(env.as_ref(), move || open_stores(&dir)).await.ok_or_else(stopping)?;
+            let (log, state) = opened.map_err(|error| Fault::new(Class::Reject, "PV-STORE", error))?;
+            let replica = pacsvault_consensus::start::<TokioRuntime>(options, env, peer, log, state).await;
+            let replica = replica.map_err(|error| Fault::new(Class::Reject, "PV-STORE", chain(&error)))?;
+            Ok(Arc::new(replica) as Arc<dyn Replica>)
+        })
+    }
+}
+
+fn open_stores(dir: &std::path::Path) -> Result<(Arc<dyn Kv>, Arc<dyn Kv>), String> {
+    let open = |name: &str, options| {
+        let path: PathBuf = dir.join(name);
+        let store = RocksKv::open(&path, options).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        Ok::<Arc<dyn Kv>, String>(Arc::new(store))
+    };
+    Ok((open("log", pacsvault_kv::Options::log())?, open("state", pacsvault_kv::Options::state())?))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// Loads and checks everything without starting: certificates fit, the data directory is ours.
+pub fn credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
+    let files = Files { ca: &config.tls.ca, certificate: &config.tls.cert, key: &config.tls.key };
+    let credentials = Credentials::load(files, wall_now()).and_then(Credentials::expect_node)?;
+    anyhow::ensure!(
+        credentials.identity().name == config.name.as_str(),
+        "the certificate {} is for node {}, the configuration for node {}: use the certificate of {}",
+        config.tls.cert.display(),
+        credentials.identity().name,
+        config.name,
+        config.name
+    );
+    Ok(Arc::new(credentials))
+}
+
+/// Runs a node until it is told to stop or cannot go on.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    let env = TokioEnv::current();
+    let credentials = credentials(&config)?;
+    let cluster = credentials.cluster();
+    let fresh = u128::from(env.random()) << 64 | u128::from(env.random());
+    let identity =
+        Arc::new(IdentityFile::open(&config.data_dir, &config.name, cluster, Incarnation(fresh.to_be_bytes()))?);
+    let profile = Profile {
+        cluster,
+        name: config.name.clone(),
+        site: config.site.clone(),
+        address: config.advertise.clone(),
+        roles: config.roles,
+        incarnation: identity.incarnation()?,
+        join: config.join.iter().filter(|seed| seed.address != config.advertise).cloned().collect(),
+        binary_version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    // The port first: two nodes with one configuration must not both open the stores.
+    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let env: SharedEnv = env;
+    let (opening, owner, volumes_env) = (config.clone(), identity.clone(), env.clone());
+    let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
+    let volumes = opened.context("stopped while opening volumes")??;
+
+    let remote: Arc<dyn Peer> = Arc::new(TonicPeer::new(credentials.clone()));
+    let peer = LocalFirst::new(config.name.clone(), env.clone(), remote);
+    let starter =
+        Arc::new(Starter { config: config.clone(), profile: profile.clone(), env: env.clone(), peer: peer.clone() });
+    let registry: Arc<dyn Registry> = identity;
+    let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, volumes);
+    let front: Arc<dyn Service> = Arc::new(Front(node.clone()));
+    peer.attach(&front);
+
+    let own = Target { address: profile.address.clone(), name: Some(profile.name.clone()) };
+    let mut options = CoordinatorOptions::new(vec![own]);
+    options.site = Some(profile.site.clone());
+    let signer = Arc::new(NodeSigner(Signer::new(&credentials)?));
+    let coordinator = Coordinator::new(options, env.clone(), peer, signer);
+    let server = Server::new(ServerTls::new(&credentials)?, front, Some(coordinator))?;
+    serve(&config, node, server, listener, metrics).await
+}
+
+async fn serve(
+    config: &Config,
+    node: Arc<Node>,
+    server: Server,
+    listener: TcpListener,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> anyhow::Result<()> {
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = tokio::spawn(server.serve(listener, async {
+        // Dropping the sender stops too.
+        let _ = stopped.await;
+    }));
+    if let Some(listen) = config.ops_listen {
+        let ops = Ops { node: node.clone(), metrics };
+        tokio::spawn(async move {
+            if let Err(error) = ops::serve(listen, ops).await {
+                tracing::error!(%error, "the operations port is closed");
+            }
+        });
+    }
+    tokio::spawn(node.clone().run_sweeper(Duration::from_secs(config.sweep_every_s)));
+    let membership = tokio::spawn(node.clone().run());
+    tracing::info!(name = %config.name, site = %config.site, listen = %config.listen, "node serves");
+    let reason = tokio::select! {
+        () = told_to_stop() => None,
+        why = stopped_for_good(node.clone(), membership) => Some(why),
+    };
+    // A receiver that is gone has stopped already.
+    let _ = stop.send(());
+    let drained = tokio::time::timeout(Duration::from_secs(10), serving).await;
+    if drained.is_err() {
+        tracing::warn!("some calls did not end within 10 s and are cut off");
+    }
+    if let Some(replica) = node.replica() {
+        replica.stop().await;
+    }
+    match reason {
+        None => Ok(()),
+        Some(why) => Err(why),
+    }
+}
+
+/// Resolves when the node cannot go on: it was refused, or its replica stopped.
+async fn stopped_for_good(
+    node: Arc<Node>,
+    membership: tokio::task::JoinHandle<Result<(), Fault>>,
+) -> anyhow::Error {
+    match membership.await {
+        Ok(Ok(())) => {}
+        Ok(Err(fault)) => return anyhow::Error::new(fault),
+        Err(error) => return anyhow::Error::new(error),
+    }
+    loop {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        if let Some(why) = node.replica().and_then(|replica| replica.status().fatal) {
+            return anyhow::anyhow!("the replica stopped and must recover by a restart: {why}");
+        }
+    }
+}
+
+async fn told_to_stop() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        // Without handlers the default action of both signals ends the process.
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("told to stop");
+}
