@@ -13,7 +13,7 @@ use pacsvault_ports::{
         VolumeStatus,
     },
 };
-use pacsvault_volume::Volume;
+use pacsvault_volume::{Error, Purpose, Volume};
 
 use crate::Node;
 
@@ -75,20 +75,20 @@ impl Node {
 
     async fn put_shard(self: &Arc<Self>, put: PutShard) -> Result<Reply, Fault> {
         let id = put.volume;
-        match self.volume(id)?.put(put.header, put.data).await {
+        match self.volume(id)?.put(put.header, put.data, Purpose::Client).await {
             Ok(durable) => Ok(Reply::Durable(durable)),
             Err(error) => {
-                if error.is_poisoned() {
+                if matches!(error, Error::Write { .. } | Error::Poisoned { .. }) {
                     self.fence(id, &error.to_string());
                 }
-                Err(error.fault())
+                Err(error.into())
             }
         }
     }
 
     async fn get_shard(self: &Arc<Self>, get: GetShard) -> Result<Reply, Fault> {
         let read = self.volume(get.volume)?.get(get.id, get.offset_bytes, get.len_bytes).await;
-        read.map(|shard| Reply::Shard(Box::new(shard))).map_err(|error| error.fault())
+        read.map(|shard| Reply::Shard(Box::new(shard))).map_err(Fault::from)
     }
 
     async fn layout(&self, freshness: Freshness) -> Result<Reply, Fault> {

@@ -67,7 +67,7 @@ impl Node {
         let mut after: Option<ShardId> = None;
         let mut swept = 0;
         loop {
-            let page = own.volume.list(after, PAGE_SHARDS).await.map_err(|error| error.fault())?;
+            let page = own.volume.list(after, PAGE_SHARDS).await.map_err(Fault::from)?;
             let Some(last) = page.last().copied() else { return Ok(swept) };
             after = Some(last);
             // The inventory page was read before this index was confirmed: whatever it lists was judged by a later catalog.
@@ -85,7 +85,7 @@ impl Node {
             }
             for (authority, shards) in by_authority {
                 swept += shards.len() as u64;
-                own.volume.delete(shards, authority).await.map_err(|error| error.fault())?;
+                own.volume.delete(shards, authority).await.map_err(Fault::from)?;
             }
         }
     }
