@@ -1,1 +1,38 @@
-//! The shard store of one volume: segment files, group commit, recovery
+//! The shard store of one volume: append-only segment files, group commit, recovery after any crash.
+//!
+//! **Invariants.**
+//! - A [`pacsvault_core::shard::DurableShard`] leaves this room only after a sync that covers the shard's bytes, its record
+//!   and the name of the file they lie in has returned without error.
+//! - After every crash, each shard so acknowledged and not deleted is found byte for byte; any other shard is found whole
+//!   or not at all; a shard whose deletion was acknowledged stays deleted.
+//! - Bytes are returned only after their chunk checksums have matched: damage reads as [`Error::Corrupt`], never as data.
+//! - After any error of a write or a sync nothing is written any more ([`Error::Poisoned`]) until the volume is opened
+//!   again; reads go on.
+//! - No record is deleted without the log index that authorises it, and none comes back: not from a reused file, not from
+//!   the torn tail of an earlier life.
+//!
+//! The index is kept in memory only and is rebuilt from the record headers at every open: what is on the disk is the log
+//! and nothing but the log. An index checkpoint would shorten the open of large volumes; the format does not need to
+//! change for it.
+//!
+//! Rooms: [`format`] (bytes), `recover` (open), [`store`] (what is held; reading), `writer` (appending), [`worker`] (the async
+//! handle with group commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
+
+mod crash;
+mod error;
+pub mod file_disk;
+pub mod format;
+mod index;
+mod recover;
+pub mod store;
+#[cfg(test)]
+mod tests;
+pub mod worker;
+mod writer;
+
+pub use error::Error;
+pub use file_disk::FileDisk;
+pub use format::Identity;
+pub use recover::Recovery;
+pub use store::{Done, Op, Options, Owner, Purpose, Store};
+pub use worker::Volume;

@@ -1,0 +1,458 @@
+//! Opening a volume: proving whose it is, and rebuilding what it holds from its segments.
+//!
+//! The segments are one log. A record is *proven* when a later record, segment header or mark says that its batch was
+//! durable: then only its header is read. Records of the newest batches have no such witness: their payload is
+//! read and must match its checksums, else they are *void*: never acknowledged, since a sync had covered them otherwise.
+//!
+//! **Invariants.**
+//! - Opening writes nothing into segments. The first batch of the new life begins with a mark that names the void records;
+//!   until that is durable, every further open finds the same.
+//! - Where no valid record begins, the rest is searched for the next one, at least as far as one crash can reach: damage of
+//!   one header does not hide the records behind it.
+//! - What is found is synced before it can be acknowledged again: the process may have died without the power failing.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, OnceLock, RwLock, atomic::AtomicU64},
+};
+
+use pacsvault_core::{checksum::verify_chunks, ids::VolumeId};
+use pacsvault_ports::disk::{Disk, DiskFile};
+
+use crate::{
+    crash,
+    error::Error,
+    format::{
+        self, Body, IDENTITY_NAME, Identity, RECORD_ALIGN, RECORD_MAGIC, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader,
+        Tombstone, align, decode_voids, parse_name, spare_name,
+    },
+    index::{Place, Segment, Table},
+    store::{IDENTITY_PART, Options, Owner, POISON_NAME, Store, segment_bytes, to_usize},
+    writer::{Active, BATCH_BYTES_MAX, MarkDue, Spare, Writer},
+};
+
+/// How far behind the last valid record of the newest segment others are sought: two batches may have been in flight,
+/// each at most 16 MiB or one record of as much.
+const SEARCH_BYTES_MAX: u64 = 2 * (BATCH_BYTES_MAX + (17 << 20));
+/// Read at once while searching.
+const SEARCH_READ_BYTES: u64 = 256 << 10;
+
+/// What opening found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Recovery {
+    /// Whose volume it is.
+    pub identity: Identity,
+    /// Shards held.
+    pub shards: u64,
+    /// Bytes of their records.
+    pub live_bytes: u64,
+    /// Segments read.
+    pub segments: u64,
+    /// Bytes read to find that out.
+    pub read_bytes: u64,
+    /// Records of unfinished batches that were dropped: none was acknowledged.
+    pub void_records: u64,
+    /// Places inside the log where records may be hidden by damage (or were never finished, just behind a crash).
+    /// Reconcile the inventory with the catalog.
+    pub damaged_places: u64,
+    /// Segments whose header or end cannot be read; kept, never written again.
+    pub damaged_segments: u64,
+    /// The volume was poisoned in an earlier life and nobody has cleared the marker.
+    pub was_poisoned: bool,
+}
+
+/// A record that waits for proof or for the end of the log.
+struct Held {
+    record: Record,
+    file: Arc<dyn DiskFile>,
+}
+
+struct Scan {
+    identity: Identity,
+    table: Table,
+    held: VecDeque<Held>,
+    voids: Vec<(u64, u64)>,
+    /// Newest batch known durable.
+    proven_batch: u64,
+    newest_batch: u64,
+    report: Recovery,
+}
+
+/// Where the scan of a segment ended.
+struct Tail {
+    life: u64,
+    offset: u64,
+    /// It was read without errors up to where records may lie.
+    readable: bool,
+}
+
+pub(crate) fn open(disk: Arc<dyn Disk>, owner: &Owner, options: Options) -> Result<(Store, Recovery), Error> {
+    let names = disk.names().map_err(Error::open("list the directory"))?;
+    let identity = read_identity(&*disk, &names, owner)?;
+    let mut scan = Scan::new(identity.clone(), names.iter().any(|name| name == POISON_NAME));
+    remove_parts(&*disk, &names)?;
+    // CRASH(volume.open.1): names may come and go that no acknowledged record depends on. From here on what we see stays.
+    crash::point("volume.open.1");
+    disk.sync_names().map_err(Error::open("sync the names of segments"))?;
+
+    let mut sequences: Vec<u64> = names.iter().filter_map(|name| parse_name(name, "seg-")).collect();
+    sequences.sort_unstable();
+    for &sequence in &sequences {
+        let file = disk.open(&format::segment_name(sequence)).map_err(Error::open("open a segment"))?;
+        let len = file.len().map_err(Error::open("measure a segment"))?;
+        scan.table.segments.insert(sequence, Segment::new(file, len));
+    }
+    let mut tail = None;
+    for &sequence in &sequences {
+        let last = sequences.last() == Some(&sequence);
+        let end = scan.segment(sequence, last)?;
+        if last {
+            tail = end.map(|end| (sequence, end));
+        }
+    }
+    scan.settle();
+    // CRASH(volume.open.2): the newest records may be in memory only. They are answered for after this sync.
+    crash::point("volume.open.2");
+    if let Some(segment) = sequences.last().and_then(|last| scan.table.segments.get(last)) {
+        segment.file.sync_data().map_err(Error::open("sync the newest segment"))?;
+    }
+    let spares = open_spares(&*disk, &names)?;
+    let numbers = sequences.iter().copied().chain(names.iter().filter_map(|name| parse_name(name, "spare-")));
+    let next_number = numbers.max().map_or(1, |max| max + 1);
+    scan.finish(disk, options, tail, spares, next_number)
+}
+
+fn read_identity(disk: &dyn Disk, names: &[String], owner: &Owner) -> Result<Identity, Error> {
+    if !names.iter().any(|name| name == IDENTITY_NAME) {
+        return Err(Error::NotFormatted);
+    }
+    let file = disk.open(IDENTITY_NAME).map_err(Error::open("open the identity"))?;
+    let mut bytes = vec![0; to_usize(SECTOR_BYTES)];
+    match file.read_at(0, &mut bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+            return Err(Error::IdentityDamaged { reason: "it is too short" });
+        }
+        other => other.map_err(Error::open("read the identity"))?,
+    }
+    let identity = Identity::decode(&bytes).map_err(|reason| Error::IdentityDamaged { reason })?;
+    if identity.cluster != owner.cluster || identity.node != owner.node {
+        let Identity { cluster, node, volume, .. } = identity;
+        return Err(Error::Foreign { volume, node, cluster });
+    }
+    Ok(identity)
+}
+
+/// Removes files that never became spares or the identity.
+fn remove_parts(disk: &dyn Disk, names: &[String]) -> Result<(), Error> {
+    for name in names {
+        let part = name.strip_suffix(".tmp").is_some_and(|whole| parse_name(whole, "spare-").is_some());
+        if part || name == IDENTITY_PART {
+            // CRASH(volume.open.3): it may be there again at the next open; it is removed again.
+            crash::point("volume.open.3");
+            disk.remove(name).map_err(Error::open("remove an unfinished file"))?;
+        }
+    }
+    Ok(())
+}
+
+fn open_spares(disk: &dyn Disk, names: &[String]) -> Result<Vec<Spare>, Error> {
+    let mut spares = Vec::new();
+    for number in names.iter().filter_map(|name| parse_name(name, "spare-")) {
+        let name = spare_name(number);
+        let file = disk.open(&name).map_err(Error::open("open a spare"))?;
+        let len = file.len().map_err(Error::open("measure a spare"))?;
+        spares.push(Spare { name, file, len });
+    }
+    Ok(spares)
+}
+
+impl Scan {
+    fn new(identity: Identity, was_poisoned: bool) -> Self {
+        let report = Recovery {
+            identity: identity.clone(),
+            shards: 0,
+            live_bytes: 0,
+            segments: 0,
+            read_bytes: 0,
+            void_records: 0,
+            damaged_places: 0,
+            damaged_segments: 0,
+            was_poisoned,
+        };
+        Self {
+            identity,
+            table: Table::default(),
+            held: VecDeque::new(),
+            voids: Vec::new(),
+            proven_batch: 0,
+            newest_batch: 0,
+            report,
+        }
+    }
+
+    fn volume(&self) -> VolumeId {
+        self.identity.volume
+    }
+
+    /// Reads one segment; `None` if nothing may be appended to it.
+    fn segment(&mut self, sequence: u64, last: bool) -> Result<Option<Tail>, Error> {
+        let segment = &self.table.segments[&sequence];
+        let (file, len) = (segment.file.clone(), segment.len);
+        self.report.segments += 1;
+        let Some(life) = self.segment_life(sequence, &*file, len) else {
+            self.damaged(sequence);
+            return Ok(None);
+        };
+        let tail = self.records(sequence, &file, len, life, last);
+        if !tail.readable {
+            self.damaged(sequence);
+            return Ok(None);
+        }
+        Ok(Some(tail))
+    }
+
+    fn damaged(&mut self, sequence: u64) {
+        self.report.damaged_segments += 1;
+        if let Some(segment) = self.table.segments.get_mut(&sequence) {
+            segment.damaged = true;
+        }
+    }
+
+    /// The life that began a segment, from its header, the copy, or its first record.
+    fn segment_life(&mut self, sequence: u64, file: &dyn DiskFile, len: u64) -> Option<u64> {
+        for copy in 0..2 {
+            let mut bytes = vec![0; to_usize(SECTOR_BYTES)];
+            self.report.read_bytes += SECTOR_BYTES;
+            if file.read_at(copy * SECTOR_BYTES, &mut bytes).is_err() {
+                continue;
+            }
+            if let Ok(header) = SegmentHeader::decode(&bytes)
+                && header.volume == self.volume()
+                && header.sequence == sequence
+            {
+                self.proven_batch = self.proven_batch.max(header.durable_batch);
+                self.newest_batch = self.newest_batch.max(header.durable_batch);
+                return Some(header.life);
+            }
+        }
+        let first = self.record_at(sequence, file, len, RECORDS_START).ok()??;
+        Some(first.stamp.life)
+    }
+
+    /// The record at `offset`, if one of this volume and segment begins there.
+    fn record_at(
+        &mut self,
+        sequence: u64,
+        file: &dyn DiskFile,
+        len: u64,
+        offset: u64,
+    ) -> std::io::Result<Option<Record>> {
+        if offset + RECORD_ALIGN > len {
+            return Ok(None);
+        }
+        let mut bytes = vec![0; to_usize(SECTOR_BYTES.min(len - offset))];
+        self.report.read_bytes += bytes.len() as u64;
+        file.read_at(offset, &mut bytes)?;
+        Ok(Record::decode(&bytes).ok().filter(|record| {
+            let stamp = record.stamp;
+            let here = stamp.volume == self.volume() && stamp.sequence == sequence && stamp.offset == offset;
+            here && offset.checked_add(record.span_bytes).is_some_and(|end| end <= len)
+        }))
+    }
+
+    /// Follows the records of one segment.
+    fn records(&mut self, sequence: u64, file: &Arc<dyn DiskFile>, len: u64, life: u64, last: bool) -> Tail {
+        let mut tail = Tail { life, offset: RECORDS_START, readable: true };
+        let mut batch = 0;
+        let mut offset = RECORDS_START;
+        // Where the chain broke, while searching.
+        let mut broken: Option<u64> = None;
+        loop {
+            let record = match self.record_at(sequence, &**file, len, offset) {
+                Ok(record) => record.filter(|record| belongs(record, tail.life, batch)),
+                Err(_) => {
+                    tail.readable = false;
+                    None
+                }
+            };
+            let Some(record) = record else {
+                let start = *broken.get_or_insert(offset);
+                let limit = if last && tail.readable { len.min(start + SEARCH_BYTES_MAX) } else { len };
+                match self.search(&**file, offset + RECORD_ALIGN, limit, &mut tail.readable) {
+                    Some(next) => offset = next,
+                    None => return tail,
+                }
+                continue;
+            };
+            if broken.take().is_some() && !matches!(record.body, Body::Mark { .. }) {
+                self.report.damaged_places += 1;
+            }
+            batch = record.stamp.batch;
+            offset += record.span_bytes;
+            if let Body::End = record.body {
+                // The rest is not free: whoever wrote this has left the segment, or is about to.
+                tail.offset = len;
+                self.prove(record.stamp.durable_batch);
+                return tail;
+            }
+            tail.offset = align(offset, SECTOR_BYTES);
+            if let Body::Mark { next_life } = record.body {
+                tail.life = next_life;
+            }
+            self.take(record, file);
+        }
+    }
+
+    /// Next multiple of 512 in `from..limit` where a record may begin.
+    fn search(&mut self, file: &dyn DiskFile, from: u64, limit: u64, readable: &mut bool) -> Option<u64> {
+        let mut at = from;
+        let mut buffer = Vec::new();
+        let mut step = SEARCH_READ_BYTES;
+        while at + RECORD_ALIGN <= limit {
+            // Reads end on multiples of their size, so that bad sectors cost only themselves.
+            let end = ((at / step + 1) * step).min(limit);
+            buffer.resize(to_usize(end - at), 0);
+            self.report.read_bytes += end - at;
+            if file.read_at(at, &mut buffer).is_err() {
+                *readable = false;
+                if step > SECTOR_BYTES {
+                    step = SECTOR_BYTES;
+                } else {
+                    at = end;
+                }
+                continue;
+            }
+            let unit = to_usize(RECORD_ALIGN);
+            let found = buffer.chunks(unit).position(|sector| sector.starts_with(RECORD_MAGIC));
+            if let Some(found) = found {
+                return Some(at + found as u64 * RECORD_ALIGN);
+            }
+            at = end;
+        }
+        None
+    }
+
+    /// Everything up to batch `durable` was synced: what waited for that is applied.
+    fn prove(&mut self, durable: u64) {
+        self.proven_batch = self.proven_batch.max(durable);
+        while let Some(held) = self.held.pop_front_if(|held| held.record.stamp.batch <= self.proven_batch) {
+            if !self.apply(&held) {
+                self.report.damaged_places += 1;
+            }
+        }
+    }
+
+    fn take(&mut self, record: Record, file: &Arc<dyn DiskFile>) {
+        let stamp = record.stamp;
+        self.newest_batch = self.newest_batch.max(stamp.batch);
+        self.prove(stamp.durable_batch);
+        let held = Held { record, file: file.clone() };
+        if let Body::Mark { .. } = held.record.body {
+            if let Some(payload) = payload_of(&held, &mut self.report.read_bytes) {
+                let voids: Vec<(u64, u64)> = decode_voids(&payload).collect();
+                self.held.retain(|held| !voids.contains(&(held.record.stamp.sequence, held.record.stamp.offset)));
+                // Before it wrote this mark, that life had read and synced all that went before.
+                self.prove(stamp.batch.saturating_sub(1));
+            }
+        } else {
+            self.held.push_back(held);
+            self.prove(0);
+        }
+    }
+
+    /// Makes one record count; false if its own payload was needed and is damaged.
+    fn apply(&mut self, held: &Held) -> bool {
+        let stamp = held.record.stamp;
+        match &held.record.body {
+            Body::Mark { .. } | Body::End => true,
+            Body::Shard(header) => match Place::new(stamp.sequence, stamp.offset, held.record.span_bytes) {
+                Some(place) => {
+                    self.table.insert(header.id, place);
+                    true
+                }
+                None => false,
+            },
+            Body::Tombstones { .. } => match payload_of(held, &mut self.report.read_bytes) {
+                Some(payload) => {
+                    for Tombstone { id, sequence, offset } in Tombstone::decode_all(&payload) {
+                        self.table.delete(id, sequence, offset, stamp.sequence);
+                    }
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    /// At the end of the log: what has no witness must prove itself.
+    fn settle(&mut self) {
+        for held in std::mem::take(&mut self.held) {
+            let whole = payload_of(&held, &mut self.report.read_bytes).is_some();
+            if !(whole && self.apply(&held)) {
+                self.report.void_records += 1;
+                self.voids.push((held.record.stamp.sequence, held.record.stamp.offset));
+            }
+        }
+    }
+
+    fn finish(
+        mut self,
+        disk: Arc<dyn Disk>,
+        options: Options,
+        tail: Option<(u64, Tail)>,
+        spares: Vec<Spare>,
+        next_number: u64,
+    ) -> Result<(Store, Recovery), Error> {
+        let space = disk.space().map_err(Error::open("measure the free space"))?;
+        let capacity_bytes = options.capacity_bytes.unwrap_or(space.total_bytes).min(space.total_bytes);
+        let mut mark =
+            MarkDue { previous_life: options.life, proven_batch: self.proven_batch, voids: std::mem::take(&mut self.voids) };
+        let active = tail.map(|(sequence, tail)| {
+            let segment = &self.table.segments[&sequence];
+            mark.previous_life = tail.life;
+            Active { sequence, file: segment.file.clone(), offset: tail.offset, len: segment.len }
+        });
+        let mark = (active.is_some() || !mark.voids.is_empty()).then_some(mark);
+        let rest = active.as_ref().map_or(0, |active| active.len.saturating_sub(active.offset));
+        let files: u64 = self.table.segments.values().map(|segment| segment.len).sum();
+        let spare: u64 = spares.iter().map(|spare| spare.len).sum();
+        let growth = space.free_bytes.min(capacity_bytes.saturating_sub(files + spare));
+        self.report.shards = self.table.shards();
+        self.report.live_bytes = self.table.live_bytes();
+        let writer = Writer { active, next_number, batch: self.newest_batch, mark, spares, preparing: false };
+        let store = Store {
+            disk,
+            identity: self.identity,
+            segment_bytes: segment_bytes(&options, capacity_bytes),
+            options,
+            capacity_bytes,
+            table: RwLock::new(self.table),
+            writer: Mutex::new(writer),
+            sync: Mutex::new(()),
+            durable_batch: AtomicU64::new(self.newest_batch),
+            room_bytes: AtomicU64::new(rest + spare + growth),
+            poison: OnceLock::new(),
+        };
+        Ok((store, self.report))
+    }
+}
+
+/// Whether a record continues the log: written by the life we are in, or the mark that ends it (or that mark's copy).
+fn belongs(record: &Record, life: u64, batch: u64) -> bool {
+    let known = match record.body {
+        Body::Mark { next_life } => record.stamp.life == life || next_life == life,
+        Body::Shard(_) | Body::Tombstones { .. } | Body::End => record.stamp.life == life,
+    };
+    known && record.stamp.batch >= batch
+}
+
+/// The payload, if it can be read and matches its checksums.
+fn payload_of(held: &Held, read_bytes: &mut u64) -> Option<Vec<u8>> {
+    let record = &held.record;
+    let mut payload = vec![0; to_usize(record.payload_bytes)];
+    *read_bytes += record.payload_bytes;
+    held.file.read_at(record.stamp.offset + record.header_bytes as u64, &mut payload).ok()?;
+    verify_chunks(&payload, 0, &record.chunk_crcs).ok()?;
+    Some(payload)
+}

@@ -1,0 +1,654 @@
+//! Appending: batches, syncs, segments and their reuse.
+//!
+//! **Invariants.**
+//! - A batch lies in one segment whose name was durable before; it is answered after its own sync, and batches are synced
+//!   and answered in the order in which they were written.
+//! - A batch may be written while the one before is being synced; a segment is left only when all of it is synced.
+//! - What could not be written is answered with an error; what was answered with success is in the table.
+
+use std::{collections::VecDeque, io, sync::Arc, sync::MutexGuard, sync::atomic::Ordering};
+
+use bytes::Bytes;
+use pacsvault_core::{
+    checksum::{chunk_crcs, verify_chunks},
+    ids::{Digest, LogIndex},
+    shard::{DurableShard, ShardHeader, ShardId},
+};
+use pacsvault_ports::disk::DiskFile;
+
+use crate::{
+    crash,
+    error::Error,
+    format::{
+        Body, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader, Tombstone, align, check_shard, encode_voids, header_bytes,
+        segment_name, spare_name,
+    },
+    index::{Place, Segment},
+    store::{Done, Op, Purpose, Store, to_usize},
+};
+
+/// Most bytes in one batch, unless one record alone is larger: at 500 MB/s a sync of some 30 ms.
+pub(crate) const BATCH_BYTES_MAX: u64 = 16 << 20;
+/// Most tombstones in one record: 40 KiB.
+const TOMBSTONES_MAX: usize = 1024;
+/// Zeros that pad batches.
+static ZEROS: [u8; 4096] = [0; 4096];
+/// Zeros that prewrite segments, per write.
+const PREWRITE_BYTES: usize = 1 << 20;
+
+/// The segment that is appended to.
+pub(crate) struct Active {
+    pub(crate) sequence: u64,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
+}
+
+/// A file that may become a segment.
+pub(crate) struct Spare {
+    pub(crate) name: String,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) len: u64,
+}
+
+/// What the first batch of this life must say before anything else.
+pub(crate) struct MarkDue {
+    /// The life before, in whose name the mark is made.
+    pub(crate) previous_life: u64,
+    /// Newest batch that recovery proved durable.
+    pub(crate) proven_batch: u64,
+    /// Records of torn batches: (segment, offset).
+    pub(crate) voids: Vec<(u64, u64)>,
+}
+
+/// What only the writer knows.
+pub(crate) struct Writer {
+    pub(crate) active: Option<Active>,
+    /// Next sequence and spare number.
+    pub(crate) next_number: u64,
+    /// Newest batch number used.
+    pub(crate) batch: u64,
+    pub(crate) mark: Option<MarkDue>,
+    pub(crate) spares: Vec<Spare>,
+    /// A spare is being made in the background.
+    pub(crate) preparing: bool,
+}
+
+/// An op that passed all checks that need no lock.
+enum Work {
+    Put { header: ShardHeader, data: Bytes, purpose: Purpose },
+    Delete { ids: Vec<ShardId>, authority: LogIndex },
+}
+
+/// A record about to be written, and what becomes visible with it.
+struct Planned {
+    answer: usize,
+    record: Record,
+    payload: Bytes,
+    effect: Effect,
+}
+
+enum Effect {
+    Store(ShardId, Digest),
+    Delete(Vec<Tombstone>),
+    Mark,
+}
+
+type Answers = Vec<Option<Result<Done, Error>>>;
+
+/// A write of a shard that is being written already by an earlier batch or op: (answer, id, digest).
+type Followers = Vec<(usize, ShardId, Digest)>;
+
+impl Store {
+    /// Writes shards durably; answers in order. See [`Store::commit`].
+    pub fn append(&self, shards: &[(ShardHeader, Bytes)]) -> Vec<Result<DurableShard, Error>> {
+        let put = |(header, data): &(ShardHeader, Bytes)| Op::Put {
+            header: header.clone(),
+            data: data.clone(),
+            purpose: Purpose::Client,
+        };
+        let stored = |answer: Result<Done, Error>| {
+            answer.map(|done| match done {
+                Done::Stored(durable) => durable,
+                Done::Deleted(_) => unreachable!("a put is answered as a put"),
+            })
+        };
+        self.commit(shards.iter().map(put).collect()).into_iter().map(stored).collect()
+    }
+
+    /// Deletes shards durably; says how many were held. Ids not held are skipped, so repeating is safe.
+    /// # Errors
+    /// As for [`Store::commit`].
+    pub fn delete(&self, ids: &[ShardId], authority: LogIndex) -> Result<u64, Error> {
+        match self.commit(vec![Op::Delete { ids: ids.to_vec(), authority }]).pop() {
+            Some(Ok(Done::Deleted(count))) => Ok(count),
+            Some(Err(error)) => Err(error),
+            Some(Ok(Done::Stored(_))) | None => unreachable!("a deletion is answered as a deletion"),
+        }
+    }
+
+    /// Does all `ops` with as few syncs as possible; one answer per op, in order.
+    ///
+    /// A shard that is held already with the same digest is answered at once. Errors per op: [`Error::Malformed`],
+    /// [`Error::Conflict`], [`Error::Full`]; [`Error::Write`] and [`Error::Poisoned`] for all whose fate is unknown.
+    pub fn commit(&self, ops: Vec<Op>) -> Vec<Result<Done, Error>> {
+        let mut answers: Answers = ops.iter().map(|_| None).collect();
+        let mut work = VecDeque::new();
+        for (answer, op) in ops.into_iter().enumerate() {
+            match self.admit(op) {
+                Ok(Ok(ready)) => work.push_back((answer, ready)),
+                Ok(Err(done)) => answers[answer] = Some(Ok(done)),
+                Err(error) => answers[answer] = Some(Err(error)),
+            }
+        }
+        let deletes = work.iter().any(|(_, work)| matches!(work, Work::Delete { .. }));
+        if !work.is_empty() {
+            let mut followers = Followers::new();
+            if let Err(error) = self.write_all(work, &mut answers, &mut followers) {
+                for answer in answers.iter_mut().filter(|answer| answer.is_none()) {
+                    *answer = Some(Err(error.clone()));
+                }
+            }
+            self.answer_followers(followers, &mut answers);
+            if deletes {
+                // Its answer is decided; if the disk fails here, the next write hears of it.
+                if let Err(error) = self.reclaim() {
+                    tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
+                }
+            }
+        }
+        let open = || Err(self.check_poison().err().unwrap_or(Error::Closed { volume: self.volume() }));
+        answers.into_iter().map(|answer| answer.unwrap_or_else(open)).collect()
+    }
+
+    /// Checks an op; `Ok(Err)` when nothing is left to do.
+    fn admit(&self, op: Op) -> Result<Result<Work, Done>, Error> {
+        self.check_poison()?;
+        match op {
+            Op::Delete { ids, authority } => Ok(Ok(Work::Delete { ids, authority })),
+            Op::Put { header, data, purpose } => {
+                let shard = header.id;
+                let malformed = |reason| Error::Malformed { shard, reason };
+                check_shard(&header).map_err(malformed)?;
+                if data.len() as u64 != header.shard_bytes() {
+                    return Err(malformed("its length is not that of its header"));
+                }
+                verify_chunks(&data, 0, &header.chunk_crcs).map_err(|_| malformed("a chunk fails its checksum"))?;
+                if self.contains(shard) && let Some(durable) = self.already_stored(shard, header.digest)? {
+                    return Ok(Err(Done::Stored(durable)));
+                }
+                Ok(Ok(Work::Put { header, data, purpose }))
+            }
+        }
+    }
+
+    fn write_all(
+        &self,
+        mut work: VecDeque<(usize, Work)>,
+        answers: &mut Answers,
+        followers: &mut Followers,
+    ) -> Result<(), Error> {
+        let mut writer = self.lock_writer()?;
+        let mut room = self.room(&writer)?;
+        let mut ready = VecDeque::new();
+        while let Some((answer, next)) = work.pop_front() {
+            self.plan(answer, next, &mut room, &mut ready, answers, followers);
+        }
+        self.room_bytes.store(room, Ordering::Relaxed);
+        while !ready.is_empty() {
+            match self.make_room(&mut writer, &ready[0]) {
+                Ok(()) => {}
+                Err(error @ Error::Full { .. }) => {
+                    self.refuse(ready.pop_front(), &error, answers);
+                    continue;
+                }
+                Err(error) => {
+                    fail(ready.iter().map(|planned| planned.answer), &error, answers);
+                    return Err(error);
+                }
+            }
+            // An op may have several records; if one of those still to come fails, so does the op.
+            let open: Vec<usize> = ready.iter().map(|planned| planned.answer).collect();
+            let batch = take_batch(&mut writer, &mut ready, self);
+            let file = writer.active.as_ref().expect("make_room leaves a segment").file.clone();
+            let finished = self.write_batch(&mut writer, batch).and_then(|batch| {
+                let number = writer.batch;
+                let sync = self.lock_sync()?;
+                Ok((sync, number, batch))
+            });
+            // After the last batch others may write while this one syncs.
+            let unlocked = if ready.is_empty() { None } else { Some(writer) };
+            let finished =
+                finished.and_then(|(sync, number, batch)| self.finish_batch(sync, &*file, number, batch, answers));
+            match (finished, unlocked) {
+                (Ok(()), Some(still)) => writer = still,
+                (Ok(()), None) => return Ok(()),
+                (Err(error), _) => {
+                    fail(open.into_iter(), &error, answers);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, planned: Option<Planned>, error: &Error, answers: &mut Answers) {
+        let Some(planned) = planned else { return };
+        if let Effect::Store(id, _) = planned.effect {
+            self.write_table().end(id);
+        }
+        answers[planned.answer] = Some(Err(error.clone()));
+    }
+
+    /// Turns one op into records.
+    fn plan(
+        &self,
+        answer: usize,
+        work: Work,
+        room: &mut u64,
+        ready: &mut VecDeque<Planned>,
+        answers: &mut Answers,
+        followers: &mut Followers,
+    ) {
+        match work {
+            Work::Put { header, data, purpose } => {
+                let (id, digest) = (header.id, header.digest);
+                let crcs = header.chunk_crcs.clone();
+                let record = Record::new(self.volume(), Body::Shard(header), data.len() as u64, crcs);
+                let reserve_bytes = self.reserve_bytes(purpose);
+                if room.saturating_sub(align(record.span_bytes, SECTOR_BYTES)) < reserve_bytes {
+                    answers[answer] = Some(Err(Error::Full { volume: self.volume(), room_bytes: *room, reserve_bytes }));
+                    return;
+                }
+                let mut table = self.write_table();
+                if table.is_in_flight(id) {
+                    followers.push((answer, id, digest));
+                    return;
+                }
+                if let Some(place) = table.find(id) {
+                    drop(table);
+                    // It became durable since `admit` looked, or what is held is damaged: then the damaged record is
+                    // deleted in the same batch, so that it cannot come back when the new one is deleted.
+                    if !matches!(self.already_stored(id, digest), Ok(None)) {
+                        followers.push((answer, id, digest));
+                        return;
+                    }
+                    let (sequence, offset) = (place.sequence(), place.offset());
+                    let tombstone = Tombstone { id, sequence, offset };
+                    // No log entry is needed to replace a damaged record by the same shard: index 0 says so.
+                    ready.push_back(self.plan_tombstones(answer, vec![tombstone], LogIndex(0), room));
+                    table = self.write_table();
+                }
+                table.begin(id);
+                *room = room.saturating_sub(record.span_bytes);
+                ready.push_back(Planned { answer, record, payload: data, effect: Effect::Store(id, digest) });
+            }
+            Work::Delete { ids, authority } => {
+                let table = self.read_table();
+                let held = ids.iter().filter_map(|id| {
+                    let place = table.find(*id)?;
+                    Some(Tombstone { id: *id, sequence: place.sequence(), offset: place.offset() })
+                });
+                let held: Vec<Tombstone> = held.collect();
+                drop(table);
+                if held.is_empty() {
+                    answers[answer] = Some(Ok(Done::Deleted(0)));
+                }
+                for part in held.chunks(TOMBSTONES_MAX) {
+                    ready.push_back(self.plan_tombstones(answer, part.to_vec(), authority, room));
+                }
+            }
+        }
+    }
+
+    fn plan_tombstones(&self, answer: usize, list: Vec<Tombstone>, authority: LogIndex, room: &mut u64) -> Planned {
+        let mut payload = Vec::new();
+        list.iter().for_each(|tombstone| tombstone.encode(&mut payload));
+        let crcs = chunk_crcs(&payload);
+        let record = Record::new(self.volume(), Body::Tombstones { authority }, payload.len() as u64, crcs);
+        *room = room.saturating_sub(record.span_bytes);
+        Planned { answer, record, payload: payload.into(), effect: Effect::Delete(list) }
+    }
+
+    fn answer_followers(&self, followers: Followers, answers: &mut Answers) {
+        if followers.is_empty() {
+            return;
+        }
+        // Whoever writes the shard took the sync lock before leaving the writer: once we have had both, it is decided.
+        let decided = self.lock_writer().map(drop).and_then(|()| self.lock_sync().map(drop));
+        for (answer, id, digest) in followers {
+            let outcome = match &decided {
+                Err(error) => Err(error.clone()),
+                Ok(()) => match self.already_stored(id, digest) {
+                    Ok(Some(durable)) => Ok(Done::Stored(durable)),
+                    Ok(None) => Err(Error::Closed { volume: self.volume() }),
+                    Err(error) => Err(error),
+                },
+            };
+            answers[answer] = Some(outcome);
+        }
+    }
+
+    /// Stamps a batch and writes it in one go. Not durable yet.
+    fn write_batch(&self, writer: &mut Writer, mut batch: Vec<Planned>) -> Result<Vec<Planned>, Error> {
+        writer.batch += 1;
+        let mark = writer.mark.take();
+        let durable_batch = mark.as_ref().map_or(self.durable_batch.load(Ordering::Acquire), |mark| mark.proven_batch);
+        let active = writer.active.as_mut().expect("make_room leaves a segment");
+        let start = active.offset;
+        let mut parts: Vec<Bytes> = Vec::with_capacity(3 * batch.len());
+        let last = batch.len() - 1;
+        for (at, planned) in batch.iter_mut().enumerate() {
+            let record = &mut planned.record;
+            if at == last {
+                record.span_bytes = align(active.offset + record.span_bytes, SECTOR_BYTES) - active.offset;
+            }
+            record.stamp.sequence = active.sequence;
+            record.stamp.offset = active.offset;
+            record.stamp.batch = writer.batch;
+            record.stamp.durable_batch = durable_batch;
+            record.stamp.life = match (&planned.effect, &mark) {
+                (Effect::Mark, Some(mark)) => mark.previous_life,
+                _ => self.options.life,
+            };
+            let header = record.encode();
+            let padding = record.span_bytes - header.len() as u64 - record.payload_bytes;
+            parts.push(header.into());
+            parts.push(planned.payload.clone());
+            parts.push(Bytes::from_static(&ZEROS).slice(..to_usize(padding)));
+            active.offset += record.span_bytes;
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).filter(|part| !part.is_empty()).collect();
+        // CRASH(volume.append.1): any part of the batch may be on the disk. None of it is acknowledged; recovery keeps the
+        // records that are whole by their checksums, names the others void in its mark, and appends behind them.
+        crash::point("volume.append.1");
+        active.file.write_at(start, &parts).map_err(|error| self.poison("write a batch", error))?;
+        Ok(batch)
+    }
+
+    /// Makes a written batch durable, then visible, then answered.
+    fn finish_batch(
+        &self,
+        sync: MutexGuard<'_, ()>,
+        file: &dyn DiskFile,
+        number: u64,
+        batch: Vec<Planned>,
+        answers: &mut Answers,
+    ) -> Result<(), Error> {
+        // CRASH(volume.append.2): as before the write's end: unacknowledged, whole or void.
+        crash::point("volume.append.2");
+        file.sync_data().map_err(|error| self.poison("sync a batch", error))?;
+        self.durable_batch.store(number, Ordering::Release);
+        let mut table = self.write_table();
+        for planned in batch {
+            let stamp = planned.record.stamp;
+            match planned.effect {
+                Effect::Mark => {}
+                Effect::Store(id, digest) => {
+                    let place = Place::new(stamp.sequence, stamp.offset, planned.record.span_bytes)
+                        .expect("segments and spans stay within the index's bounds");
+                    table.insert(id, place);
+                    table.end(id);
+                    let durable = DurableShard { id, volume: self.volume(), digest };
+                    answers[planned.answer] = Some(Ok(Done::Stored(durable)));
+                }
+                Effect::Delete(list) => {
+                    let mut deleted = 0;
+                    for tombstone in list {
+                        let there = table.delete(tombstone.id, tombstone.sequence, tombstone.offset, stamp.sequence);
+                        deleted += u64::from(there);
+                    }
+                    let so_far = match answers[planned.answer] {
+                        Some(Ok(Done::Deleted(count))) => count,
+                        _ => 0,
+                    };
+                    answers[planned.answer] = Some(Ok(Done::Deleted(so_far + deleted)));
+                }
+            }
+        }
+        drop(table);
+        drop(sync);
+        Ok(())
+    }
+
+    /// Bytes that may still be written.
+    fn room(&self, writer: &Writer) -> Result<u64, Error> {
+        let space = self.disk.space().map_err(|error| self.poison("measure the free space", error))?;
+        let files: u64 = self.read_table().segments.values().map(|segment| segment.len).sum();
+        let spares: u64 = writer.spares.iter().map(|spare| spare.len).sum();
+        let rest = writer.active.as_ref().map_or(0, |active| active.len.saturating_sub(active.offset));
+        let growth = space.free_bytes.min(self.capacity_bytes.saturating_sub(files + spares));
+        Ok(rest + spares + growth)
+    }
+
+    /// Bytes of the mark that must precede a batch, twice.
+    fn mark_bytes(writer: &Writer) -> u64 {
+        writer.mark.as_ref().map_or(0, |mark| {
+            let payload = mark.voids.len() * crate::format::VOID_BYTES;
+            let header = header_bytes(0, payload.div_ceil(pacsvault_core::limits::CHUNK_BYTES));
+            2 * align((header + payload) as u64, SECTOR_BYTES)
+        })
+    }
+
+    /// Leaves a segment active that takes `next`, and room for an end record behind it.
+    fn make_room(&self, writer: &mut Writer, next: &Planned) -> Result<(), Error> {
+        let need = Self::mark_bytes(writer) + align(next.record.span_bytes, SECTOR_BYTES) + SECTOR_BYTES;
+        match &writer.active {
+            Some(active) if active.offset + need <= active.len => Ok(()),
+            Some(_) | None => self.roll(writer, need),
+        }
+    }
+
+    /// Leaves the active segment and begins another that has room for `need` bytes of records.
+    fn roll(&self, writer: &mut Writer, need: u64) -> Result<(), Error> {
+        let len = self.segment_bytes.max(align(RECORDS_START + need, SECTOR_BYTES));
+        let at = writer.spares.iter().position(|spare| spare.len >= RECORDS_START + need);
+        let spare = match at {
+            Some(at) => writer.spares.remove(at),
+            None => {
+                let number = writer.next_number;
+                writer.next_number += 1;
+                self.create_spare(number, len)?
+            }
+        };
+        // The batch before holds this lock until it is synced.
+        let sync = self.lock_sync()?;
+        if let Some(active) = writer.active.take() {
+            self.end_segment(writer, &active)?;
+        }
+        let sequence = writer.next_number;
+        writer.next_number += 1;
+        let header = SegmentHeader {
+            volume: self.volume(),
+            cluster: self.identity.cluster,
+            sequence,
+            life: self.options.life,
+            durable_batch: match &writer.mark {
+                Some(mark) => mark.proven_batch,
+                None => self.durable_batch.load(Ordering::Acquire),
+            },
+        };
+        // A new segment of this life needs no proof of it; a mark that names void records is due all the same.
+        if let Some(mark) = &mut writer.mark {
+            mark.previous_life = self.options.life;
+            if mark.voids.is_empty() {
+                writer.mark = None;
+            }
+        }
+        // CRASH(volume.segment.3): the header of a spare may be torn. It is a spare by name, and nobody reads it.
+        crash::point("volume.segment.3");
+        spare.file.write_at(0, &[&header.encode()]).map_err(|error| self.poison("write a segment header", error))?;
+        spare.file.sync_data().map_err(|error| self.poison("sync a segment header", error))?;
+        // CRASH(volume.segment.4): a whole header under the name of a spare, or of a segment without records.
+        crash::point("volume.segment.4");
+        let name = segment_name(sequence);
+        self.disk.rename(&spare.name, &name).map_err(|error| self.poison("name a segment", error))?;
+        // CRASH(volume.segment.5): the name may vanish, but no record is written before it is durable.
+        crash::point("volume.segment.5");
+        self.disk.sync_names().map_err(|error| self.poison("sync the name of a segment", error))?;
+        self.write_table().segments.insert(sequence, Segment::new(spare.file.clone(), spare.len));
+        if at.is_none() {
+            writer.preparing = false;
+        }
+        writer.active = Some(Active { sequence, file: spare.file, offset: RECORDS_START, len: spare.len });
+        drop(sync);
+        Ok(())
+    }
+
+    /// Tells recovery that nothing follows. Not synced: without it, recovery searches the rest and finds nothing.
+    fn end_segment(&self, writer: &Writer, active: &Active) -> Result<(), Error> {
+        if active.offset + SECTOR_BYTES > active.len {
+            return Ok(());
+        }
+        let mut end = Record::new(self.volume(), Body::End, 0, Vec::new());
+        end.span_bytes = active.len - active.offset;
+        end.stamp.sequence = active.sequence;
+        end.stamp.offset = active.offset;
+        end.stamp.batch = writer.batch;
+        // While a mark is due this life may not claim more than recovery proved: torn records are not void yet.
+        (end.stamp.life, end.stamp.durable_batch) = match &writer.mark {
+            Some(mark) => (mark.previous_life, mark.proven_batch),
+            None => (self.options.life, self.durable_batch.load(Ordering::Acquire)),
+        };
+        let mut sector = end.encode();
+        sector.resize(to_usize(SECTOR_BYTES), 0);
+        // CRASH(volume.segment.6): the end record may be missing or torn: then recovery searches on.
+        crash::point("volume.segment.6");
+        active.file.write_at(active.offset, &[&sector]).map_err(|error| self.poison("end a segment", error))
+    }
+
+    /// Makes a file of `len` bytes that may become a segment. No room is no reason to distrust the disk: no byte of
+    /// any record was in it. Any other error is.
+    fn create_spare(&self, number: u64, len: u64) -> Result<Spare, Error> {
+        let name = spare_name(number);
+        let part = format!("{name}.tmp");
+        let table = self.read_table().segments.values().map(|segment| segment.len).sum::<u64>();
+        if table + len > self.capacity_bytes {
+            return Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 });
+        }
+        // CRASH(volume.segment.1): a temporary file of any length may be left. Recovery removes it.
+        crash::point("volume.segment.1");
+        match self.fill_spare(&part, len) {
+            Ok(file) => {
+                // CRASH(volume.segment.2): a spare by one name or the other; neither holds records.
+                crash::point("volume.segment.2");
+                self.disk.rename(&part, &name).map_err(|error| self.poison("name a spare", error))?;
+                Ok(Spare { name, file, len })
+            }
+            Err(error) if is_full(&error) => {
+                tracing::warn!(volume = %self.volume(), len, "no room for another segment");
+                // CRASH(volume.segment.7): the part may stay; recovery removes it.
+                crash::point("volume.segment.7");
+                match self.disk.remove(&part) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.poison("remove a spare", error)),
+                    Ok(()) | Err(_) => {
+                        Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 })
+                    }
+                }
+            }
+            Err(error) => Err(self.poison("create a segment", error)),
+        }
+    }
+
+    fn fill_spare(&self, part: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self.disk.create(part, len)?;
+        if self.options.prewrite {
+            let zeros = vec![0; PREWRITE_BYTES];
+            let mut offset = 0;
+            while offset < len {
+                let count = to_usize((len - offset).min(PREWRITE_BYTES as u64));
+                file.write_at(offset, &[&zeros[..count]])?;
+                offset += count as u64;
+            }
+        }
+        file.sync_data()?;
+        Ok(file)
+    }
+
+    /// True when the active segment is half full and no spare is there: call [`Store::prepare`] in the background.
+    pub fn wants_spare(&self) -> bool {
+        let Ok(writer) = self.writer.try_lock() else { return false };
+        let half = writer.active.as_ref().is_none_or(|active| active.offset > active.len / 2);
+        half && writer.spares.is_empty() && !writer.preparing && self.poison.get().is_none()
+    }
+
+    /// Makes a spare ahead of need, while appends go on.
+    /// # Errors
+    /// [`Error::Full`], [`Error::Write`], [`Error::Poisoned`].
+    pub fn prepare(&self) -> Result<(), Error> {
+        let number = {
+            let mut writer = self.lock_writer()?;
+            if writer.preparing || !writer.spares.is_empty() {
+                return Ok(());
+            }
+            writer.preparing = true;
+            writer.next_number += 1;
+            writer.next_number - 1
+        };
+        // Without room it stays marked as being made, so that nobody asks again before a segment is left or freed.
+        let spare = self.create_spare(number, self.segment_bytes)?;
+        let mut writer = self.lock_writer()?;
+        writer.preparing = false;
+        writer.spares.push(spare);
+        Ok(())
+    }
+
+    /// Turns segments that nothing needs any more into spares.
+    fn reclaim(&self) -> Result<(), Error> {
+        let mut writer = self.lock_writer()?;
+        let active = writer.active.as_ref().map_or(u64::MAX, |active| active.sequence);
+        loop {
+            let Some(sequence) = self.read_table().dead_segment(active) else { return Ok(()) };
+            let name = spare_name(sequence);
+            // CRASH(volume.reuse.1): still a segment, of records that durable tombstones delete.
+            crash::point("volume.reuse.1");
+            self.disk.rename(&segment_name(sequence), &name).map_err(|error| self.poison("free a segment", error))?;
+            // CRASH(volume.reuse.2): by one name or the other. The tombstones stay until the new name is durable: only then
+            // may the segments that hold them die.
+            crash::point("volume.reuse.2");
+            self.disk.sync_names().map_err(|error| self.poison("sync the name of a freed segment", error))?;
+            let segment = self.write_table().take_segment(sequence);
+            if let Some(segment) = segment {
+                writer.spares.push(Spare { name, file: segment.file, len: segment.len });
+            }
+        }
+    }
+}
+
+fn fail(which: impl Iterator<Item = usize>, error: &Error, answers: &mut Answers) {
+    for answer in which {
+        answers[answer] = Some(Err(error.clone()));
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Takes from `ready` what fits the active segment and one batch, a due mark first.
+fn take_batch(writer: &mut Writer, ready: &mut VecDeque<Planned>, store: &Store) -> Vec<Planned> {
+    let active = writer.active.as_ref().expect("make_room leaves a segment");
+    let room = active.len - active.offset - SECTOR_BYTES;
+    let mut bytes = Store::mark_bytes(writer);
+    let mut batch = Vec::new();
+    if let Some(mark) = &writer.mark {
+        let payload = Bytes::from(encode_voids(&mark.voids));
+        let body = Body::Mark { next_life: store.options.life };
+        let mut record = Record::new(store.volume(), body, payload.len() as u64, chunk_crcs(&payload));
+        record.span_bytes = align(record.span_bytes, SECTOR_BYTES);
+        for _ in 0..2 {
+            let (record, payload) = (record.clone(), payload.clone());
+            batch.push(Planned { answer: usize::MAX, record, payload, effect: Effect::Mark });
+        }
+    }
+    let marks = batch.len();
+    while let Some(next) = ready.front() {
+        let with = bytes + next.record.span_bytes;
+        if align(with, SECTOR_BYTES) > room || (batch.len() > marks && with > BATCH_BYTES_MAX) {
+            break;
+        }
+        bytes = with;
+        batch.extend(ready.pop_front());
+    }
+    batch
+}
