@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use pacsvault_core::ids::{ClusterId, Incarnation, VolumeId};
 use pacsvault_ports::{disk::Disk, env::SharedEnv};
 use pacsvault_service::OwnVolume;
-use pacsvault_volume::{FileDisk, Identity, Options, Owner, Store, Volume};
+use pacsvault_volume::{FileDisk, file_disk::FileDiskOptions, Identity, Options, Owner, Store, Volume};
 
 use crate::{
     config::{Config, VolumePath},
@@ -57,7 +57,7 @@ impl Opener<'_> {
             (_, true) => {}
         }
         fs::create_dir_all(path).context("cannot make the directory")?;
-        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(path)?);
+        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(path, FileDiskOptions::default())?);
         if !formatted {
             let volume = VolumeId(self.random_bytes());
             let identity =
@@ -88,7 +88,7 @@ impl Opener<'_> {
 fn refuse_foreign_files(path: &Path) -> anyhow::Result<()> {
     let Ok(mut entries) = fs::read_dir(path) else { return Ok(()) };
     // What mkfs leaves on a fresh disk, and our own lock.
-    let ours = |name: &str| name == "lost+found" || name == "lock" || name.ends_with(".part");
+    let ours = |name: &str| ["lost+found", "lock", "volume.lock", "volume.id.tmp"].contains(&name);
     match entries.find_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| !ours(name))) {
         Some(name) => bail!("the directory is no volume but holds {name}: name an empty directory"),
         None => Ok(()),

@@ -249,15 +249,17 @@ impl Cluster {
     /// Judges a failed call to a node or volume: unreachable nodes are suspected and probed, full volumes left alone.
     pub fn note_failure(self: &Arc<Self>, layout: &Layout, volume: VolumeId, fault: &Fault) {
         let Some(node) = layout.node_of(volume) else { return };
+        // The volume's own faults say nothing against its node.
+        let of_volume = fault.code.starts_with("PV-VOLUME-");
         match fault.class {
-            Class::Retry | Class::Unknown => {
+            Class::Retry | Class::Unknown if !of_volume => {
                 let fresh = self.known().suspects.insert(node.id, fault.message.clone()).is_none();
                 if fresh {
                     tracing::info!(node = %node.name, code = fault.code, reason = %fault, "node does not answer; writing around it");
                     self.env.spawn(Box::pin(probe(Arc::downgrade(self), node.id, target_of(node))));
                 }
             }
-            Class::Exhausted | Class::Reject | Class::Corrupt | Class::Bug => {
+            Class::Retry | Class::Unknown | Class::Exhausted | Class::Reject | Class::Corrupt | Class::Bug => {
                 let until = MonoTime(self.env.now().0 + Duration::from_secs(10));
                 self.known().full.insert(volume, until);
             }
