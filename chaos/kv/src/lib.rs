@@ -17,7 +17,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard},
 };
 
-use pacsvault_ports::kv::{Batch, Change, Checkpoint, CheckpointFile, Durability, Install, Kv, KvError, Rows};
+use pacsvault_ports::kv::{Batch, Change, Checkpoint, CheckpointFile, Durability, Install, Kv, KvError, Row, Rows};
 
 use crate::install::{Incoming, SimInstall};
 
