@@ -421,7 +421,11 @@ impl Sim {
                 self.within(life, || drop((future, slot)));
             }
             Err(payload) => {
-                self.state().panics.push((life, panic_message(payload.as_ref())));
+                if payload.is::<PowerLost>() {
+                    self.hit("power lost between two disk operations");
+                } else {
+                    self.state().panics.push((life, panic_message(payload.as_ref())));
+                }
                 let slot = self.state().tasks.remove(&task);
                 self.within(life, || drop((future, slot)));
                 if life != Life::HARNESS {
@@ -460,6 +464,10 @@ impl Sim {
         }
     }
 }
+
+/// Panic payload of a planned power loss: ends the life without being a bug.
+#[derive(Debug, Clone, Copy)]
+pub struct PowerLost;
 
 enum Chosen {
     Main,

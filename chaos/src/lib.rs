@@ -3,12 +3,19 @@
 //! **Invariants.** One seed decides a run, bit for bit; [`exec::Sim::trace_hash`] proves it. No clock, thread, socket or
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
-//! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes.
+//! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
+//! and [`workload`] play it, [`nemesis`] breaks it, [`model`] and [`audit`] judge it, [`run`] reports.
 
+pub mod audit;
+pub mod cluster;
 pub mod env;
 pub mod exec;
+mod faulty;
 pub mod model;
+pub mod nemesis;
 pub mod net;
 pub mod rng;
+pub mod run;
 pub mod runtime;
 pub mod scenario;
+pub mod workload;

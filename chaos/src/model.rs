@@ -71,7 +71,7 @@ struct Deletion {
 /// How much a reader may expect to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Its own acknowledged writes.
+    /// Its own acknowledged writes (a miss of a lookup is always checked with `All`).
     Own(Session),
     /// Everybody's.
     All,
@@ -226,7 +226,7 @@ impl Model {
             let Fate::Acked { at, sealed } = &attempt.fate else { continue };
             let told = match read.scope {
                 Scope::All => true,
-                Scope::Own(session) => attempt.session == session || read.seen.is_none(),
+                Scope::Own(session) => attempt.session == session,
             };
             let version = sealed.version.0;
             let missed = read.seen.is_none_or(|seen| seen < version);

@@ -126,6 +126,12 @@ impl Net {
         self.sim.event("cut", &[from.0 as u64, to.0 as u64], String::new);
     }
 
+    /// Undoes one cut.
+    pub fn mend(&self, from: HostId, to: HostId) {
+        self.state().cuts.remove(&(from, to));
+        self.sim.event("mend", &[from.0 as u64, to.0 as u64], String::new);
+    }
+
     /// Removes every cut.
     pub fn heal(&self) {
         self.state().cuts.clear();

@@ -164,13 +164,28 @@ impl SimDisk {
     /// The disk as found after the power failed now. The old disk answers every further call with an error.
     /// What was not synced is kept, lost or torn as `seed` decides.
     pub fn crash(&self, seed: u64) -> Self {
-        let mut random = Random::new(seed);
+        let survivors = self.after_power_loss(seed, self.shared.options.clone());
         let mut state = self.state();
         state.dead = true;
-        let mut names = std::mem::take(&mut state.durable);
-        for op in std::mem::take(&mut state.pending) {
+        state.names.clear();
+        state.durable.clear();
+        state.pending.clear();
+        survivors
+    }
+
+    /// A copy of the disk as a power failure now would leave it, by `seed`; this one goes on. For judges of durability:
+    /// the copy tells nobody of its calls.
+    pub fn survivors(&self, seed: u64) -> Self {
+        self.after_power_loss(seed, Options { latency: None, ..self.shared.options.clone() })
+    }
+
+    fn after_power_loss(&self, seed: u64, options: Options) -> Self {
+        let mut random = Random::new(seed);
+        let state = self.state();
+        let mut names = state.durable.clone();
+        for op in &state.pending {
             if random.chance(1, 2) {
-                apply(&mut names, op);
+                apply(&mut names, op.share());
             }
         }
         let unit = self.shared.options.torn_unit_bytes;
@@ -188,8 +203,8 @@ impl SimDisk {
             };
             files.insert(name, survivor);
         }
-        state.names.clear();
-        Self::with_files(self.shared.options.clone(), files, random)
+        drop(state);
+        Self::with_files(options, files, random)
     }
 
     /// The disk as found after the process died but the power stayed: everything written is readable, but what was

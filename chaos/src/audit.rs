@@ -1,0 +1,328 @@
+//! The oracles that look behind the answers: what is really durable, and whether a healed cluster keeps every promise.
+//!
+//! **Invariants.** Durability is judged on copies of the simulated disks as a power failure at that instant would leave them,
+//! by a count of its own, not by the code under test. After the faults end the cluster must converge, take writes, and read
+//! everything acknowledged, also with any one site dark as far as receipts promise it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use pacsvault_coordinator::{Coordinator, GetQuery, Stored};
+use pacsvault_core::{
+    catalog::{SealedInstance, StripeSeal},
+    ids::{Digest, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId},
+    layout::{Failures, VolumeState},
+    shard::ShardId,
+};
+use pacsvault_ports::peer::{Class, Freshness};
+use pacsvault_volume::{Options as VolumeOptions, Owner, Store};
+
+use crate::{
+    cluster::{Cluster, Stop},
+    exec::Life,
+    model::Model,
+    nemesis::Nemesis,
+    rng::SimRng,
+    scenario::SITES,
+    workload::{Work, key_name},
+};
+
+/// Share of acknowledged writes whose receipts are checked on the disks, in 1,000: each check opens every volume.
+const CHECKED_PER_MILLE: u64 = 350;
+/// Virtual time in which a healed cluster must have converged.
+const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+
+/// One shard where it really lies: index, machine, site.
+type Lies = (u8, usize, usize);
+
+/// Whether at least `k` distinct shards remain after every failure of this kind.
+pub fn survives(shards: &[Lies], k: usize, failures: Failures, nodes: usize) -> bool {
+    let sets = |of: usize, count: u8| {
+        (0_u32..1 << of).filter(move |set| set.count_ones() == u32::from(count)).collect::<Vec<_>>()
+    };
+    sets(SITES, failures.sites).iter().all(|sites| {
+        sets(nodes, failures.nodes).iter().all(|dark| {
+            let left = shards.iter().filter(|(_, node, site)| sites & (1 << site) == 0 && dark & (1 << node) == 0);
+            let mut distinct: Vec<u8> = left.map(|(shard, _, _)| *shard).collect();
+            distinct.sort_unstable();
+            distinct.dedup();
+            distinct.len() >= k
+        })
+    })
+}
+
+/// Shards of a stripe that its seal calls persisted: index and volume.
+fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = (u8, VolumeId)> + '_ {
+    (0_u8..32).zip(&stripe.placement).filter(|(shard, _)| stripe.persisted & (1 << shard) != 0).map(|(s, v)| (s, *v))
+}
+
+/// Volume to machine and site.
+fn homes(cluster: &Cluster) -> BTreeMap<VolumeId, (usize, usize)> {
+    let machines = cluster.machines();
+    let of = |(at, machine): (usize, &crate::cluster::Machine)| {
+        machine.volumes.iter().map(|volume| (volume.id, (at, machine.site))).collect::<Vec<_>>()
+    };
+    machines.iter().enumerate().flat_map(of).collect()
+}
+
+/// The volume as a power failure now would leave it; `None` when it does not even open.
+fn survivor(cluster: &Cluster, volume: VolumeId) -> Option<Store> {
+    let (copy, node) = {
+        let machines = cluster.machines();
+        let machine = machines.iter().find(|machine| machine.volumes.iter().any(|own| own.id == volume))?;
+        let own = machine.volumes.iter().find(|own| own.id == volume)?;
+        (own.disk.survivors(cluster.sim.random(SimRng::bits)), machine.name.clone())
+    };
+    let owner = Owner { cluster: cluster.id(), node };
+    let options = VolumeOptions::new(cluster.sim.random(SimRng::bits));
+    Store::open(Arc::new(copy), &owner, options).ok().map(|(store, _)| store)
+}
+
+/// Checks that what a receipt claims is true on the disks.
+pub async fn check_receipt(work: &Arc<Work>, stored: &Stored) {
+    let cluster = &work.cluster;
+    if stored.receipt.survives != stored.sealed.survives || stored.receipt.degraded != stored.sealed.degraded {
+        work.violation("a receipt differs from the catalog's record");
+    }
+    if !stored.sealed.degraded
+        && !pacsvault_core::layout::survival::covers(&stored.sealed.survives, &cluster.scenario.profile.contract)
+    {
+        work.violation("a receipt that is not degraded does not cover its contract");
+    }
+    if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE)) || stored.sealed.deleted.is_some() {
+        return;
+    }
+    cluster.sim.hit("receipt checked on the disks");
+    let homes = homes(cluster);
+    let mut stores: BTreeMap<VolumeId, Option<Store>> = BTreeMap::new();
+    let seal = &stored.sealed.seal;
+    for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
+        let mut durable: Vec<Lies> = Vec::new();
+        for (shard, volume) in persisted(stripe) {
+            let store = stores.entry(volume).or_insert_with(|| survivor(cluster, volume));
+            let id = ShardId { instance: seal.instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
+            match store.as_ref().map(|store| store.read(id, 0, u64::MAX)) {
+                Some(Ok(read)) if Digest::of(&read.data) == read.header.digest => {
+                    let (at, site) = homes[&volume];
+                    durable.push((shard, at, site));
+                }
+                Some(Ok(_)) => work.violation(format!("shard {id} on volume {volume} has other bytes than its digest")),
+                Some(Err(why)) => {
+                    work.violation(format!(
+                        "shard {id} was called durable on volume {volume}, a power loss loses it: {why}"
+                    ));
+                }
+                None => work.violation(format!("volume {volume} does not open after a power loss")),
+            }
+        }
+        for claim in &stored.sealed.survives {
+            if !survives(&durable, seal.code.data(), *claim, cluster.count()) {
+                work.violation(format!(
+                    "stripe {index} of {} does not survive {claim}, as its receipt says",
+                    seal.instance
+                ));
+            }
+        }
+    }
+}
+
+/// Compares the digests of replicas at equal positions, for ever.
+pub async fn watch_digests(work: Arc<Work>) {
+    let mut known: BTreeMap<LogIndex, Digest> = BTreeMap::new();
+    loop {
+        work.cluster.sim.sleep(Life::HARNESS, Duration::from_millis(150)).await;
+        for at in 0..work.cluster.count() {
+            let Some(status) = work.cluster.replica(at).map(|replica| replica.status()) else { continue };
+            let before = *known.entry(status.applied).or_insert(status.digest);
+            if before != status.digest {
+                work.violation(format!("machine {at} diverged: two digests at index {}", status.applied));
+                return;
+            }
+        }
+    }
+}
+
+/// True when every replica is up, at the same position with the same digest, under one leader.
+fn converged(cluster: &Cluster) -> Result<(), String> {
+    let mut first = None;
+    for at in 0..cluster.count() {
+        let status = cluster.replica(at).ok_or_else(|| format!("machine {at} has no replica"))?.status();
+        if let Some(fatal) = status.fatal {
+            return Err(format!("machine {at} stopped: {fatal}"));
+        }
+        let seen = (status.applied, status.digest, status.leader, status.joint);
+        if status.leader.is_none() || status.joint {
+            return Err(format!("machine {at} sees leader {:?}, joint {}", status.leader, status.joint));
+        }
+        if status.leader == Some(status.node) {
+            spread(cluster, &status.voters)?;
+        }
+        if *first.get_or_insert(seen) != seen {
+            return Err(format!("machine {at} is at {} under {:?}, another is not", status.applied, status.leader));
+        }
+    }
+    Ok(())
+}
+
+/// Voters must be such that any one site may vanish.
+fn spread(cluster: &Cluster, voters: &[NodeId]) -> Result<(), String> {
+    for site in 0..SITES {
+        let inside = cluster.of_site(site).into_iter().filter_map(|at| cluster.replica(at));
+        let lost = inside.filter(|replica| voters.contains(&replica.status().node)).count();
+        if (voters.len() - lost) * 2 <= voters.len() {
+            return Err(format!("without site {site} the voters {voters:?} have no majority"));
+        }
+    }
+    Ok(())
+}
+
+async fn wait_converged(work: &Work) -> bool {
+    let sim = &work.cluster.sim;
+    let end = sim.now() + CONVERGE_WITHIN;
+    loop {
+        match converged(&work.cluster) {
+            Ok(()) => return true,
+            Err(why) if sim.now() > end => {
+                work.violation(format!("the healed cluster did not converge: {why}"));
+                return false;
+            }
+            Err(_) => sim.sleep(Life::HARNESS, Duration::from_millis(250)).await,
+        }
+    }
+}
+
+/// Heals the cluster and holds it to everything that was promised.
+pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
+    nemesis.heal();
+    if !wait_converged(work).await {
+        return;
+    }
+    let mut rng = work.cluster.sim.random(SimRng::fork);
+    for site in 0..SITES {
+        let key = rng.index(work.cluster.scenario.keys);
+        let content = rng.bytes(700).into();
+        let mut client = work.client(site);
+        if client.put(key, content).await.is_none() {
+            work.violation(format!("the healed cluster does not take a write at site {site}"));
+        }
+    }
+    let reader = work.client(rng.index(SITES)).coordinator();
+    read_all(work, &reader, "after healing", |_| true).await;
+    read_every_version(work, &reader).await;
+    let site = rng.index(SITES);
+    for at in work.cluster.of_site(site) {
+        nemesis.down(at, Stop::Power);
+    }
+    work.cluster.sim.hit("everything read with one site dark");
+    let elsewhere = work.client((site + 1) % SITES).coordinator();
+    let homes = homes(&work.cluster);
+    let fenced = fenced(&work.cluster);
+    read_all(work, &elsewhere, "with a site dark", |sealed| {
+        promised_without(sealed, site, &homes, &fenced, work.cluster.count())
+    })
+    .await;
+    nemesis.heal();
+    wait_converged(work).await;
+}
+
+fn fenced(cluster: &Cluster) -> Vec<VolumeId> {
+    let layout = (0..cluster.count()).find_map(|at| cluster.replica(at)?.layout());
+    let of = |layout: &Arc<pacsvault_core::layout::Layout>| {
+        layout.volumes.values().filter(|volume| volume.state == VolumeState::Fenced).map(|volume| volume.id).collect()
+    };
+    layout.as_ref().map(of).unwrap_or_default()
+}
+
+/// Whether the receipt, and what became of its volumes since, promise a read without `site`.
+fn promised_without(
+    sealed: &SealedInstance,
+    site: usize,
+    homes: &BTreeMap<VolumeId, (usize, usize)>,
+    fenced: &[VolumeId],
+    nodes: usize,
+) -> bool {
+    let claims_a_site = sealed.survives.iter().any(|failures| failures.sites >= 1);
+    claims_a_site
+        && sealed.seal.stripes.iter().all(|stripe| {
+            let left = persisted(stripe).filter(|(_, volume)| !fenced.contains(volume) && homes[volume].1 != site);
+            let left: Vec<Lies> = left.map(|(shard, volume)| (shard, homes[&volume].0, homes[&volume].1)).collect();
+            survives(&left, sealed.seal.code.data(), Failures { sites: 0, nodes: 0 }, nodes)
+        })
+}
+
+/// Reads every acknowledged version that nobody may have deleted, byte for byte.
+async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str, promised: impl Fn(&SealedInstance) -> bool) {
+    for (key, sealed) in work.model(|model| model.must_live()) {
+        if promised(&sealed) {
+            read_version(work, reader, key, sealed.version, Some(when)).await;
+        }
+    }
+}
+
+/// Reads every version there is, acknowledged or not: nothing may be half visible.
+async fn read_every_version(work: &Arc<Work>, reader: &Coordinator) {
+    for key in 0..work.cluster.scenario.keys {
+        // Unknown writes may have made versions that nobody saw.
+        let made = work.model(|model| model.attempts().iter().filter(|attempt| attempt.key == key).count());
+        let most = work.model(|model| model.newest_seen(key)).max(u32::try_from(made).unwrap_or(u32::MAX));
+        for version in 1..=most {
+            read_version(work, reader, key, VersionNumber(version), None).await;
+        }
+    }
+}
+
+/// Reads one version. `must`: it has to be there.
+async fn read_version(work: &Arc<Work>, reader: &Coordinator, key: usize, version: VersionNumber, must: Option<&str>) {
+    let mut query = GetQuery::whole(key_name(key));
+    query.version = Some(version);
+    query.freshness = Freshness::Linearizable;
+    let mut last = String::new();
+    // An election may be under way: a few tries, each as patient as the coordinator is.
+    for _ in 0..4 {
+        let download = match reader.get(query.clone()).await {
+            Ok(download) => download,
+            Err(fault) if fault.class == Class::NotFound => {
+                if let Some(when) = must {
+                    work.violation(format!("version {version} of key {key} is gone {when}"));
+                }
+                return;
+            }
+            Err(fault) => {
+                last = format!("{} {}", fault.code, fault.message);
+                continue;
+            }
+        };
+        let sealed = download.sealed().clone();
+        match download.bytes().await {
+            Ok(bytes) => {
+                let whole = bytes.len() as u64 == sealed.seal.size_bytes;
+                work.model(|model: &mut Model| model.observe_bytes(key, &sealed, 0, &bytes));
+                if !whole {
+                    work.violation(format!("version {version} of key {key} is short"));
+                }
+                return;
+            }
+            Err(fault) => last = format!("{} {}", fault.code, fault.message),
+        }
+    }
+    let when = must.unwrap_or("after healing");
+    work.violation(format!("version {version} of key {key} cannot be read {when}: {last}"));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counting_survivors_sees_the_set_that_breaks() {
+        // 4+2 on three sites of two nodes, one volume each.
+        let spread: Vec<Lies> = (0..6_u8).map(|shard| (shard, usize::from(shard), usize::from(shard) / 2)).collect();
+        let one_site = Failures { sites: 1, nodes: 0 };
+        assert!(survives(&spread, 4, one_site, 6));
+        assert!(!survives(&spread[1..], 4, one_site, 6));
+        assert!(survives(&spread, 4, Failures { sites: 0, nodes: 2 }, 6));
+        assert!(!survives(&spread, 4, Failures { sites: 1, nodes: 1 }, 6));
+        // Two copies of one shard are one shard.
+        let twice: Vec<Lies> = spread.iter().map(|&(shard, node, site)| (shard.min(4), node, site)).collect();
+        assert!(!survives(&twice, 4, one_site, 6));
+    }
+}

@@ -1,0 +1,499 @@
+//! The cluster under test: machines with simulated disks that start, stop, lose power and come back.
+//!
+//! **Invariants.** A machine is its disks; a running node is a life on them and holds nothing that the disks do not.
+//! Starting runs the same code as production: `Store::open`, `Replica`, `Node`. A power loss drops what was not synced on
+//! every disk of the machine, by the seed; a process crash drops only the tasks.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
+    layout::Roles,
+};
+use pacsvault_ports::{
+    BoxFuture,
+    disk::Disk,
+    env::{SharedEnv, blocking},
+    kv::Kv,
+    peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
+};
+use pacsvault_service::{Front, LocalFirst, Membership, Node, OwnVolume, Profile, Registry, ReplicaStarter};
+use pacsvault_simdisk::SimDisk;
+use pacsvault_simkv::SimKvMedia;
+use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
+
+use crate::{
+    env::{SimEnv, WorkSpeed},
+    exec::{ClockSkew, Life, PowerLost, Sim},
+    faulty::{LyingDisk, LyingKv},
+    net::{Absence, HostId, Net},
+    runtime::SimRuntime,
+    scenario::{PlantedBug, SITES, Scenario},
+};
+
+/// Segments of simulated volumes: small, so that many are filled, recycled and recovered.
+const SEGMENT_BYTES: u64 = 1 << 18;
+/// What a simulated volume may hold.
+const CAPACITY_BYTES: u64 = 64 << 20;
+/// Longest duration of blocking work on a healthy machine, in microseconds.
+pub const HEALTHY_MICROS: u64 = 1_500;
+
+/// Where a node remembers who it is; durable at once.
+#[derive(Default)]
+struct MemoryRegistry(Mutex<Option<Membership>>);
+
+impl Registry for MemoryRegistry {
+    fn load(&self) -> Result<Option<Membership>, Fault> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn save(&self, membership: &Membership) -> Result<(), Fault> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership.clone());
+        Ok(())
+    }
+}
+
+/// Counts disk operations down to a power loss. 0: none is planned.
+#[derive(Debug, Default)]
+pub struct Fuse(AtomicU64);
+
+impl Fuse {
+    /// The power goes before the `nth` next operation.
+    pub fn light(&self, nth: u64) {
+        self.0.store(nth, Ordering::Relaxed);
+    }
+
+    /// Called before each disk operation of the machine; does not return when the power goes.
+    pub fn burn(&self) {
+        let left = self.0.load(Ordering::Relaxed);
+        if left > 0 {
+            self.0.store(left - 1, Ordering::Relaxed);
+            if left == 1 {
+                // Not a bug of the node: no message, and the executor ends the life.
+                std::panic::resume_unwind(Box::new(PowerLost));
+            }
+        }
+    }
+}
+
+/// How a machine goes down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// The process ends; the operating system keeps what was written.
+    Process,
+    /// No power: unsynced bytes are gone, connections time out.
+    Power,
+}
+
+/// One volume of a machine.
+pub struct SimVolume {
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its disk as of now.
+    pub disk: SimDisk,
+}
+
+struct Running {
+    life: Life,
+    node: Arc<OnceLock<Arc<Node>>>,
+}
+
+/// One machine.
+pub struct Machine {
+    /// On the network.
+    pub host: HostId,
+    /// Of its node.
+    pub name: NodeName,
+    /// Which site.
+    pub site: usize,
+    /// Of its node.
+    pub incarnation: Incarnation,
+    /// Its volumes.
+    pub volumes: Vec<SimVolume>,
+    /// Its Raft log.
+    pub log: SimKvMedia,
+    /// Its catalog.
+    pub state: SimKvMedia,
+    /// How fast its disks are.
+    pub speed: Arc<WorkSpeed>,
+    /// Its planned power loss.
+    pub fuse: Arc<Fuse>,
+    registry: Arc<MemoryRegistry>,
+    skew: ClockSkew,
+    running: Option<Running>,
+}
+
+/// All machines and the network between them.
+pub struct Cluster {
+    /// The world.
+    pub sim: Sim,
+    /// The network.
+    pub net: Arc<Net>,
+    /// What was drawn.
+    pub scenario: Scenario,
+    id: ClusterId,
+    machines: Mutex<Vec<Machine>>,
+}
+
+/// The name of site number `site`.
+pub fn site_name(site: usize) -> SiteName {
+    format!("site-{}", char::from(b"abc"[site])).parse().expect("a valid name")
+}
+
+fn id_bytes(sim: &Sim) -> [u8; 16] {
+    sim.random(|rng| rng.bytes(16)).try_into().expect("16 bytes were asked for")
+}
+
+impl Cluster {
+    /// Builds the machines; none runs yet.
+    pub fn new(sim: &Sim, scenario: Scenario) -> Arc<Self> {
+        let net = Net::new(sim.clone(), scenario.latency_micros.clone());
+        let mut machines = Vec::new();
+        for site in 0..SITES {
+            for number in 0..scenario.nodes_per_site {
+                machines.push(Machine::new(sim, &net, &scenario, site, number));
+            }
+        }
+        let id = ClusterId(id_bytes(sim));
+        Arc::new(Self { sim: sim.clone(), net, scenario, id, machines: Mutex::new(machines) })
+    }
+
+    /// The machines, locked: never hold this over an await.
+    pub fn machines(&self) -> MutexGuard<'_, Vec<Machine>> {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Which cluster it is.
+    pub fn id(&self) -> ClusterId {
+        self.id
+    }
+
+    /// How many machines there are.
+    pub fn count(&self) -> usize {
+        self.machines().len()
+    }
+
+    /// Machines of one site.
+    pub fn of_site(&self, site: usize) -> Vec<usize> {
+        let machines = self.machines();
+        (0..machines.len()).filter(|&at| machines[at].site == site).collect()
+    }
+
+    /// How to dial machine `at`.
+    pub fn target(&self, at: usize) -> Target {
+        let machines = self.machines();
+        Target { address: self.net.address(machines[at].host), name: Some(machines[at].name.clone()) }
+    }
+
+    /// The node of machine `at`, when it runs and has come up.
+    pub fn node(&self, at: usize) -> Option<Arc<Node>> {
+        let machines = self.machines();
+        let running = machines[at].running.as_ref().filter(|running| self.sim.alive(running.life))?;
+        running.node.get().cloned()
+    }
+
+    /// The replica of machine `at`, when there is one.
+    pub fn replica(&self, at: usize) -> Option<Arc<dyn Replica>> {
+        self.node(at)?.replica()
+    }
+
+    /// The life of machine `at`, when it runs.
+    pub fn life(&self, at: usize) -> Option<Life> {
+        self.machines()[at].running.as_ref().map(|running| running.life).filter(|life| self.sim.alive(*life))
+    }
+
+    /// True when machine `at` is stopped, or its life has ended by itself.
+    pub fn is_down(&self, at: usize) -> bool {
+        self.life(at).is_none()
+    }
+
+    /// Stops machine `at`; fine if it is down already.
+    pub fn stop(&self, at: usize, how: Stop) {
+        let (seeds, host, running) = {
+            let mut machines = self.machines();
+            let machine = &mut machines[at];
+            machine.fuse.light(0);
+            let seeds: [u64; 2] = self.sim.random(|rng| [rng.bits(), rng.bits()]);
+            (seeds, machine.host, machine.running.take())
+        };
+        let absence = if how == Stop::Power { Absence::Silent } else { Absence::Refuses };
+        self.net.stop(host, absence);
+        let planned = running.as_ref().is_some_and(|running| !self.sim.alive(running.life));
+        if let Some(running) = running {
+            if self.sim.alive(running.life) {
+                self.sim.kill(running.life);
+            }
+            self.sim.within(running.life, || drop(running.node));
+        }
+        let mut machines = self.machines();
+        let machine = &mut machines[at];
+        // A life that ended by a fuse lost its power then, whatever it is stopped as now.
+        if how == Stop::Power || planned {
+            machine.log.crash(seeds[0]);
+            machine.state.crash(seeds[1]);
+            for (volume, number) in machine.volumes.iter_mut().zip(0_u64..) {
+                volume.disk = volume.disk.crash(seeds[0].wrapping_add(number).rotate_left(17));
+            }
+        } else {
+            for volume in &mut machine.volumes {
+                volume.disk = volume.disk.restart();
+            }
+        }
+    }
+
+    /// Starts machine `at`; fine if it runs.
+    pub fn start(self: &Arc<Self>, at: usize) {
+        if !self.is_down(at) {
+            return;
+        }
+        self.stop(at, Stop::Process);
+        let node = Arc::new(OnceLock::new());
+        let life = {
+            let mut machines = self.machines();
+            let machine = &mut machines[at];
+            let life = self.sim.begin_life(machine.name.as_str(), machine.skew);
+            machine.running = Some(Running { life, node: Arc::clone(&node) });
+            life
+        };
+        let cluster = Arc::clone(self);
+        let task = async move {
+            let sim = cluster.sim.clone();
+            if let Err(why) = cluster.run(at, life, &node).await {
+                sim.event("node ended", &[at as u64], || why.clone());
+                panic!("node ended: {why}");
+            }
+        };
+        self.sim.spawn(life, Box::pin(task));
+    }
+
+    /// What the node's main does, on simulated ports.
+    async fn run(self: Arc<Self>, at: usize, life: Life, slot: &OnceLock<Arc<Node>>) -> Result<(), String> {
+        let (profile, env, peer, registry, starter, disks, host) = {
+            let machines = self.machines();
+            let machine = &machines[at];
+            let env: SharedEnv = Arc::new(SimEnv::new(self.sim.clone(), life, Arc::clone(&machine.speed)));
+            let remote = self.net.peer(machine.host, life, Caller::Node(machine.name.clone()));
+            let local = LocalFirst::new(machine.name.clone(), env.clone(), remote);
+            let profile = self.profile(at, machine, &machines);
+            let starter = self.starter(machine, &profile, &env, &local);
+            let disks: Vec<(VolumeId, SimDisk)> =
+                machine.volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect();
+            (profile, env, local, Arc::clone(&machine.registry), starter, disks, machine.host)
+        };
+        let mut volumes = BTreeMap::new();
+        for (id, disk) in disks {
+            let (node, incarnation) = (profile.name.clone(), profile.incarnation);
+            let identity = Identity { cluster: self.id, node, incarnation, volume: id };
+            let disk: Arc<dyn Disk> = match self.scenario.bug {
+                Some(PlantedBug::VolumeAcksBeforeSync) => Arc::new(LyingDisk(disk)),
+                _ => Arc::new(disk),
+            };
+            let opened = open_volume(disk, identity, env.clone()).await;
+            let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
+            volumes.insert(id, OwnVolume { volume: Arc::new(volume), capacity_bytes: CAPACITY_BYTES });
+        }
+        let node = Node::new(profile, env, peer.clone(), registry, starter, volumes);
+        let front: Arc<dyn Service> = Arc::new(Front(Arc::clone(&node)));
+        peer.attach(&front);
+        self.net.serve(host, life, front);
+        assert!(slot.set(Arc::clone(&node)).is_ok(), "a slot belongs to one life");
+        let sweeper = Arc::clone(&node).run_sweeper(Duration::from_secs(5));
+        self.sim.spawn(life, Box::pin(sweeper));
+        self.sim.spawn(life, Box::pin(stop_when_fatal(self.sim.clone(), at, life, Arc::clone(&node))));
+        node.run().await.map_err(|fault| format!("{}: {fault}", fault.code))
+    }
+
+    fn profile(&self, at: usize, machine: &Machine, machines: &[Machine]) -> Profile {
+        let join = |other: &Machine| Target { address: self.net.address(other.host), name: Some(other.name.clone()) };
+        Profile {
+            cluster: self.id,
+            name: machine.name.clone(),
+            site: site_name(machine.site),
+            address: self.net.address(machine.host),
+            roles: Roles { storage: true, voter: true },
+            incarnation: machine.incarnation,
+            // The first machine is founded; the others ask anybody.
+            join: if at == 0 { Vec::new() } else { machines.iter().map(join).collect() },
+            binary_version: "sim".to_owned(),
+        }
+    }
+
+    fn starter(
+        &self,
+        machine: &Machine,
+        profile: &Profile,
+        env: &SharedEnv,
+        peer: &Arc<LocalFirst>,
+    ) -> Arc<dyn ReplicaStarter> {
+        Arc::new(Starter {
+            profile: profile.clone(),
+            env: env.clone(),
+            peer: Arc::clone(peer) as Arc<dyn Peer>,
+            log: machine.log.clone(),
+            state: machine.state.clone(),
+            fuse: Arc::clone(&machine.fuse),
+            scenario: self.scenario.clone(),
+        })
+    }
+
+    /// Founds the cluster on the first machine and waits until every machine is a member.
+    ///
+    /// # Errors
+    /// It did not come up in time.
+    pub async fn found(self: &Arc<Self>) -> Result<(), String> {
+        (0..self.count()).for_each(|at| self.start(at));
+        let operator = self.operator();
+        let request = Request::InitCluster { profiles: vec![self.scenario.profile.clone()] };
+        let mut last = String::new();
+        for _ in 0..120 {
+            let known = self.replica(0).and_then(|replica| replica.layout());
+            if known.is_none() {
+                let answer = operator.call(&self.target(0), request.clone(), Duration::from_secs(10)).await;
+                last = match answer {
+                    Ok(Reply::Joined { .. }) => String::new(),
+                    Ok(other) => format!("{other:?}"),
+                    Err(fault) => fault.to_string(),
+                };
+            }
+            let complete = known.is_some_and(|layout| {
+                layout.nodes.len() == self.count()
+                    && layout.volumes.len() == self.count() * self.scenario.volumes_per_node
+            });
+            if complete && (0..self.count()).all(|at| self.replica(at).is_some()) {
+                return Ok(());
+            }
+            self.sim.sleep(Life::HARNESS, Duration::from_millis(500)).await;
+        }
+        Err(format!("the cluster did not form: {last}"))
+    }
+
+    /// A peer for administration, beside the first machine.
+    pub fn operator(&self) -> Arc<dyn Peer> {
+        let host = self.machines()[0].host;
+        self.net.peer(host, Life::HARNESS, Caller::Operator("operator".to_owned()))
+    }
+}
+
+impl Machine {
+    fn new(sim: &Sim, net: &Arc<Net>, scenario: &Scenario, site: usize, number: usize) -> Self {
+        let name = format!("{}-{number}", char::from(b"abc"[site]));
+        let host = net.add_host(&name, site);
+        let fuse = Arc::new(Fuse::default());
+        let volumes = (0..scenario.volumes_per_node).map(|_| {
+            let burning = Arc::clone(&fuse);
+            let options = pacsvault_simdisk::Options {
+                capacity_bytes: CAPACITY_BYTES * 2,
+                latency: Some(Arc::new(move |kind, _| {
+                    if kind != pacsvault_simdisk::OpKind::Read {
+                        burning.burn();
+                    }
+                })),
+                ..pacsvault_simdisk::Options::default()
+            };
+            SimVolume { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(crate::rng::SimRng::bits)) }
+        });
+        let volumes = volumes.collect();
+        let skew = sim.random(|rng| {
+            let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0)
+                - i64::try_from(scenario.clock_ppm).unwrap_or(0);
+            ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
+        });
+        Self {
+            host,
+            name: name.parse().expect("a valid name"),
+            site,
+            incarnation: Incarnation(id_bytes(sim)),
+            volumes,
+            log: SimKvMedia::new(),
+            state: SimKvMedia::new(),
+            speed: WorkSpeed::new(HEALTHY_MICROS),
+            fuse,
+            registry: Arc::default(),
+            skew,
+            running: None,
+        }
+    }
+}
+
+/// Opens a volume as a node does; formats it when it is empty.
+async fn open_volume(
+    disk: Arc<dyn Disk>,
+    identity: Identity,
+    env: SharedEnv,
+) -> Result<Volume, pacsvault_volume::Error> {
+    let life = env.random();
+    let opening = move || {
+        let owner = Owner { cluster: identity.cluster, node: identity.node.clone() };
+        let mut options = VolumeOptions::new(life);
+        options.capacity_bytes = Some(CAPACITY_BYTES);
+        options.segment_bytes = Some(SEGMENT_BYTES);
+        match Store::open(Arc::clone(&disk), &owner, options.clone()) {
+            Err(pacsvault_volume::Error::NotFormatted) => {
+                Store::format(disk.as_ref(), &identity)?;
+                Store::open(disk, &owner, options)
+            }
+            opened => opened,
+        }
+    };
+    // The life ends before its own blocking work can be lost.
+    let (store, _) =
+        blocking(env.as_ref(), opening).await.unwrap_or_else(|| std::panic::resume_unwind(Box::new(PowerLost)))?;
+    Ok(Volume::new(store, env))
+}
+
+/// The main stops the process when consensus cannot go on; so does this.
+async fn stop_when_fatal(sim: Sim, at: usize, life: Life, node: Arc<Node>) {
+    loop {
+        sim.sleep(life, Duration::from_millis(100)).await;
+        let fatal = node.replica().and_then(|replica| replica.status().fatal);
+        if let Some(why) = fatal {
+            sim.hit("process stopped itself after a failed store");
+            sim.event("fatal", &[at as u64], || why);
+            std::panic::resume_unwind(Box::new(PowerLost));
+        }
+    }
+}
+
+struct Starter {
+    profile: Profile,
+    env: SharedEnv,
+    peer: Arc<dyn Peer>,
+    log: SimKvMedia,
+    state: SimKvMedia,
+    fuse: Arc<Fuse>,
+    scenario: Scenario,
+}
+
+impl ReplicaStarter for Starter {
+    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>> {
+        let lie = self.scenario.bug == Some(PlantedBug::LogAcksBeforeSync);
+        let log: Arc<dyn Kv> = Arc::new(LyingKv { inner: self.log.open(), fuse: Arc::clone(&self.fuse), lie });
+        let state: Arc<dyn Kv> =
+            Arc::new(LyingKv { inner: self.state.open(), fuse: Arc::clone(&self.fuse), lie: false });
+        let profile = &self.profile;
+        let mut options = pacsvault_consensus::Options::new(
+            node,
+            profile.cluster,
+            profile.incarnation,
+            (profile.name.clone(), profile.site.clone()),
+            profile.address.clone(),
+        );
+        options.snapshot_every = self.scenario.snapshot_every;
+        options.log_keep = self.scenario.log_keep;
+        options.deadline = Duration::from_secs(4);
+        let (env, peer) = (self.env.clone(), Arc::clone(&self.peer));
+        Box::pin(async move {
+            let started = pacsvault_consensus::start::<SimRuntime>(options, env, peer, log, state).await;
+            let replica = started.map_err(|error| Fault::new(Class::Bug, "PV-CONSENSUS", error.to_string()))?;
+            Ok(Arc::new(replica) as Arc<dyn Replica>)
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! The one who breaks things, and in the end repairs them.
+//!
+//! **Invariants.** Only kinds of the scenario's subset happen. At most one volume per run is taken out by a failing sync, so
+//! that contracts of "any one site" stay within what was promised. After [`Nemesis::heal`] nothing is broken but that volume.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use pacsvault_simdisk::OpKind;
+
+use crate::{
+    cluster::{Cluster, HEALTHY_MICROS, Stop},
+    exec::Life,
+    net::Weather,
+    rng::SimRng,
+    scenario::{Fault, SITES},
+};
+
+/// The fault injector of one run.
+pub struct Nemesis {
+    cluster: Arc<Cluster>,
+    held: Mutex<BTreeSet<usize>>,
+    volume_failed: Mutex<bool>,
+}
+
+impl Nemesis {
+    /// Breaks nothing yet. From now on machines that end by themselves are started again.
+    pub fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
+        let nemesis =
+            Arc::new(Self { cluster: Arc::clone(cluster), held: Mutex::default(), volume_failed: Mutex::new(false) });
+        let supervisor = Arc::clone(&nemesis);
+        cluster.sim.spawn(Life::HARNESS, Box::pin(async move { supervisor.supervise().await }));
+        nemesis
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn pause(&self, duration: Duration) {
+        self.cluster.sim.sleep(Life::HARNESS, duration).await;
+    }
+
+    /// What an init system does.
+    async fn supervise(self: Arc<Self>) {
+        loop {
+            self.pause(Duration::from_millis(400)).await;
+            for at in 0..self.cluster.count() {
+                if self.cluster.is_down(at) && !self.held().contains(&at) {
+                    self.cluster.start(at);
+                }
+            }
+        }
+    }
+
+    /// Holds machine `at` down.
+    pub fn down(&self, at: usize, how: Stop) {
+        if self.held().insert(at) {
+            self.cluster.stop(at, how);
+        }
+    }
+
+    /// Starts machine `at`.
+    pub fn up(&self, at: usize) {
+        self.held().remove(&at);
+        self.cluster.start(at);
+    }
+
+    /// Breaks things until `until`.
+    pub async fn run(self: Arc<Self>, until: Duration) {
+        let mut rng = self.cluster.sim.random(SimRng::fork);
+        let kinds: Vec<Fault> = self.cluster.scenario.faults.iter().copied().collect();
+        if kinds.is_empty() {
+            return;
+        }
+        loop {
+            let pause = Duration::from_millis(rng.range(50, self.cluster.scenario.fault_pause_millis));
+            self.pause(pause).await;
+            if self.cluster.sim.now() >= until {
+                return;
+            }
+            let kind = *rng.pick(&kinds);
+            self.cluster.sim.event(kind.name(), &[], String::new);
+            self.strike(kind, &mut rng);
+        }
+    }
+
+    fn later(self: &Arc<Self>, after: Duration, work: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let nemesis = Arc::clone(self);
+        let task = async move {
+            nemesis.pause(after).await;
+            work(&nemesis);
+        };
+        self.cluster.sim.spawn(Life::HARNESS, Box::pin(task));
+    }
+
+    fn strike(self: &Arc<Self>, kind: Fault, rng: &mut SimRng) {
+        let cluster = &self.cluster;
+        let one = rng.index(cluster.count());
+        let site = rng.index(SITES);
+        let short = rng.micros(20_000, 3_000_000);
+        match kind {
+            Fault::Crash => self.take_down(&[one], Stop::Process, short, kind),
+            Fault::PowerLoss => self.take_down(&[one], Stop::Power, short, kind),
+            Fault::PowerLossInOperation => {
+                cluster.sim.hit(kind.name());
+                cluster.machines()[one].fuse.light(rng.range(1, 40));
+            }
+            Fault::SitePowerLoss => self.take_down(&cluster.of_site(site), Stop::Power, short, kind),
+            Fault::MajorityPowerLoss => {
+                let spared = cluster.of_site(site);
+                let victims: Vec<usize> = (0..cluster.count()).filter(|at| !spared.contains(at)).collect();
+                self.take_down(&victims, Stop::Power, short, kind);
+            }
+            Fault::TotalPowerLoss => {
+                let victims: Vec<usize> = (0..cluster.count()).collect();
+                self.take_down(&victims, Stop::Power, short, kind);
+            }
+            Fault::CutOneWay => {
+                let other = (one + 1 + rng.index(cluster.count() - 1)) % cluster.count();
+                self.cut(vec![(one, other)], short, kind);
+            }
+            Fault::IsolateSite => {
+                let inside = cluster.of_site(site);
+                let outside = (0..cluster.count()).filter(|at| !inside.contains(at));
+                let pairs = outside.flat_map(|out| inside.iter().flat_map(move |&own| [(own, out), (out, own)]));
+                self.cut(pairs.collect(), short * 2, kind);
+            }
+            Fault::Bridge => {
+                let (left, right) = (cluster.of_site((site + 1) % SITES), cluster.of_site((site + 2) % SITES));
+                let pairs = left.iter().flat_map(|&a| right.iter().flat_map(move |&b| [(a, b), (b, a)]));
+                self.cut(pairs.collect(), short * 2, kind);
+            }
+            Fault::Storm => {
+                let weather = Weather {
+                    jitter_micros: rng.range(300, 30_000),
+                    loss_per_mille: rng.range(1, 60),
+                    duplicate_per_mille: rng.range(1, 60),
+                    hold_per_mille: rng.range(1, 60),
+                };
+                cluster.sim.hit(kind.name());
+                cluster.net.set_weather(weather);
+                self.later(short, |nemesis| nemesis.cluster.net.set_weather(Weather::fair()));
+            }
+            Fault::SlowDisk => {
+                cluster.sim.hit(kind.name());
+                cluster.machines()[one].speed.set(rng.range(20_000, 700_000));
+                self.later(short, move |nemesis| nemesis.cluster.machines()[one].speed.set(HEALTHY_MICROS));
+            }
+            Fault::FailingVolumeSync => self.fail_volume(one, rng),
+            Fault::FailingLogSync => {
+                cluster.sim.hit(kind.name());
+                let machines = cluster.machines();
+                let log = &machines[one].log;
+                let how = *rng.pick(&[pacsvault_simkv::Fault::Before, pacsvault_simkv::Fault::After]);
+                log.fail_at(log.operations() + rng.below(10), how);
+            }
+            Fault::ClockJump => {
+                let Some(life) = cluster.life(one) else { return };
+                cluster.sim.hit(kind.name());
+                let ahead = i64::try_from(rng.below(7_200_000)).unwrap_or(0) - 3_600_000;
+                cluster.sim.jump_wall(life, ahead);
+            }
+            Fault::TransferLeader => {
+                let (Some(from), Some(to)) = (self.leader(), cluster.replica(one)) else { return };
+                cluster.sim.hit(kind.name());
+                let to = to.status().node;
+                let task = async move { drop(from.transfer_leader(to).await) };
+                let Some(life) = cluster.life(one) else { return };
+                cluster.sim.spawn(life, Box::pin(task));
+            }
+            // Clients see to this themselves.
+            Fault::ClientCrash => {}
+        }
+    }
+
+    fn leader(&self) -> Option<Arc<dyn pacsvault_consensus::Replica>> {
+        let replicas = (0..self.cluster.count()).filter_map(|at| self.cluster.replica(at));
+        let mut leading = replicas.filter(|replica| replica.status().leader == Some(replica.status().node));
+        leading.next()
+    }
+
+    fn take_down(self: &Arc<Self>, victims: &[usize], how: Stop, longest: Duration, kind: Fault) {
+        self.cluster.sim.hit(kind.name());
+        for &at in victims {
+            self.down(at, how);
+            let back = self.cluster.sim.random(|rng| rng.below(crate::exec::nanos(longest) + 1));
+            self.later(Duration::from_nanos(back) + Duration::from_millis(10), move |nemesis| nemesis.up(at));
+        }
+    }
+
+    fn cut(self: &Arc<Self>, pairs: Vec<(usize, usize)>, lasts: Duration, kind: Fault) {
+        self.cluster.sim.hit(kind.name());
+        let hosts: Vec<_> = {
+            let machines = self.cluster.machines();
+            pairs.iter().map(|&(from, to)| (machines[from].host, machines[to].host)).collect()
+        };
+        hosts.iter().for_each(|&(from, to)| self.cluster.net.cut(from, to));
+        self.later(lasts, move |nemesis| {
+            hosts.iter().for_each(|&(from, to)| nemesis.cluster.net.mend(from, to));
+        });
+    }
+
+    fn fail_volume(&self, at: usize, rng: &mut SimRng) {
+        let mut failed = self.volume_failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *failed, true) {
+            return;
+        }
+        self.cluster.sim.hit(Fault::FailingVolumeSync.name());
+        let machines = self.cluster.machines();
+        let volumes = &machines[at].volumes;
+        let kind = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
+        volumes[rng.index(volumes.len())].disk.fail(kind, rng.range(1, 4), std::io::ErrorKind::Other);
+    }
+
+    /// Ends every fault and starts every machine.
+    pub fn heal(&self) {
+        self.cluster.net.heal();
+        self.cluster.net.set_weather(Weather::fair());
+        self.held().clear();
+        for machine in self.cluster.machines().iter() {
+            machine.speed.set(HEALTHY_MICROS);
+            machine.fuse.light(0);
+            machine.log.fail_at(u64::MAX, pacsvault_simkv::Fault::Before);
+        }
+        for at in 0..self.cluster.count() {
+            if let Some(life) = self.cluster.life(at) {
+                self.cluster.sim.jump_wall(life, 0);
+            }
+            self.cluster.start(at);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! One seed, from nothing to a verdict.
+//!
+//! **Invariants.** A run has two phases: faults, then none. It ends with a verdict whatever happens: a panic of the
+//! harness or a run that is stuck is a violation like any other.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use crate::{
+    audit,
+    cluster::Cluster,
+    exec::{Life, Sim, panic_message},
+    nemesis::Nemesis,
+    scenario::Scenario,
+    workload::{self, Figures, Work},
+};
+
+/// Violations told per seed; the first ones matter.
+const VIOLATIONS_TOLD: usize = 8;
+
+/// The verdict on one seed.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Digest of every decision of the run.
+    pub hash: u64,
+    /// What went wrong; empty when nothing did.
+    pub violations: Vec<String>,
+    /// What happened how often.
+    pub hits: BTreeMap<&'static str, u64>,
+    /// What clients did.
+    pub figures: Figures,
+    /// Virtual time.
+    pub took: Duration,
+    /// Tasks polled.
+    pub polls: u64,
+}
+
+/// Runs one scenario. `trace` prints every event.
+pub fn run(scenario: &Scenario, trace: bool) -> Report {
+    let sim = Sim::new(scenario.seed);
+    sim.trace(trace);
+    let cluster = Cluster::new(&sim, scenario.clone());
+    let work = Work::new(Arc::clone(&cluster));
+    let ended = catch_unwind(AssertUnwindSafe(|| sim.block_on(play(Arc::clone(&work)))));
+    let mut violations = work.model(|model| model.violations.clone());
+    if let Err(payload) = ended {
+        violations.push(format!("the run broke off: {}", panic_message(payload.as_ref())));
+    }
+    violations.extend(sim.panics().into_iter().map(|(life, text)| format!("a task of {life:?} panicked: {text}")));
+    violations.truncate(VIOLATIONS_TOLD);
+    let report = Report {
+        seed: scenario.seed,
+        hash: sim.trace_hash(),
+        violations,
+        hits: sim.hits(),
+        figures: work.figures(),
+        took: sim.now(),
+        polls: sim.polls(),
+    };
+    sim.end();
+    report
+}
+
+async fn play(work: Arc<Work>) {
+    let cluster = Arc::clone(&work.cluster);
+    let sim = cluster.sim.clone();
+    let nemesis = Nemesis::new(&cluster);
+    if let Err(why) = cluster.found().await {
+        work.violation(why);
+        return;
+    }
+    sim.spawn(Life::HARNESS, Box::pin(audit::watch_digests(Arc::clone(&work))));
+    let until = sim.now() + cluster.scenario.fault_time;
+    let clients = workload::start_clients(&work, until);
+    Arc::clone(&nemesis).run(until).await;
+    let rest = until.saturating_sub(sim.now());
+    sim.sleep(Life::HARNESS, rest).await;
+    for ended in clients {
+        // A client that was dropped ended as well.
+        let _ = ended.await;
+    }
+    audit::finale(&work, &nemesis).await;
+}
+
+/// Runs scenarios on `threads` threads, one simulation on each. Stops early after `failures_max` failing seeds.
+pub fn run_many(scenarios: &[Scenario], threads: usize, failures_max: usize) -> Vec<Report> {
+    let next = AtomicU64::new(0);
+    let reports: Mutex<Vec<Report>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let at = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
+                    let Some(scenario) = scenarios.get(at) else { return };
+                    let report = run(scenario, false);
+                    let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
+                    reports.push(report);
+                    if reports.iter().filter(|report| !report.violations.is_empty()).count() >= failures_max {
+                        next.store(u64::MAX / 2, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
+    reports.sort_by_key(|report| report.seed);
+    reports
+}
+
+/// The command that shows a failing seed again.
+pub fn replay_line(scenario: &Scenario) -> String {
+    let bug = scenario.bug.map(|bug| format!(" --bug {bug}")).unwrap_or_default();
+    format!("cargo run --release -p pacsvault-chaos --bin pacsvault-sim -- --seed {}{bug} --trace", scenario.seed)
+}
+
+/// How often each thing happened over all runs, and in how many of them.
+pub fn coverage(reports: &[Report]) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut table: BTreeMap<&'static str, (u64, u64)> = BTreeMap::new();
+    for (what, times) in reports.iter().flat_map(|report| &report.hits) {
+        let row = table.entry(what).or_default();
+        row.0 += times;
+        row.1 += 1;
+    }
+    table
+}

@@ -1,0 +1,433 @@
+//! Clients at work: they write, read, list and delete through the real coordinator, and tell the model what they saw.
+//!
+//! **Invariants.** What a client was told is what the model is told, no more: an abandoned or unknown operation stays open.
+//! Clients stop at the end of the run, not at the first error.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::{Either, select};
+use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner, Stored};
+use pacsvault_core::{
+    catalog::SealedInstance,
+    ids::{LogIndex, ObjectKey, VersionNumber},
+};
+use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, List};
+
+use crate::{
+    cluster::{Cluster, HEALTHY_MICROS, site_name},
+    env::{SimEnv, WorkSpeed},
+    exec::{ClockSkew, Life},
+    model::{Model, Moment, ReadView, Scope, Session},
+    net::HostId,
+    rng::SimRng,
+    scenario::{Fault as FaultKind, SITES},
+};
+
+/// Figures of one run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Figures {
+    /// Acknowledged writes.
+    pub acked: u64,
+    /// Writes told that nothing was stored.
+    pub refused: u64,
+    /// Writes with an unknown outcome.
+    pub unknown: u64,
+    /// Reads that returned bytes.
+    pub reads: u64,
+    /// Reads that found nothing.
+    pub misses: u64,
+    /// Listings.
+    pub lists: u64,
+    /// Deletes.
+    pub deletes: u64,
+}
+
+/// What clients share.
+pub struct Work {
+    /// The cluster.
+    pub cluster: Arc<Cluster>,
+    model: Mutex<(Model, Figures)>,
+    next_session: Mutex<Session>,
+}
+
+/// Signs nothing: trust is tested elsewhere.
+struct NoSignature;
+
+impl ReceiptSigner for NoSignature {
+    fn name(&self) -> String {
+        "sim".to_owned()
+    }
+
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(payload.to_vec())
+    }
+}
+
+/// The key of number `key`: two studies of two series each.
+pub fn key_name(key: usize) -> ObjectKey {
+    let (study, series) = (key % 2 + 1, key / 2 % 2 + 1);
+    let text = match key % 5 {
+        4 => format!("main/1.2.{study}/@/report {key}.pdf"),
+        _ => format!("main/1.2.{study}/1.2.{study}.{series}/1.2.{study}.{series}.{}", key + 1),
+    };
+    text.parse().expect("a valid key")
+}
+
+impl Work {
+    /// Nothing done yet.
+    pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
+        Arc::new(Self { cluster, model: Mutex::default(), next_session: Mutex::new(0) })
+    }
+
+    fn both(&self) -> MutexGuard<'_, (Model, Figures)> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work` on the model.
+    pub fn model<T>(&self, work: impl FnOnce(&mut Model) -> T) -> T {
+        work(&mut self.both().0)
+    }
+
+    /// Changes the figures.
+    pub fn count(&self, work: impl FnOnce(&mut Figures)) {
+        work(&mut self.both().1);
+    }
+
+    /// The figures.
+    pub fn figures(&self) -> Figures {
+        self.both().1
+    }
+
+    /// Notes a violation.
+    pub fn violation(&self, text: impl Into<String>) {
+        let text = text.into();
+        self.cluster.sim.event("violation", &[], || text.clone());
+        self.model(|model| model.violation(text));
+    }
+
+    /// A new client at `site`.
+    pub fn client(self: &Arc<Self>, site: usize) -> Client {
+        let session = {
+            let mut next = self.next_session.lock().unwrap_or_else(PoisonError::into_inner);
+            *next += 1;
+            *next
+        };
+        let cluster = &self.cluster;
+        let name = format!("client-{session}");
+        let host = cluster.net.add_host(&name, site);
+        let mut client = Client {
+            work: Arc::clone(self),
+            site,
+            host,
+            session,
+            life: Life::HARNESS,
+            coordinator: None,
+            rng: cluster.sim.random(SimRng::fork),
+            unknown: None,
+        };
+        client.connect();
+        client
+    }
+}
+
+/// One client process.
+pub struct Client {
+    work: Arc<Work>,
+    site: usize,
+    host: HostId,
+    session: Session,
+    life: Life,
+    coordinator: Option<Coordinator>,
+    rng: SimRng,
+    /// A write whose outcome was unknown, to be tried again with the same content.
+    unknown: Option<(usize, Bytes)>,
+}
+
+impl Client {
+    fn connect(&mut self) {
+        let cluster = &self.work.cluster;
+        self.life = cluster.sim.begin_life(format!("client-{}", self.session), ClockSkew::default());
+        let env = Arc::new(SimEnv::new(cluster.sim.clone(), self.life, WorkSpeed::new(HEALTHY_MICROS)));
+        let peer = cluster.net.peer(self.host, self.life, Caller::Gateway(format!("client-{}", self.session)));
+        let first = self.rng.index(cluster.count());
+        let seeds = (0..cluster.count()).map(|at| cluster.target((at + first) % cluster.count())).collect();
+        let mut options = Options::new(seeds);
+        options.site = Some(site_name(self.site));
+        options.stripe_bytes = cluster.scenario.stripe_bytes;
+        options.stripe_memory_bytes = 1 << 20;
+        options.shard_deadline = Duration::from_secs(1);
+        options.catalog_deadline = Duration::from_secs(2);
+        options.operation_deadline = Duration::from_secs(6);
+        self.coordinator = Some(Coordinator::new(options, env, peer, Arc::new(NoSignature)));
+    }
+
+    /// Its coordinator.
+    pub fn coordinator(&self) -> Coordinator {
+        self.coordinator.clone().expect("connected from the start")
+    }
+
+    /// The process dies: everything it was doing is dropped, and what it knew is gone.
+    fn crash(self) -> Self {
+        let Self { work, site, life, coordinator, .. } = self;
+        work.cluster.sim.kill(life);
+        work.cluster.sim.within(life, || drop(coordinator));
+        work.cluster.sim.hit(FaultKind::ClientCrash.name());
+        work.client(site)
+    }
+
+    /// Works until `until`.
+    pub async fn run(mut self, until: Duration) {
+        let sim = self.work.cluster.sim.clone();
+        let crashes = self.work.cluster.scenario.faults.contains(&FaultKind::ClientCrash);
+        while sim.now() < until {
+            if crashes && self.rng.chance(60) {
+                let patience = self.rng.micros(100, 400_000);
+                let pause = sim.sleep(Life::HARNESS, patience);
+                let interrupted = {
+                    let step = Box::pin(self.step());
+                    matches!(select(step, pause).await, Either::Right(_))
+                };
+                if interrupted {
+                    self = self.crash();
+                }
+            } else {
+                self.step().await;
+            }
+            let pause = self.rng.micros(100, 150_000);
+            sim.sleep(Life::HARNESS, pause).await;
+        }
+    }
+
+    async fn step(&mut self) {
+        let key = self.rng.index(self.work.cluster.scenario.keys);
+        if let Some((key, content)) = self.unknown.take()
+            && self.rng.chance(700)
+        {
+            self.work.cluster.sim.hit("unknown write tried again");
+            self.put(key, content).await;
+            return;
+        }
+        match self.rng.below(100) {
+            0..45 => {
+                let content = self.content();
+                self.put(key, content).await;
+            }
+            45..75 => self.get(key).await,
+            75..84 => self.get_range(key).await,
+            84..92 => self.list().await,
+            _ => self.delete(key).await,
+        }
+    }
+
+    fn content(&mut self) -> Bytes {
+        let len = match self.rng.below(20) {
+            0 => 0,
+            1..15 => self.rng.range(8, 400),
+            _ => self.rng.range(400, 6_000),
+        };
+        let len = usize::try_from(len).expect("a few thousand");
+        Bytes::from(self.rng.bytes(len))
+    }
+
+    /// Writes `content`, in up to three pieces. Answers the record when acknowledged.
+    pub async fn put(&mut self, key: usize, content: Bytes) -> Option<Stored> {
+        let work = Arc::clone(&self.work);
+        let mut header = PutHeader::new(key_name(key), "application/dicom");
+        header.strict = self.rng.chance(100);
+        if self.rng.chance(500) {
+            header.declared_size_bytes = Some(content.len() as u64);
+        }
+        let mut upload = self.coordinator().begin_put(header);
+        let put = work.model(|model| model.begin_put(self.session, key, content.clone(), upload.instance()));
+        let cut = self.rng.index(content.len() + 1);
+        let pieces = [content.slice(..cut), content.slice(cut..)];
+        let result = async {
+            for piece in pieces {
+                upload.write(piece).await?;
+            }
+            upload.finish().await
+        };
+        match result.await {
+            Ok(stored) => {
+                work.model(|model| model.acked(put, &stored.sealed, stored.first));
+                work.count(|figures| figures.acked += 1);
+                if !stored.first {
+                    work.cluster.sim.hit("write answered with an earlier receipt");
+                }
+                if stored.sealed.degraded {
+                    work.cluster.sim.hit("write acknowledged below its contract");
+                }
+                if stored.sealed.seal.stripes.len() > 1 {
+                    work.cluster.sim.hit("write of several stripes");
+                }
+                crate::audit::check_receipt(&work, &stored).await;
+                return Some(stored);
+            }
+            Err(fault) if fault.class == Class::Unknown => {
+                work.count(|figures| figures.unknown += 1);
+                work.cluster.sim.hit("write with unknown outcome");
+                self.unknown = Some((key, content));
+            }
+            Err(fault) => {
+                self.judge("put", &fault);
+                work.model(|model| model.put_refused(put));
+                work.count(|figures| figures.refused += 1);
+            }
+        }
+        None
+    }
+
+    /// Faults that no fault of ours explains are violations.
+    fn judge(&self, what: &str, fault: &Fault) {
+        match fault.class {
+            Class::Bug | Class::Corrupt => {
+                self.work.violation(format!("{what} met a broken invariant: {} {}", fault.code, fault.message));
+            }
+            Class::Reject => {
+                self.work.violation(format!("{what} was rejected for good: {} {}", fault.code, fault.message));
+            }
+            Class::Retry | Class::Unknown | Class::NotFound | Class::Exhausted => {}
+        }
+    }
+
+    fn freshness(&mut self) -> (Freshness, Scope) {
+        if self.rng.chance(400) {
+            (Freshness::Linearizable, Scope::All)
+        } else {
+            (Freshness::AtLeast(LogIndex(0)), Scope::Own(self.session))
+        }
+    }
+
+    async fn get(&mut self, key: usize) {
+        self.read(key, None).await;
+    }
+
+    async fn get_range(&mut self, key: usize) {
+        let (offset, len) = (self.rng.below(600), self.rng.range(1, 900));
+        self.read(key, Some((offset, len))).await;
+    }
+
+    async fn read(&mut self, key: usize, range: Option<(u64, u64)>) {
+        let work = Arc::clone(&self.work);
+        let (freshness, scope) = self.freshness();
+        let mut query = GetQuery::whole(key_name(key));
+        query.freshness = freshness;
+        if let Some((offset, len)) = range {
+            query.offset_bytes = offset;
+            query.len_bytes = Some(len);
+        }
+        let started = work.model(Model::tick);
+        match self.coordinator().get(query).await {
+            Ok(download) => {
+                let sealed = download.sealed().clone();
+                saw(&work, key, started, scope, Some(&sealed));
+                let from = usize::try_from(download.range().start).expect("a small content");
+                let expected = download.range().end - download.range().start;
+                match download.bytes().await {
+                    Ok(bytes) => {
+                        work.count(|figures| figures.reads += 1);
+                        if bytes.len() as u64 != expected {
+                            work.violation(format!("a read of key {key} gave {} of {expected} bytes", bytes.len()));
+                        }
+                        work.model(|model| model.observe_bytes(key, &sealed, from, &bytes));
+                    }
+                    Err(fault) => self.judge("reading", &fault),
+                }
+            }
+            Err(fault) if fault.class == Class::NotFound => {
+                // A miss is always checked against the leader.
+                saw(&work, key, started, Scope::All, None);
+                work.count(|figures| figures.misses += 1);
+            }
+            // A range beyond the end of a short content.
+            Err(fault) if fault.code == "PV-RANGE" && range.is_some() => {}
+            Err(fault) => self.judge("get", &fault),
+        }
+    }
+
+    async fn list(&mut self) {
+        let work = Arc::clone(&self.work);
+        let study = self.rng.index(2);
+        let (freshness, scope) = self.freshness();
+        let started = work.model(Model::tick);
+        let mut found: Vec<SealedInstance> = Vec::new();
+        let mut page_token = Vec::new();
+        loop {
+            let list = List {
+                tenant: key_name(0).tenant,
+                study: Some(key_name(study).study),
+                series: None,
+                studies_only: false,
+                page_token,
+                rows_max: 2,
+                freshness,
+            };
+            match self.coordinator().list(list).await {
+                Ok(page) => {
+                    found.extend(page.instances);
+                    page_token = page.next_page_token;
+                }
+                Err(fault) => return self.judge("list", &fault),
+            }
+            if page_token.is_empty() {
+                break;
+            }
+        }
+        work.count(|figures| figures.lists += 1);
+        for key in (0..work.cluster.scenario.keys).filter(|key| key % 2 == study) {
+            let name = key_name(key);
+            let sealed = found.iter().find(|sealed| sealed.seal.key == name);
+            if let Some(sealed) = sealed {
+                work.model(|model| model.observe(key, sealed));
+            }
+            saw(&work, key, started, scope, sealed);
+        }
+    }
+
+    async fn delete(&mut self, key: usize) {
+        let work = Arc::clone(&self.work);
+        let newest = work.model(|model| model.newest_seen(key));
+        let version = (self.rng.chance(500) && newest > 0).then_some(newest);
+        let delete = work.model(|model| model.begin_delete(key, version));
+        work.count(|figures| figures.deletes += 1);
+        match self.coordinator().delete(key_name(key), version.map(VersionNumber)).await {
+            Ok(versions) => {
+                work.model(|model| model.deleted(delete, versions.into_iter().map(|version| version.0).collect()));
+            }
+            // An earlier try may have deleted what this one did not find.
+            Err(fault) if fault.class == Class::NotFound => work.model(|model| model.deleted(delete, Vec::new())),
+            Err(fault) if fault.class == Class::Unknown => {}
+            Err(fault) => {
+                self.judge("delete", &fault);
+                work.model(|model| model.delete_refused(delete));
+            }
+        }
+    }
+}
+
+fn saw(work: &Work, key: usize, started: Moment, scope: Scope, sealed: Option<&SealedInstance>) {
+    let seen = sealed.map(|sealed| sealed.version.0);
+    work.model(|model| model.check_read(&ReadView { key, started, scope, seen }));
+}
+
+/// Starts the scenario's clients; each works until `until`.
+pub fn start_clients(work: &Arc<Work>, until: Duration) -> Vec<futures::channel::oneshot::Receiver<()>> {
+    let sim = &work.cluster.sim;
+    let clients = (0..work.cluster.scenario.clients).map(|number| {
+        let client = work.client(number % SITES);
+        let (done, ended) = futures::channel::oneshot::channel();
+        sim.spawn(
+            Life::HARNESS,
+            Box::pin(async move {
+                client.run(until).await;
+                drop(done);
+            }),
+        );
+        ended
+    });
+    clients.collect()
+}
