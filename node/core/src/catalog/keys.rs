@@ -273,9 +273,12 @@ mod tests {
     use super::*;
 
     fn any_key() -> impl Strategy<Value = ObjectKey> {
-        let uid = "[1-9]{1,2}(\\.[1-9]{1,2}){0,2}";
-        let leaf = prop_oneof![format!("{uid}/{uid}"), "@/[a-zA-Zé ~0]{1,4}"];
-        ("[a-b0-1]{1,3}", uid, leaf).prop_map(|(tenant, study, leaf)| {
+        let uid = "[1-3]{1,2}(\\.[1-3]{1,2}){0,1}";
+        let leaf = prop_oneof![
+            "[1-3]{1,2}(\\.[1-3]{1,2}){0,1}/[1-3]{1,2}(\\.[1-3]{1,2}){0,1}",
+            "@/[a-zA-Zé~0][a-zA-Zé ~0]{0,2}"
+        ];
+        ("[a-b0-1]{1,2}", uid, leaf).prop_map(|(tenant, study, leaf)| {
             format!("{tenant}/{study}/{leaf}").parse().expect("the strategy makes valid keys")
         })
     }

@@ -184,3 +184,52 @@ impl View for Overlay<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type State = BTreeMap<Vec<u8>, Vec<u8>>;
+
+    fn key() -> impl Strategy<Value = Vec<u8>> {
+        proptest::collection::vec(0..3_u8, 0..3)
+    }
+
+    proptest! {
+        #[test]
+        fn an_overlay_reads_as_if_its_changes_were_written(
+            base in proptest::collection::btree_map(key(), key(), 0..8),
+            changes in proptest::collection::vec((key(), proptest::option::of(key())), 0..8),
+            from in key(), to in key(), limit in 0..6_usize,
+        ) {
+            let mut written: State = base.clone();
+            let mut overlay = Overlay::new(&base);
+            for (key, value) in changes {
+                match value {
+                    Some(value) => {
+                        written.insert(key.clone(), value.clone());
+                        overlay.put(key, value);
+                    }
+                    None => {
+                        written.remove(&key);
+                        overlay.delete(key);
+                    }
+                }
+            }
+            prop_assert_eq!(overlay.get(&from), View::get(&written, &from));
+            prop_assert_eq!(overlay.scan(&from, &to, limit), written.scan(&from, &to, limit));
+            prop_assert_eq!(overlay.last(&from, &to), View::last(&written, &from, &to));
+            let mut stored = base.clone();
+            for change in overlay.into_batch().changes {
+                match change {
+                    crate::batch::Change::Put(key, value) => drop(stored.insert(key, value)),
+                    crate::batch::Change::Delete(key) => drop(stored.remove(&key)),
+                    crate::batch::Change::DeleteRange(..) => unreachable!("overlays do not make ranges"),
+                }
+            }
+            prop_assert_eq!(stored, written);
+        }
+    }
+}
