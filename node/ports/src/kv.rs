@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 pub use pacsvault_core::batch::{Batch, Change};
+use pacsvault_core::catalog::view::{self, View, ViewError};
 
 /// When a write may return.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,4 +80,28 @@ pub trait Kv: Send + Sync {
     fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, KvError>;
     /// Begins (or resumes) receiving a checkpoint known by `id`; another id discards what was received before.
     fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError>;
+}
+
+/// A store as the catalog reads it. Clones read the same store.
+#[derive(Clone)]
+pub struct KvView(pub Arc<dyn Kv>);
+
+impl View for KvView {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ViewError> {
+        Ok(self.0.get(key)?)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<view::Rows, ViewError> {
+        Ok(self.0.scan(from, to, limit)?)
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<view::Row>, ViewError> {
+        Ok(self.0.last(from, to)?)
+    }
+}
+
+impl From<KvError> for ViewError {
+    fn from(KvError { step, message }: KvError) -> Self {
+        Self { step, message }
+    }
 }
