@@ -22,6 +22,8 @@ pub mod methods;
 pub mod plan;
 pub mod roles;
 pub mod server;
+pub mod thin;
 
 pub use client::TonicPeer;
 pub use server::{Counters, Counts, Server, ServerTls};
+pub use thin::{ThinArchive, ThinDownload, ThinStored};
