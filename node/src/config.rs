@@ -220,12 +220,18 @@ impl Config {
             return Err(wrong("volumes", "a storage node needs at least one [[volumes]] with a path".to_owned()));
         }
         if !roles.storage && !raw.volumes.is_empty() {
-            return Err(wrong("volumes", "a witness holds no shards: remove [[volumes]], or give it the role storage".to_owned()));
+            return Err(wrong(
+                "volumes",
+                "a witness holds no shards: remove [[volumes]], or give it the role storage".to_owned(),
+            ));
         }
         let advertise = match raw.advertise {
             Some(address) => address,
             None if raw.listen.ip().is_unspecified() => {
-                let reason = format!("needed because listen = \"{}\" is no address others can dial; write host:port", raw.listen);
+                let reason = format!(
+                    "needed because listen = \"{}\" is no address others can dial; write host:port",
+                    raw.listen
+                );
                 return Err(wrong("advertise", reason));
             }
             None => raw.listen.to_string(),

@@ -51,7 +51,8 @@ impl IdentityFile {
     /// # Errors
     /// The directory belongs to another node or cluster, the file is damaged, or the disk refuses.
     pub fn open(dir: &Path, name: &NodeName, cluster: ClusterId, fresh: Incarnation) -> Result<Self, Fault> {
-        fs::create_dir_all(dir).map_err(|error| fault(format!("cannot make data directory {}: {error}", dir.display())))?;
+        fs::create_dir_all(dir)
+            .map_err(|error| fault(format!("cannot make data directory {}: {error}", dir.display())))?;
         let path = dir.join(FILE);
         let content = match fs::read_to_string(&path) {
             Ok(text) => parse(&text, &path, name, cluster)?,
@@ -96,7 +97,8 @@ impl IdentityFile {
     }
 
     fn write(&self) -> Result<(), Fault> {
-        let text = toml::to_string(&*self.content()).map_err(|error| fault(format!("cannot encode {FILE}: {error}")))?;
+        let text =
+            toml::to_string(&*self.content()).map_err(|error| fault(format!("cannot encode {FILE}: {error}")))?;
         replace_file(&self.dir, FILE, text.as_bytes())
             .map_err(|error| fault(format!("cannot write {}: {error}", self.dir.join(FILE).display())))
     }
@@ -106,7 +108,11 @@ fn parse(text: &str, path: &Path, name: &NodeName, cluster: ClusterId) -> Result
     let content: Content =
         toml::from_str(text).map_err(|error| fault(format!("{} is damaged: {error}", path.display())))?;
     if content.format != FORMAT {
-        return Err(fault(format!("{} has format {}, this build reads {FORMAT}: upgrade it", path.display(), content.format)));
+        return Err(fault(format!(
+            "{} has format {}, this build reads {FORMAT}: upgrade it",
+            path.display(),
+            content.format
+        )));
     }
     if content.name != name.as_str() || content.cluster != cluster.to_string() {
         return Err(fault(format!(

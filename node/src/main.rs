@@ -9,7 +9,10 @@ use pacsvault_node::{config::Config, shell};
 ///
 /// Writes its log to standard error. SIGTERM stops it in order; SIGKILL loses nothing that was acknowledged.
 #[derive(Parser)]
-#[command(version, after_help = "Example:\n  pacsvault-node --config /etc/pacsvault/node.toml\n\nThe configuration's keys are in docs/configuration.md. Log level: PACSVAULT_LOG=info,pacsvault_volume=debug")]
+#[command(
+    version,
+    after_help = "Example:\n  pacsvault-node --config /etc/pacsvault/node.toml\n\nThe configuration's keys are in docs/configuration.md. Log level: PACSVAULT_LOG=info,pacsvault_volume=debug"
+)]
 struct Arguments {
     /// Configuration file (TOML).
     #[arg(long, env = "PACSVAULT_NODE_CONFIG", value_name = "FILE")]

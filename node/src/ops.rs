@@ -82,7 +82,8 @@ fn observe(node: &Node) {
 fn observe_volume(status: &VolumeStatus) {
     // The volume label is bounded by the volumes of one node.
     let label = || status.volume.to_string();
-    metrics::gauge!("pacsvault_volume_up", "volume" => label()).set(f64::from(u8::from(status.state == VolumeState::Up)));
+    metrics::gauge!("pacsvault_volume_up", "volume" => label())
+        .set(f64::from(u8::from(status.state == VolumeState::Up)));
     metrics::gauge!("pacsvault_volume_shards", "volume" => label()).set(status.shards as f64);
     metrics::gauge!("pacsvault_volume_used_bytes", "volume" => label()).set(status.used_bytes as f64);
     metrics::gauge!("pacsvault_volume_free_bytes", "volume" => label()).set(status.free_bytes as f64);

@@ -15,7 +15,7 @@ use pacsvault_ports::{
 };
 use pacsvault_rpc::{Server, ServerTls, TonicPeer};
 use pacsvault_runtime::{TokioEnv, wall_now};
-use pacsvault_security::{Credentials, Files, Signer};
+use pacsvault_security::{Credentials, Signer, credentials::Files};
 use pacsvault_service::{Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
 use tokio::net::TcpListener;
 
@@ -70,7 +70,8 @@ impl ReplicaStarter for Starter {
 fn open_stores(dir: &std::path::Path) -> Result<(Arc<dyn Kv>, Arc<dyn Kv>), String> {
     let open = |name: &str, options| {
         let path: PathBuf = dir.join(name);
-        let store = RocksKv::open(&path, options).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+        let store =
+            RocksKv::open(&path, options).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         Ok::<Arc<dyn Kv>, String>(Arc::new(store))
     };
     Ok((open("log", pacsvault_kv::Options::log())?, open("state", pacsvault_kv::Options::state())?))
@@ -121,7 +122,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         binary_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     // The port first: two nodes with one configuration must not both open the stores.
-    let listener = TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
     let env: SharedEnv = env;
     let (opening, owner, volumes_env) = (config.clone(), identity.clone(), env.clone());
     let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
@@ -188,10 +190,7 @@ async fn serve(
 }
 
 /// Resolves when the node cannot go on: it was refused, or its replica stopped.
-async fn stopped_for_good(
-    node: Arc<Node>,
-    membership: tokio::task::JoinHandle<Result<(), Fault>>,
-) -> anyhow::Error {
+async fn stopped_for_good(node: Arc<Node>, membership: tokio::task::JoinHandle<Result<(), Fault>>) -> anyhow::Error {
     match membership.await {
         Ok(Ok(())) => {}
         Ok(Err(fault)) => return anyhow::Error::new(fault),
@@ -207,7 +206,8 @@ async fn stopped_for_good(
 
 async fn told_to_stop() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         // Without handlers the default action of both signals ends the process.
         return std::future::pending().await;
     };

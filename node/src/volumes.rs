@@ -9,7 +9,7 @@ use anyhow::{Context, bail};
 use pacsvault_core::ids::{ClusterId, Incarnation, VolumeId};
 use pacsvault_ports::{disk::Disk, env::SharedEnv};
 use pacsvault_service::OwnVolume;
-use pacsvault_volume::{FileDisk, file_disk::FileDiskOptions, Identity, Options, Owner, Store, Volume};
+use pacsvault_volume::{FileDisk, Identity, Options, Owner, Store, Volume, file_disk::FileDiskOptions};
 
 use crate::{
     config::{Config, VolumePath},
@@ -60,8 +60,12 @@ impl Opener<'_> {
         let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(path, FileDiskOptions::default())?);
         if !formatted {
             let volume = VolumeId(self.random_bytes());
-            let identity =
-                Identity { cluster: self.cluster, node: self.config.name.clone(), incarnation: self.incarnation, volume };
+            let identity = Identity {
+                cluster: self.cluster,
+                node: self.config.name.clone(),
+                incarnation: self.incarnation,
+                volume,
+            };
             Store::format(disk.as_ref(), &identity)?;
         }
         let space = disk.space().context("cannot measure the disk")?;
@@ -72,7 +76,9 @@ impl Opener<'_> {
         let (store, recovery) = Store::open(disk, &owner, options)?;
         let volume = store.volume();
         if let Some(known) = known.filter(|known| *known != volume) {
-            bail!("this path held volume {known} and now holds {volume}: mount the right disk, or give this one another path");
+            bail!(
+                "this path held volume {known} and now holds {volume}: mount the right disk, or give this one another path"
+            );
         }
         self.identity.remember_volume(path, volume)?;
         tracing::info!(%volume, path = %path.display(), ?recovery, "volume opened");
@@ -89,7 +95,9 @@ fn refuse_foreign_files(path: &Path) -> anyhow::Result<()> {
     let Ok(mut entries) = fs::read_dir(path) else { return Ok(()) };
     // What mkfs leaves on a fresh disk, and our own lock.
     let ours = |name: &str| ["lost+found", "lock", "volume.lock", "volume.id.tmp"].contains(&name);
-    match entries.find_map(|entry| entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| !ours(name))) {
+    match entries.find_map(|entry| {
+        entry.ok().map(|entry| entry.file_name().to_string_lossy().into_owned()).filter(|name| !ours(name))
+    }) {
         Some(name) => bail!("the directory is no volume but holds {name}: name an empty directory"),
         None => Ok(()),
     }

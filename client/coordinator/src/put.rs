@@ -174,6 +174,13 @@ impl Upload {
         };
         let outcomes = self.coordinator.propose(vec![Command::Seal(Box::new(seal))]).await?;
         match outcomes.into_iter().next() {
+            Some(Outcome::Sealed { sealed, .. }) if sealed.deleted.is_some() => {
+                let text = format!(
+                    "{} was written by this attempt and deleted since; write it again as a new attempt",
+                    sealed.seal.key
+                );
+                Err(Fault::new(Class::Reject, "PV-DELETED", text))
+            }
             Some(Outcome::Sealed { sealed, first }) => {
                 cluster.saw(sealed.index);
                 let (receipt, signed) = self.coordinator.sign(&sealed, &layout)?;
