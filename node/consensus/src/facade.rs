@@ -20,7 +20,7 @@ use openraft::{
     errors::{InitializeError, LinearizableReadError, RaftError},
 };
 use pacsvault_core::{
-    catalog::{Command, Outcome},
+    catalog::{Command, Outcome, View},
     ids::{LogIndex, NodeId, NodeName, Term, WallMillis},
     layout::Layout,
     limits::COMMANDS_PER_ENTRY_MAX,
@@ -180,7 +180,7 @@ impl<R: AsyncRuntime> Inner<R> {
         Some((leader, metrics.membership_config.get_node(&leader).cloned()))
     }
 
-    async fn propose_here(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
+    pub(crate) async fn propose_here(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { bytes: estimate_bytes(&commands), commands, reply };
         {
@@ -436,6 +436,10 @@ impl<R: AsyncRuntime> Replica for Consensus<R> {
 
     fn layout(&self) -> Option<Arc<Layout>> {
         self.inner.state.published().layout
+    }
+
+    fn view(&self) -> Arc<dyn View> {
+        self.inner.state.view()
     }
 
     fn catalog_time(&self) -> WallMillis {

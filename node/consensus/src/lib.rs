@@ -25,7 +25,10 @@ mod rows;
 mod server;
 mod snapshot;
 pub mod state;
+#[cfg(feature = "suite")]
+pub mod suite;
 pub mod types;
+pub mod voters;
 
 pub use facade::{Consensus, start};
 pub use openraft_rt_tokio::TokioRuntime;

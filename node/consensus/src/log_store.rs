@@ -88,6 +88,8 @@ struct Inner {
     committed: Option<LogId>,
     purged: Option<LogId>,
     last: Option<LogId>,
+    /// Index of the first entry; meaningful while there is one. 0 unless purged, but in openraft's storage suite.
+    first: u64,
     cache: BTreeMap<u64, Cached>,
     cache_bytes: usize,
     queue: VecDeque<Write>,
@@ -182,7 +184,7 @@ impl LogStore {
 
 impl Inner {
     fn first_index(&self) -> u64 {
-        self.purged.map_or(0, |id| id.index + 1)
+        self.purged.map_or(self.first, |id| id.index + 1)
     }
 
     fn end_index(&self) -> u64 {
@@ -224,6 +226,9 @@ impl Inner {
     }
 
     fn remember(&mut self, entry: Entry, bytes: usize, seq: u64) {
+        if self.last.is_none() {
+            self.first = entry.log_id.index;
+        }
         self.last = Some(entry.log_id);
         self.cache_bytes += bytes;
         if let Some(old) = self.cache.insert(entry.log_id.index, Cached { entry, bytes, seq }) {
@@ -372,10 +377,10 @@ fn load(kv: &dyn Kv) -> Result<Inner, Error> {
         Some((_, value)) => Some(decode(value)?.log_id),
         None => None,
     };
+    let mut first = 0;
     if let Some((_, value)) = kv.scan(&[ENTRY], ENTRY_END, 1)?.pop() {
-        let first = decode(value)?.log_id.index;
-        let expected = purged.map_or(0, |id| id.index + 1);
-        if first != expected {
+        first = decode(value)?.log_id.index;
+        if let Some(expected) = purged.map(|id| id.index + 1).filter(|expected| first != *expected) {
             let why = format!("the log begins at {first} instead of {expected}");
             return Err(Error::Corrupt { record: "log".into(), why });
         }
@@ -384,7 +389,7 @@ fn load(kv: &dyn Kv) -> Result<Inner, Error> {
     // What a crash took from the tail was never durable here, and everything that remains was committed before what
     // was taken: the store is ordered.
     let committed = committed.min(last);
-    Ok(Inner { vote, committed, purged, last, ..Inner::default() })
+    Ok(Inner { vote, committed, purged, last, first, ..Inner::default() })
 }
 
 fn bounds_of(range: &impl RangeBounds<u64>) -> (u64, u64) {

@@ -1,64 +1,80 @@
-//! The catalog as a replicated state: placeholder until the core's machine is there.
+//! The core's catalog over the state store.
+//!
+//! **Invariants.** An entry that does not decode, or that the machine cannot apply, is an error that stops the replica.
+//! After an error the machine is ahead of its store and is not used again.
 
 use std::sync::Arc;
 
 use pacsvault_core::{
-    catalog::{Entry, Outcome},
+    catalog::{Error, Machine, Outcome, Overlay, View, ViewError, wire::decode_entry},
     ids::{Digest, LogIndex, Term, WallMillis},
     layout::Layout,
 };
 use pacsvault_ports::kv::{Batch, Kv, KvError};
 
-/// Placeholder.
+/// A store as the catalog reads it. Reads block, mostly on memory.
+#[derive(Clone)]
+pub(crate) struct KvView(pub(crate) Arc<dyn Kv>);
+
+fn view_error(error: KvError) -> ViewError {
+    ViewError { step: error.step, message: error.message }
+}
+
+impl View for KvView {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ViewError> {
+        self.0.get(key).map_err(view_error)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        limit: usize,
+    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
+        self.0.scan(from, to, limit).map_err(view_error)
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, ViewError> {
+        self.0.last(from, to).map_err(view_error)
+    }
+}
+
+/// The catalog of one replica.
 pub(crate) struct Catalog {
-    digest: Digest,
-    time: WallMillis,
+    machine: Machine,
+    view: KvView,
 }
 
 impl Catalog {
-    pub(crate) fn load(kv: &dyn Kv) -> Result<Self, String> {
-        let digest = kv.get(b"\x02d").map_err(|e: KvError| e.to_string())?;
-        let digest = digest.and_then(|d| Digest::from_slice(&d)).unwrap_or(Digest([0; 32]));
-        Ok(Self { digest, time: WallMillis(0) })
+    /// The catalog that `kv` holds.
+    pub(crate) fn load(kv: &Arc<dyn Kv>) -> Result<Self, Error> {
+        let view = KvView(kv.clone());
+        Ok(Self { machine: Machine::load(&view)?, view })
     }
 
+    /// Applies encoded entries: the changes of all, and the outcomes of each.
     pub(crate) fn apply(
         &mut self,
-        _kv: &dyn Kv,
         entries: &[(LogIndex, Term, &[u8])],
-    ) -> Result<(Batch, Vec<Vec<Outcome>>), String> {
-        let mut batch = Batch::default();
-        let mut outcomes = Vec::new();
+    ) -> Result<(Batch, Vec<Vec<Outcome>>), Error> {
+        let mut overlay = Overlay::new(&self.view);
+        let mut outcomes = Vec::with_capacity(entries.len());
         for (index, term, bytes) in entries {
-            let text = std::str::from_utf8(bytes).map_err(|e| e.to_string())?;
-            let count: usize = text.parse().map_err(|_| format!("bad entry {text}"))?;
-            let mut hash = self.digest.0.to_vec();
-            hash.extend_from_slice(&index.0.to_be_bytes());
-            hash.extend_from_slice(&term.0.to_be_bytes());
-            hash.extend_from_slice(bytes);
-            self.digest = Digest::of(&hash);
-            batch.put(b"\x02d".to_vec(), self.digest.0.to_vec());
-            let mut key = b"\x03".to_vec();
-            key.extend_from_slice(&index.0.to_be_bytes());
-            batch.put(key, bytes.to_vec());
-            outcomes.push(vec![Outcome::Done; count]);
+            let entry = decode_entry(bytes)?;
+            outcomes.push(self.machine.apply(&mut overlay, *index, *term, &entry)?);
         }
-        Ok((batch, outcomes))
+        Ok((overlay.into_batch(), outcomes))
     }
 
-    pub(crate) fn digest(&self) -> Digest {
-        self.digest
+    pub(crate) fn digest(&self) -> (LogIndex, Digest) {
+        (self.machine.applied(), self.machine.digest())
     }
 
     pub(crate) fn layout(&self) -> Option<Arc<Layout>> {
-        None
+        self.machine.layout()
     }
 
     pub(crate) fn time(&self) -> WallMillis {
-        self.time
+        self.machine.time()
     }
-}
-
-pub(crate) fn encode(entry: &Entry) -> Vec<u8> {
-    entry.commands.len().to_string().into_bytes()
 }

@@ -21,7 +21,7 @@ use openraft::{
     impls::OneshotResponder,
 };
 use pacsvault_core::{
-    catalog::{Command, Entry, Outcome},
+    catalog::{Command, Entry, Outcome, wire::encode_entry},
     limits::COMMANDS_PER_ENTRY_MAX,
 };
 use pacsvault_ports::{
@@ -31,7 +31,6 @@ use pacsvault_ports::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use crate::{
-    machine,
     state::StateMachine,
     types::{Data, Types},
 };
@@ -155,7 +154,7 @@ impl<R: AsyncRuntime> Batcher<R> {
             commands.extend(proposal.commands);
         }
         let entry = Entry { time: self.env.wall(), commands };
-        let data = Data(Bytes::from(machine::encode(&entry)));
+        let data = Data(Bytes::from(encode_entry(&entry)));
         let (responder, answer) = OneshotResponder::<Types<R>, _>::new_pair();
         if let Err(stopped) = self.raft.client_write_ff(data, Some(responder)).await {
             let fault = Fault::new(Class::Retry, "PV-REPLICA-STOPPED", format!("the replica has stopped: {stopped}"));

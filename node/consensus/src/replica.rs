@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use pacsvault_core::{
-    catalog::{Command, Outcome},
+    catalog::{Command, Outcome, View},
     ids::{Digest, LogIndex, NodeId, NodeName, Term, WallMillis},
     layout::Layout,
 };
@@ -79,6 +79,10 @@ pub trait Replica: Send + Sync + 'static {
 
     /// The layout as applied here; absent before the cluster was initialised.
     fn layout(&self) -> Option<Arc<Layout>>;
+
+    /// The catalog as applied here, for `core::catalog::query`. Reads block, mostly on memory; two reads may see two
+    /// positions.
+    fn view(&self) -> Arc<dyn View>;
 
     /// The catalog's time as applied here.
     fn catalog_time(&self) -> WallMillis;

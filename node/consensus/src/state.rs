@@ -24,7 +24,7 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 use pacsvault_core::{
-    catalog::Outcome,
+    catalog::{Outcome, View},
     ids::{Digest, LogIndex, Term, WallMillis},
     layout::Layout,
 };
@@ -35,7 +35,7 @@ use pacsvault_ports::{
 
 use crate::{
     log_store::Durable,
-    machine::Catalog,
+    machine::{Catalog, KvView},
     options::Error,
     rows::{LogIdRow, MembershipRow, membership, membership_row, read, stored},
     types::{CommittedLeaderId, Entry, LogId, Member, SnapshotMeta, StoredMembership, Types},
@@ -69,7 +69,6 @@ pub enum SnapshotData {
 #[derive(Debug, Clone)]
 pub(crate) struct Published {
     pub(crate) applied: LogIndex,
-    pub(crate) term: Term,
     pub(crate) digest: Digest,
     pub(crate) layout: Option<Arc<Layout>>,
     pub(crate) time: WallMillis,
@@ -93,6 +92,7 @@ struct Waiters {
 /// The state of one replica.
 pub struct State {
     kv: Arc<dyn Kv>,
+    view: Arc<dyn View>,
     env: SharedEnv,
     /// Held while a batch is applied and while a checkpoint is taken, so that the checkpoint is of one position.
     gate: Mutex<Gate>,
@@ -111,7 +111,7 @@ fn stopping() -> io::Error {
     io::Error::other("the node is stopping")
 }
 
-fn load(kv: &dyn Kv) -> Result<Gate, Error> {
+fn load(kv: &Arc<dyn Kv>) -> Result<Gate, Error> {
     let corrupt = |record: &str, why: String| Error::Corrupt { record: record.to_owned(), why };
     let applied = match kv.get(APPLIED)? {
         Some(value) => {
@@ -126,16 +126,16 @@ fn load(kv: &dyn Kv) -> Result<Gate, Error> {
             .map_err(|why| corrupt("applied membership", why.to_string()))?,
         None => StoredMembership::default(),
     };
-    let catalog = Catalog::load(kv).map_err(|why| corrupt("catalog", why))?;
+    let catalog = Catalog::load(kv).map_err(|why| corrupt("catalog", why.to_string()))?;
     Ok(Gate { catalog, applied, membership })
 }
 
 impl Gate {
-    fn published(&self, digest_index: LogIndex) -> Published {
+    fn published(&self) -> Published {
+        let (digest_index, digest) = self.catalog.digest();
         Published {
             applied: LogIndex(self.applied.map_or(0, |id| id.index)),
-            term: Term(self.applied.map_or(0, |id| id.leader_id.term)),
-            digest: self.catalog.digest(),
+            digest,
             layout: self.catalog.layout(),
             time: self.catalog.time(),
             digest_index,
@@ -151,11 +151,12 @@ impl Gate {
 impl State {
     /// Opens the state in `kv`. Blocks.
     pub fn open(kv: Arc<dyn Kv>, env: SharedEnv) -> Result<Arc<Self>, Error> {
-        let gate = load(kv.as_ref())?;
-        let published = gate.published(LogIndex(0));
+        let gate = load(&kv)?;
+        let published = gate.published();
         // What a fresh process reads is what the store recovered, which is durable.
         let durable = AtomicU64::new(published.applied.0);
         Ok(Arc::new(Self {
+            view: Arc::new(KvView(kv.clone())),
             kv,
             env,
             gate: Mutex::new(gate),
@@ -166,9 +167,9 @@ impl State {
         }))
     }
 
-    /// The store itself, for reads.
-    pub(crate) fn kv(&self) -> &Arc<dyn Kv> {
-        &self.kv
+    /// The state, for reads.
+    pub(crate) fn view(&self) -> Arc<dyn View> {
+        self.view.clone()
     }
 
     pub(crate) fn published(&self) -> Published {
@@ -253,7 +254,7 @@ impl State {
                 EntryPayload::Membership(next) => new_membership = Some(StoredMembership::new(Some(id), next.clone())),
             }
         }
-        let (mut batch, outcomes) = gate.catalog.apply(self.kv.as_ref(), &commands)?;
+        let (mut batch, outcomes) = gate.catalog.apply(&commands).map_err(|error| chain(&error))?;
         if let Some(id) = &applied {
             batch.put(APPLIED, stored(&LogIdRow::from(id)));
         }
@@ -267,8 +268,7 @@ impl State {
         if let Some(next) = new_membership {
             gate.membership = next;
         }
-        let digest_index = commands.last().map_or(self.published().digest_index, |(index, _, _)| *index);
-        self.publish(gate.published(digest_index));
+        self.publish(gate.published());
         Ok(spread(entries, outcomes))
     }
 
@@ -280,12 +280,12 @@ impl State {
             SnapshotData::Received { install, files } => install.finish(&files)?,
             SnapshotData::Latest(source) => self.copy(meta, &source)?,
         }
-        *gate = load(self.kv.as_ref())?;
+        *gate = load(&self.kv)?;
         if gate.applied != meta.last_log_id {
             let why = format!("it covers {:?} instead of {:?}", gate.applied, meta.last_log_id);
             return Err(Error::Corrupt { record: "installed snapshot".into(), why });
         }
-        let published = gate.published(LogIndex(0));
+        let published = gate.published();
         self.durable.fetch_max(published.applied.0, Ordering::SeqCst);
         *guard(&self.snapshot) = Some(meta.clone());
         self.publish(published);
@@ -305,6 +305,17 @@ impl State {
         }
         install.finish(checkpoint.files())
     }
+}
+
+/// An error with its sources, for the one place where it is reported.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(next) = source {
+        text = format!("{text}: {next}");
+        source = next.source();
+    }
+    text
 }
 
 /// Outcomes by entry: those without commands have none.
