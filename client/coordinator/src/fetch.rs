@@ -150,7 +150,9 @@ async fn gather(
             (shard, volume, answer)
         }
     };
-    for shard in take(&mut queue, data_wanted.len()) {
+    // When a wanted part lies on a volume that is away, only `k` parts can end the fetch.
+    let direct = queue.iter().take(data_wanted.len()).all(|shard| data_wanted.contains(&shard.0));
+    for shard in take(&mut queue, if direct { data_wanted.len() } else { k }) {
         if let Some(node) = layout.node_of(stripe.placement[usize::from(shard.0)]) {
             delay = delay.min(cluster.hedge_delay(node.id));
         }
@@ -197,7 +199,13 @@ async fn gather(
                     calls.push(ask(shard));
                 }
             }
-            None => return Err(unreadable(wanted, k, parts.len(), &faults)),
+            None if queue.is_empty() => return Err(unreadable(wanted, k, parts.len(), &faults)),
+            None => {
+                let missing = k.saturating_sub(parts.len());
+                for shard in take(&mut queue, missing) {
+                    calls.push(ask(shard));
+                }
+            }
         }
     }
 }
