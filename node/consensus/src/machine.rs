@@ -25,12 +25,7 @@ impl View for KvView {
         self.0.get(key).map_err(view_error)
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        limit: usize,
-    ) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
         self.0.scan(from, to, limit).map_err(view_error)
     }
 
@@ -53,10 +48,7 @@ impl Catalog {
     }
 
     /// Applies encoded entries: the changes of all, and the outcomes of each.
-    pub(crate) fn apply(
-        &mut self,
-        entries: &[(LogIndex, Term, &[u8])],
-    ) -> Result<(Batch, Vec<Vec<Outcome>>), Error> {
+    pub(crate) fn apply(&mut self, entries: &[(LogIndex, Term, &[u8])]) -> Result<(Batch, Vec<Vec<Outcome>>), Error> {
         let mut overlay = Overlay::new(&self.view);
         let mut outcomes = Vec::with_capacity(entries.len());
         for (index, term, bytes) in entries {

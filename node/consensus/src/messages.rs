@@ -7,8 +7,8 @@ use bytes::Bytes;
 use openraft::{
     AsyncRuntime,
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
-        VoteRequest, VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, TransferLeaderError, TransferLeaderRequest,
+        TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
 

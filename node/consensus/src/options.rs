@@ -150,7 +150,7 @@ impl Options {
             replication_lag_threshold: self.snapshot_every.saturating_add(self.log_keep).saturating_mul(4),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_every),
             max_in_snapshot_log_to_keep: self.log_keep,
-            purge_batch_size: 256,
+            purge_batch_size: (self.log_keep / 8).clamp(1, 256),
             removed_leader_step_down: StepDownPolicy::After(millis(self.heartbeat).saturating_mul(2)),
             // A leader that lost its quorum falls silent for a lease and an election, so that a bridge cannot keep
             // the others from electing (notes §1.4 item 10).

@@ -190,11 +190,7 @@ impl Fetch {
         Ok(install)
     }
 
-    fn piece(
-        &self,
-        file: &CheckpointFile,
-        offset: u64,
-    ) -> impl Future<Output = Result<Bytes, Fault>> + Send + use<> {
+    fn piece(&self, file: &CheckpointFile, offset: u64) -> impl Future<Output = Result<Bytes, Fault>> + Send + use<> {
         let wanted = u32::try_from(file.len_bytes - offset).unwrap_or(u32::MAX).min(PIECE_BYTES);
         let (id, name) = (self.id.clone(), file.name.clone());
         let (peer, from) = (self.peer.clone(), self.from.clone());

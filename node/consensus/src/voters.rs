@@ -118,8 +118,7 @@ mod tests {
 
     #[test]
     fn three_sites_of_two_nodes_get_five_voters() {
-        let nodes: Vec<_> =
-            (1..=6_u8).map(|id| node(id.into(), id.div_ceil(2), id == 1, Health::Healthy)).collect();
+        let nodes: Vec<_> = (1..=6_u8).map(|id| node(id.into(), id.div_ceil(2), id == 1, Health::Healthy)).collect();
         let voters = plan(&nodes).expect("a plan");
         assert_eq!(voters.len(), 5);
         for at in 1..=3 {

@@ -1,0 +1,233 @@
+//! Whole replicas over a loopback peer: election, proposals, reads, crashes, snapshots, membership.
+
+mod support;
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use pacsvault_consensus::{Options, Replica};
+use pacsvault_core::{
+    catalog::{Command, Outcome},
+    ids::{LogIndex, NodeId, VolumeId},
+    layout::NodeState,
+};
+use pacsvault_ports::peer::{Class, Freshness};
+use pacsvault_simkv::SimKvMedia;
+use support::{Cluster, join};
+
+fn volume(number: u64) -> VolumeId {
+    VolumeId((u128::from(number) + 1).to_be_bytes())
+}
+
+/// A command whose effect can be seen: one more volume of node 1.
+fn add(number: u64) -> Vec<Command> {
+    vec![Command::AddVolume { node: NodeId(1), volume: volume(number), capacity_bytes: 1 << 30 }]
+}
+
+fn volumes(replica: &dyn Replica) -> BTreeSet<VolumeId> {
+    replica.layout().map(|layout| layout.volumes.keys().copied().collect()).unwrap_or_default()
+}
+
+fn same(_: &mut Options) {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_sites_elect_apply_and_read_what_any_node_proposed() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.grow(3, 3).await;
+    let proposals = (0..1_000_u64).map(|number| {
+        let replica = cluster.replica(number % 3 + 1).clone();
+        tokio::spawn(async move { replica.propose(add(number)).await })
+    });
+    for proposal in proposals.collect::<Vec<_>>() {
+        assert_eq!(proposal.await.expect("no panic"), Ok(vec![Outcome::Done]));
+    }
+    let before = cluster.replica(1).status().applied;
+    for id in 1..=3 {
+        let applied = cluster.replica(id).wait(Freshness::Linearizable).await.expect("a fresh read");
+        assert!(applied >= LogIndex(1));
+        assert_eq!(volumes(cluster.replica(id).as_ref()).len(), 1_000);
+        cluster.replica(id).wait(Freshness::AtLeast(before)).await.expect("it catches up");
+    }
+    let entries = cluster.replica(1).status().last_log.0;
+    assert!(entries < 900, "1000 proposals took {entries} entries: they were not batched");
+    cluster.until_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crashed_leader_is_replaced_and_returns_on_its_disks() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.grow(3, 3).await;
+    for number in 0..50 {
+        cluster.replica(2).propose(add(number)).await.expect("acked");
+    }
+    let old = cluster.leader().expect("a leader");
+    cluster.crash(old, 7).await;
+    cluster.until("another leads", |cluster| cluster.leader().is_some_and(|leader| leader != old)).await;
+    let other = if old == 1 { 2 } else { 1 };
+    for number in 50..100 {
+        cluster.replica(other).propose(add(number)).await.expect("acked");
+    }
+    cluster.start(old).await;
+    cluster.until_equal().await;
+    assert_eq!(volumes(cluster.replica(old).as_ref()).len(), 100);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn acked_commands_survive_power_loss_of_all_nodes() {
+    let mut cluster = Cluster::found(|options| {
+        options.snapshot_every = 20;
+        options.log_keep = 5;
+    })
+    .await;
+    cluster.grow(3, 3).await;
+    let mut acked = BTreeSet::new();
+    for round in 0..6_u64 {
+        let proposals = (0..40_u64).map(|n| {
+            let number = round * 1_000 + n;
+            let replica = cluster.replica(n % 3 + 1).clone();
+            tokio::spawn(async move { replica.propose(add(number)).await.is_ok().then_some(volume(number)) })
+        });
+        let proposals: Vec<_> = proposals.collect();
+        if round % 2 == 0 {
+            tokio::time::sleep(Duration::from_millis(3 + round)).await;
+        } else {
+            for proposal in proposals.iter().take(20) {
+                while !proposal.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        }
+        for id in 1..=3 {
+            cluster.crash(id, round * 31 + id).await;
+        }
+        for proposal in proposals {
+            proposal.abort();
+            if let Ok(Some(volume)) = proposal.await {
+                acked.insert(volume);
+            }
+        }
+        for id in 1..=3 {
+            cluster.start(id).await;
+        }
+        cluster.replica(1).wait(Freshness::Linearizable).await.expect("a fresh read");
+        let found = volumes(cluster.replica(1).as_ref());
+        assert!(found.is_superset(&acked), "round {round} lost {:?}", acked.difference(&found));
+        cluster.until_equal().await;
+    }
+    assert!(acked.len() >= 60, "{} acked", acked.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_far_behind_fetches_a_snapshot() {
+    let mut cluster = Cluster::found(|options| {
+        options.snapshot_every = 30;
+        options.log_keep = 5;
+        options.linger = Duration::ZERO;
+    })
+    .await;
+    for number in 0..200 {
+        cluster.replica(1).propose(add(number)).await.expect("acked");
+    }
+    let purged = |media: &SimKvMedia| media.content().contains_key(b"p".as_slice());
+    cluster.until("the log is purged", |cluster| purged(&cluster.nodes[&1].log)).await;
+    cluster.grow(2, 1).await;
+    cluster.until("node 2 has all", |cluster| volumes(cluster.replica(2).as_ref()).len() == 200).await;
+    assert!(purged(&cluster.nodes[&2].log), "it was sent the log instead");
+    cluster.until_equal().await;
+    // And what it fetched is durable: it survives a crash, and the log continues from there.
+    cluster.crash(2, 3).await;
+    cluster.replica(1).propose(add(200)).await.expect("acked");
+    cluster.start(2).await;
+    cluster.until("node 2 follows", |cluster| volumes(cluster.replica(2).as_ref()).len() == 201).await;
+    cluster.until_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_leader_does_not_resume_its_term() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.replica(1).propose(add(0)).await.expect("acked");
+    let before = cluster.replica(1).status().term;
+    cluster.stop(1).await;
+    cluster.start(1).await;
+    cluster.until("it leads again", |cluster| cluster.leader() == Some(1)).await;
+    assert!(cluster.replica(1).status().term > before);
+    cluster.replica(1).wait(Freshness::Linearizable).await.expect("a fresh read");
+    assert_eq!(volumes(cluster.replica(1).as_ref()).len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_cannot_answer_under_its_old_id() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.grow(3, 3).await;
+    cluster.stop(3).await;
+    {
+        let node = cluster.nodes.get_mut(&3).expect("known");
+        (node.log, node.state) = (SimKvMedia::new(), SimKvMedia::new());
+    }
+    let wiped = cluster.start_as(3, 103).await;
+    for number in 0..30 {
+        cluster.replica(1).propose(add(number)).await.expect("acked by the other two");
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(wiped.status().last_log, LogIndex(0));
+    assert_eq!(wiped.status().leader, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_to_the_node_asked_for() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.grow(3, 3).await;
+    for to in [2_u64, 3, 1] {
+        let from = cluster.leader().expect("a leader");
+        cluster.replica(from).transfer_leader(NodeId(to)).await.expect("it moves");
+        cluster.until("it leads", |cluster| cluster.leader() == Some(to)).await;
+        let fault = cluster.replica(to % 3 + 1).propose_local(add(to)).await.expect_err("not the leader");
+        assert_eq!(fault.class, Class::Retry);
+        cluster.replica(from).propose(add(to)).await.expect("forwarded");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_majority_answers_within_the_deadline() {
+    let mut cluster = Cluster::found(|options| options.deadline = Duration::from_secs(2)).await;
+    cluster.grow(3, 3).await;
+    let leader = cluster.leader().expect("a leader");
+    cluster.cut(leader);
+    let began = tokio::time::Instant::now();
+    let fault = cluster.replica(leader).propose(add(0)).await.expect_err("no majority");
+    assert!(matches!(fault.class, Class::Retry | Class::Unknown), "{fault:?}");
+    let fault = cluster.replica(leader).wait(Freshness::Linearizable).await.expect_err("no majority");
+    assert!(matches!(fault.class, Class::Retry | Class::Unknown), "{fault:?}");
+    assert!(began.elapsed() < Duration::from_secs(12), "took {:?}", began.elapsed());
+    cluster.heal(leader);
+    cluster.until("they agree", |cluster| cluster.leader().is_some()).await;
+    cluster.replica(leader).propose(add(1)).await.expect("acked after the link healed");
+    cluster.until_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_loses_its_vote_and_is_let_go() {
+    let mut cluster = Cluster::found(same).await;
+    cluster.grow(4, 3).await;
+    let remove = Command::SetNodeState { node: NodeId(3), state: NodeState::Removed };
+    cluster.replica(1).propose(vec![remove]).await.expect("acked");
+    cluster
+        .until("node 3 is gone", |cluster| {
+            let status = cluster.replica(1).status();
+            let gone = |list: &[NodeId]| !list.contains(&NodeId(3));
+            gone(&status.voters) && gone(&status.learners) && !status.joint
+        })
+        .await;
+    let status = cluster.replica(1).status();
+    assert_eq!(status.voters.len() % 2, 1);
+    cluster.stop(3).await;
+    cluster.replica(2).propose(add(0)).await.expect("acked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joining_again_with_the_same_life_gives_the_same_id() {
+    let cluster = Cluster::found(same).await;
+    let replica: Arc<dyn Replica> = cluster.replica(1).clone();
+    assert_eq!(replica.propose(vec![join(1, 1)]).await, Ok(vec![Outcome::Joined(NodeId(1))]));
+    assert!(replica.catalog_time().0 > 0);
+    assert!(replica.initialise().await.is_err_and(|fault| fault.class == Class::Reject));
+}
