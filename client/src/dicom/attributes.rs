@@ -114,7 +114,10 @@ fn describe_object(object: &FileDicomObject<InMemDicomObject>, tenant: &Tenant) 
     let syntax = object.meta().transfer_syntax().trim_end_matches(['\0', ' ']).to_owned();
     attributes.push(Attribute { tag: number(TRANSFER_SYNTAX), value: syntax });
     attributes.sort_by_key(|attribute| attribute.tag);
-    Ok(Described { key: ObjectKey { tenant: tenant.clone(), study, leaf: Leaf::Instance { series, instance } }, attributes })
+    Ok(Described {
+        key: ObjectKey { tenant: tenant.clone(), study, leaf: Leaf::Instance { series, instance } },
+        attributes,
+    })
 }
 
 fn number(tag: Tag) -> u32 {

@@ -48,7 +48,7 @@ pub fn write_study(dir: &Path, recipe: Recipe, mut progress: impl FnMut(u64)) ->
 }
 
 /// UIDs under 2.25 (`SPEC: PS3.5 §B.2`): a number that nobody registers.
-fn study_uid(recipe: Recipe) -> String {
+pub fn study_uid(recipe: Recipe) -> String {
     format!("2.25.{}", 7_000_000_000_000_u64.saturating_add(recipe.seed))
 }
 
@@ -110,7 +110,12 @@ fn ct_slice(recipe: Recipe, number: u32) -> InMemDicomObject {
     let mut object = common(recipe, 1, number, uids::CT_IMAGE_STORAGE, "CT");
     let o = &mut object;
     let frame_of_reference = format!("{}.9", study_uid(recipe));
-    put(o, tags::IMAGE_TYPE, VR::CS, PrimitiveValue::Strs(["ORIGINAL", "PRIMARY", "AXIAL"].map(str::to_owned).into()));
+    put(
+        o,
+        tags::IMAGE_TYPE,
+        VR::CS,
+        PrimitiveValue::Strs(["ORIGINAL", "PRIMARY", "AXIAL"].map(str::to_owned).to_vec().into()),
+    );
     put(o, tags::SERIES_DESCRIPTION, VR::LO, "Axial phantom");
     put(o, tags::BODY_PART_EXAMINED, VR::CS, "HEAD");
     put(o, tags::SLICE_THICKNESS, VR::DS, "1.0");
@@ -136,11 +141,11 @@ fn multi_frame(recipe: Recipe) -> InMemDicomObject {
     let mut object = common(recipe, 2, 1, class, "OT");
     let o = &mut object;
     put(o, tags::SERIES_DESCRIPTION, VR::LO, "Multi-frame phantom");
-    put(o, tags::IMAGE_TYPE, VR::CS, PrimitiveValue::Strs(["DERIVED", "SECONDARY"].map(str::to_owned).into()));
+    put(o, tags::IMAGE_TYPE, VR::CS, PrimitiveValue::Strs(["DERIVED", "SECONDARY"].map(str::to_owned).to_vec().into()));
     put(o, tags::CONVERSION_TYPE, VR::CS, "SYN");
     put(o, tags::BURNED_IN_ANNOTATION, VR::CS, "NO");
     put(o, tags::NUMBER_OF_FRAMES, VR::IS, recipe.frames.to_string());
-    put(o, tags::FRAME_INCREMENT_POINTER, VR::AT, PrimitiveValue::Tags([tags::FRAME_TIME].into()));
+    put(o, tags::FRAME_INCREMENT_POINTER, VR::AT, PrimitiveValue::Tags(vec![tags::FRAME_TIME].into()));
     put(o, tags::FRAME_TIME, VR::DS, "40");
     put(o, tags::PIXEL_REPRESENTATION, VR::US, PrimitiveValue::from(0_u16));
     put(o, tags::RESCALE_INTERCEPT, VR::DS, "0");

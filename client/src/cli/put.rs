@@ -1,0 +1,295 @@
+//! `put`: files and folders into the archive.
+//!
+//! **Invariants.** A file's line is printed only after its receipt was got (and, when asked, kept). Every path given or found
+//! ends as stored, failed or skipped, and is counted once.
+
+use std::{
+    fs, io,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Instant,
+};
+
+use futures::{StreamExt, stream};
+use indicatif::ProgressBar;
+use pacsvault_client::{
+    Acked, Client, Source,
+    dicom::attributes::{self, Described},
+};
+use pacsvault_coordinator::PutHeader;
+use pacsvault_core::{
+    ids::{DocumentName, Leaf, ObjectKey, Tenant},
+    receipt::Receipt,
+};
+use serde_json::json;
+
+use super::{
+    Context,
+    args::Put,
+    failure::{Exit, Failure},
+    output::{failures, size_text},
+};
+
+/// Media type of Part 10 files.
+const DICOM: &str = "application/dicom";
+
+/// One file to store.
+struct Item {
+    path: PathBuf,
+    size_bytes: u64,
+    dicom: bool,
+}
+
+#[derive(Default)]
+struct Summary {
+    files: u64,
+    bytes: u64,
+    failed: u64,
+    unknown: u64,
+    degraded: u64,
+    skipped: u64,
+}
+
+/// Stores all.
+pub async fn run(context: &Context, args: Put) -> Result<(), Failure> {
+    let client = context.connect()?;
+    if let Some(dir) = &args.receipts {
+        fs::create_dir_all(dir).map_err(|error| Failure::file("make", dir, &error))?;
+    }
+    let mut summary = Summary::default();
+    let items = collect(&args, &mut summary)?;
+    if args.name.is_some() && items.len() != 1 {
+        return Err(Failure::usage("--name names one document, so give exactly one file"));
+    }
+    let bar = context.out.bytes_bar(items.iter().map(|item| item.size_bytes).sum());
+    let began = Instant::now();
+    let mut results = stream::iter(&items)
+        .map(|item| {
+            let (client, args, bar) = (&client, &args, &bar);
+            async move { (item, store(client, args, item, bar).await) }
+        })
+        .buffer_unordered(usize::from(args.jobs));
+    while let Some((item, result)) = results.next().await {
+        bar.suspend(|| tell(context, item, result, &mut summary));
+    }
+    bar.finish_and_clear();
+    conclude(context, &summary, began.elapsed().as_secs_f64())
+}
+
+/// Walks the paths, in order. A file that was named must be usable; one that was found may be skipped.
+fn collect(args: &Put, summary: &mut Summary) -> Result<Vec<Item>, Failure> {
+    let mut items = Vec::new();
+    for path in &args.paths {
+        let metadata = fs::metadata(path).map_err(|error| Failure::file("read", path, &error))?;
+        if metadata.is_dir() {
+            walk(path, args, &mut items, summary)?;
+            continue;
+        }
+        let dicom = looks_like_dicom(path)? && args.name.is_none();
+        if !dicom && args.study.is_none() {
+            let text = format!("{} is not a DICOM Part 10 file", path.display());
+            let hint = "to store it as a document of a study: pacsvault put FILE --study UID --name NAME";
+            return Err(Failure::failed("PV-NOT-DICOM", text).hint(hint));
+        }
+        items.push(Item { path: path.clone(), size_bytes: metadata.len(), dicom });
+    }
+    Ok(items)
+}
+
+fn walk(dir: &Path, args: &Put, items: &mut Vec<Item>, summary: &mut Summary) -> Result<(), Failure> {
+    let listed = fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let mut entries = listed.map_err(|error| Failure::file("list", dir, &error))?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let path = entry.path();
+        // A link to a folder could lead in circles: links are followed to files only.
+        let kind = entry.file_type().map_err(|error| Failure::file("read", &path, &error))?;
+        if kind.is_dir() {
+            walk(&path, args, items, summary)?;
+            continue;
+        }
+        let metadata = fs::metadata(&path).map_err(|error| Failure::file("read", &path, &error))?;
+        let dicom = metadata.is_file() && looks_like_dicom(&path)?;
+        if metadata.is_file() && (dicom || args.study.is_some()) {
+            items.push(Item { path, size_bytes: metadata.len(), dicom });
+        } else {
+            summary.skipped += 1;
+            eprintln!("note: {} is not a DICOM file, skipped (--study UID stores it as a document)", path.display());
+        }
+    }
+    Ok(())
+}
+
+fn looks_like_dicom(path: &Path) -> Result<bool, Failure> {
+    attributes::looks_like_dicom(path).map_err(|error| Failure::file("read", path, &error))
+}
+
+/// A stored file, and where its receipt was kept.
+type Stored = (Acked, Option<PathBuf>);
+
+async fn store(client: &Client, args: &Put, item: &Item, bar: &ProgressBar) -> Result<Stored, Failure> {
+    let mut header = header(client, args, item).await?;
+    header.profile = args.profile.clone();
+    header.strict = args.strict;
+    let source = Source::File { path: item.path.clone(), size_bytes: item.size_bytes };
+    let seen = AtomicU64::new(0);
+    let watch = |sent: u64| {
+        let before = seen.swap(sent, Ordering::Relaxed);
+        if sent >= before { bar.inc(sent - before) } else { bar.dec(before - sent) }
+    };
+    let acked = client.put(header, &source, &watch).await?;
+    let kept = match &args.receipts {
+        None => None,
+        Some(dir) => {
+            let path = dir.join(receipt_name(&acked.receipt));
+            write_whole(&path, &acked.signed).map_err(|error| {
+                Failure::file("keep the receipt as", &path, &error)
+                    .hint("the content is stored; `pacsvault receipt fetch` gives another receipt")
+            })?;
+            Some(path)
+        }
+    };
+    Ok((acked, kept))
+}
+
+async fn header(client: &Client, args: &Put, item: &Item) -> Result<PutHeader, Failure> {
+    let tenant = client.config().tenant.clone();
+    if item.dicom {
+        let described = describe(item.path.clone(), tenant).await?;
+        let mut header = PutHeader::new(described.key, DICOM);
+        header.attributes = described.attributes;
+        return Ok(header);
+    }
+    let study = args.study.clone().ok_or_else(|| Failure::usage("--study is needed for a document"))?;
+    let name: DocumentName = match &args.name {
+        Some(name) => name.clone(),
+        None => {
+            let name = item.path.file_name().unwrap_or_default().to_string_lossy();
+            name.parse().map_err(|error| Failure::usage(format!("{error}")).hint("give another name with --name"))?
+        }
+    };
+    let key = ObjectKey { tenant, study, leaf: Leaf::Document(name) };
+    Ok(PutHeader::new(key, args.media_type.clone()))
+}
+
+async fn describe(path: PathBuf, tenant: Tenant) -> Result<Described, Failure> {
+    let described = tokio::task::spawn_blocking(move || attributes::describe(&path, &tenant)).await;
+    described
+        .map_err(|error| Failure::failed("PV-SYSTEM", format!("reading the file's attributes stopped: {error}")))?
+        .map_err(|error| {
+            let hint = "to keep it as a document of a study: pacsvault put FILE --study UID --name NAME";
+            Failure::failed("PV-NOT-DICOM", error.to_string()).hint(hint)
+        })
+}
+
+/// File name of a receipt: unique per stored version.
+pub fn receipt_name(receipt: &Receipt) -> String {
+    let version = receipt.version;
+    match &receipt.key.leaf {
+        Leaf::Instance { instance, .. } => format!("{instance}.v{version}.receipt"),
+        Leaf::Document(name) => format!("{}.{}.v{version}.receipt", receipt.key.study, name.as_str()),
+    }
+}
+
+/// Makes `path` appear whole and durable, replacing an older file.
+pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let part = part_of(path);
+    let mut file = fs::File::create(&part)?;
+    file.write_all(bytes)?;
+    // CRASH(client.1): a torn part may stay under its own name; nobody reads it, the next run replaces it.
+    file.sync_all()?;
+    // CRASH(client.2): old or new file under the name, both whole.
+    fs::rename(&part, path)
+}
+
+/// Name of a file while it is being written.
+pub fn part_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    PathBuf::from(name)
+}
+
+fn tell(context: &Context, item: &Item, result: Result<Stored, Failure>, summary: &mut Summary) {
+    let (acked, kept) = match result {
+        Ok(stored) => stored,
+        Err(failure) => {
+            summary.failed += u64::from(failure.exit != Exit::Unknown);
+            summary.unknown += u64::from(failure.exit == Exit::Unknown);
+            if context.out.json {
+                let unknown = failure.exit == Exit::Unknown;
+                let error = json!({"code": failure.code, "message": failure.message, "outcome_unknown": unknown});
+                context.out.value(&json!({"path": item.path, "error": error}));
+            }
+            eprintln!("{}: {failure}", item.path.display());
+            return;
+        }
+    };
+    let receipt = &acked.receipt;
+    summary.files += 1;
+    summary.bytes += receipt.size_bytes;
+    summary.degraded += u64::from(receipt.degraded);
+    let survives = failures(&receipt.survives);
+    let value = json!({
+        "path": item.path, "key": receipt.key.to_string(), "version": receipt.version.0, "size_bytes": receipt.size_bytes,
+        "digest": receipt.digest.to_string(), "degraded": receipt.degraded, "survives": survives,
+        "contract": receipt.contract.to_string(), "receipt": kept, "first": acked.first, "attempts": acked.attempts,
+    });
+    context.out.either(&value, || {
+        let again = if acked.first { "" } else { ", was stored already" };
+        let degraded = if receipt.degraded {
+            format!("  DEGRADED: less than promised ({}) until repaired", receipt.contract)
+        } else {
+            String::new()
+        };
+        let (key, version, size) = (&receipt.key, receipt.version, size_text(receipt.size_bytes));
+        format!("{key} v{version}, {size}, survives {}{again}{degraded}", survives.join("; "))
+    });
+}
+
+fn conclude(context: &Context, summary: &Summary, seconds: f64) -> Result<(), Failure> {
+    let Summary { files, bytes, failed, unknown, degraded, skipped } = summary;
+    let value = json!({"summary": {
+        "files": files, "bytes": bytes, "seconds": seconds, "failed": failed, "unknown": unknown,
+        "degraded": degraded, "skipped": skipped,
+    }});
+    context.out.either(&value, || {
+        let mut text = format!("stored {files} files, {} in {seconds:.1} s", size_text(*bytes));
+        for (count, what) in
+            [(degraded, "degraded"), (failed, "failed"), (unknown, "of unknown outcome"), (skipped, "skipped")]
+        {
+            if *count > 0 {
+                text.push_str(&format!(", {count} {what}"));
+            }
+        }
+        text
+    });
+    match (failed, unknown) {
+        (0, 0) => Ok(()),
+        (0, unknown) => {
+            let failure = Failure::failed("PV-UNKNOWN-OUTCOME", format!("{unknown} files may or may not be stored"));
+            let failure = failure.hint("run the same command again: what is stored already is not stored twice");
+            Err(Failure { exit: Exit::Unknown, ..failure })
+        }
+        (failed, unknown) => {
+            let text = format!("{failed} files were not stored, and {unknown} are of unknown outcome");
+            Err(Failure::failed("PV-PUT-INCOMPLETE", text).hint("run the same command again once the cause is gone"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_appears_whole_and_its_part_is_gone() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("x.receipt");
+        for content in [b"one".as_slice(), b"two!"] {
+            write_whole(&path, content).expect("written");
+            assert_eq!(fs::read(&path).expect("there"), content);
+        }
+        assert_eq!(fs::read_dir(dir.path()).expect("listed").count(), 1);
+    }
+}
