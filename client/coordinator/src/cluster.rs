@@ -32,6 +32,8 @@ const ROUND_PAUSE: Duration = Duration::from_millis(100);
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How long a probe waits for an answer.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a node that gave no answer is asked after all others: longer than asking a whole site of them in turn.
+const SILENT_FOR: Duration = Duration::from_secs(30);
 /// Latencies kept per node, for the hedging delay.
 const LATENCIES_MAX: usize = 64;
 
@@ -44,6 +46,8 @@ struct Known {
     full: BTreeMap<VolumeId, MonoTime>,
     latencies: BTreeMap<NodeId, Vec<Duration>>,
     preferred: Option<Target>,
+    /// Addresses that lately gave no answer, until when: asked last, so that a dark site costs its deadlines once.
+    silent: BTreeMap<String, MonoTime>,
     coders: BTreeMap<Code, Coder>,
     placer: Option<(PlacerKey, Arc<Placer>)>,
 }
@@ -177,6 +181,8 @@ impl Cluster {
         targets.extend(self.options.seeds.iter().cloned());
         let mut met = BTreeSet::new();
         targets.retain(|target| met.insert(target.address.clone()));
+        let now = self.env.now();
+        targets.sort_by_key(|target| known.silent.get(&target.address).is_some_and(|until| *until > now));
         targets
     }
 
@@ -196,13 +202,19 @@ impl Cluster {
                 let deadline = self.options.catalog_deadline.min(left);
                 match self.peer.call(&target, request.clone(), deadline).await {
                     Ok(reply) => {
-                        self.known().preferred = Some(target);
+                        let mut known = self.known();
+                        known.silent.remove(&target.address);
+                        known.preferred = Some(target);
                         return Ok(reply);
                     }
                     Err(fault) => {
                         let mut known = self.known();
                         if known.preferred.as_ref() == Some(&target) {
                             known.preferred = None;
+                        }
+                        if matches!(fault.class, Class::Unknown | Class::Retry) {
+                            let until = MonoTime(self.env.now().0 + SILENT_FOR);
+                            known.silent.insert(target.address.clone(), until);
                         }
                         drop(known);
                         match fault.class {
