@@ -4,7 +4,7 @@
 //! from a map is zero.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -24,6 +24,8 @@ struct Content {
     durable: Sectors,
     /// Per write: the sectors as that write left them.
     pending: Vec<Vec<(u64, Sector)>>,
+    /// Sectors that cannot be read.
+    spoilt: BTreeSet<u64>,
 }
 
 pub(crate) struct Inode {
@@ -49,6 +51,7 @@ impl Inode {
             visible: Sectors::new(),
             durable: Sectors::new(),
             pending: Vec::new(),
+            spoilt: BTreeSet::new(),
         })
     }
 
@@ -79,6 +82,11 @@ impl Inode {
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > content.len) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read beyond the end of the file"));
+        }
+        let mut spoilt = false;
+        for_sectors(offset, buffer.len(), |at, _, _| spoilt |= content.spoilt.contains(&at));
+        if spoilt {
+            return Err(io::Error::other("simulated unreadable sector"));
         }
         for_sectors(offset, buffer.len(), |at, within, range| match content.visible.get(&at) {
             Some(sector) => buffer[range.clone()].copy_from_slice(&sector[within..within + range.len()]),
@@ -149,7 +157,12 @@ impl Inode {
         let end = len.div_ceil(SECTOR_BYTES as u64);
         content.durable.split_off(&end);
         content.visible = content.durable.clone();
+        content.spoilt.clear();
         Self::with(content)
+    }
+
+    pub(crate) fn spoil(&self, sector: u64) {
+        self.content().spoilt.insert(sector);
     }
 
     pub(crate) fn flip(&self, offset: u64, bit: u8) -> bool {

@@ -19,7 +19,7 @@ mod random;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -91,8 +91,6 @@ struct Faults {
     crash_at: Option<u64>,
     /// Kind to countdown: 1 fails the next one.
     fail: BTreeMap<OpKind, (u64, io::ErrorKind)>,
-    /// Reads that touch one of these sectors fail.
-    bad_sectors: BTreeSet<(String, u64)>,
     /// Writes into files fail for want of room, as on a thin volume.
     thin_full: bool,
 }
@@ -208,7 +206,8 @@ impl SimDisk {
     }
 
     /// The disk as found after the process died but the power stayed: everything written is readable, but what was
-    /// not synced may still be lost in a later [`SimDisk::crash`]. The old disk answers every call with an error.
+    /// not synced may still be lost in a later [`SimDisk::crash`]. Numbers and planned faults go on. The old disk answers
+    /// every call with an error.
     pub fn restart(&self) -> Self {
         let mut state = self.state();
         state.dead = true;
@@ -219,6 +218,9 @@ impl SimDisk {
             new.names = std::mem::take(&mut state.names);
             new.durable = std::mem::take(&mut state.durable);
             new.pending = std::mem::take(&mut state.pending);
+            new.faults = std::mem::take(&mut state.faults);
+            new.ops = state.ops;
+            new.log = std::mem::take(&mut state.log);
             // Handles of the dead process must not reach the files any more.
             let mut copies: Vec<(Arc<Inode>, Arc<Inode>)> = Vec::new();
             let mut copy = |inode: &Arc<Inode>| match copies.iter().find(|(old, _)| Arc::ptr_eq(old, inode)) {
@@ -272,9 +274,10 @@ impl SimDisk {
         self.state().faults.thin_full = thin_full;
     }
 
-    /// Lets every read that touches the sector at `offset` of `name` fail.
-    pub fn fail_reads_at(&self, name: &str, offset: u64) {
-        self.state().faults.bad_sectors.insert((name.to_owned(), offset / SECTOR_BYTES as u64));
+    /// Lets every read that touches the sector at `offset` of `name` fail, until the disk crashes or restarts. False if
+    /// there is no such file.
+    pub fn fail_reads_at(&self, name: &str, offset: u64) -> bool {
+        self.state().names.get(name).map(|inode| inode.spoil(offset / SECTOR_BYTES as u64)).is_some()
     }
 
     /// Flips bit `bit` (0 to 7) of the byte at `offset` of `name`: rot, durable at once. False if there is no such byte.
@@ -475,10 +478,6 @@ impl DiskFile for Handle {
             self.disk.begin(&mut state, OpKind::Read, &self.name, 0)?;
             if let Some(error) = SimDisk::planted(&mut state, OpKind::Read) {
                 return Err(error);
-            }
-            let sectors = offset / SECTOR_BYTES as u64..=(offset + buffer.len() as u64) / SECTOR_BYTES as u64;
-            if state.faults.bad_sectors.iter().any(|(name, at)| *name == self.name && sectors.contains(at)) {
-                return Err(io::Error::other("simulated unreadable sector"));
             }
         }
         self.inode.read(offset, buffer)

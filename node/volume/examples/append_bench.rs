@@ -205,7 +205,7 @@ fn open_time(directory: &Path) {
     let store = open(directory, false, true, 1);
     for batch in 0..100_u32 {
         let shards: Vec<_> = (0..1000).map(|at| (shard(batch * 1000 + at, &data, &crcs), data.clone())).collect();
-        store.append(&shards).into_iter().for_each(|answer| drop(answer.unwrap()));
+        store.append(&shards).into_iter().for_each(|answer| assert!(answer.is_ok()));
     }
     drop(store);
     let before = proc_number("/proc/self/status", "VmRSS:");

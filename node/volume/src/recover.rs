@@ -23,8 +23,8 @@ use crate::{
     crash,
     error::Error,
     format::{
-        self, Body, IDENTITY_NAME, Identity, RECORD_ALIGN, RECORD_MAGIC, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader,
-        Tombstone, align, decode_voids, parse_name, spare_name,
+        self, Body, IDENTITY_NAME, Identity, RECORD_ALIGN, RECORD_MAGIC, RECORDS_START, Record, SECTOR_BYTES,
+        SegmentHeader, Tombstone, align, decode_voids, parse_name, spare_name,
     },
     index::{Place, Segment, Table},
     store::{IDENTITY_PART, Options, Owner, POISON_NAME, Store, segment_bytes, to_usize},
@@ -406,8 +406,11 @@ impl Scan {
     ) -> Result<(Store, Recovery), Error> {
         let space = disk.space().map_err(Error::open("measure the free space"))?;
         let capacity_bytes = options.capacity_bytes.unwrap_or(space.total_bytes).min(space.total_bytes);
-        let mut mark =
-            MarkDue { previous_life: options.life, proven_batch: self.proven_batch, voids: std::mem::take(&mut self.voids) };
+        let mut mark = MarkDue {
+            previous_life: options.life,
+            proven_batch: self.proven_batch,
+            voids: std::mem::take(&mut self.voids),
+        };
         let active = tail.map(|(sequence, tail)| {
             let segment = &self.table.segments[&sequence];
             mark.previous_life = tail.life;

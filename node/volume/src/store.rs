@@ -240,7 +240,9 @@ impl Store {
         // CRASH(volume.poison.2): the marker may come back; it only informs.
         crash::point("volume.poison.2");
         match self.disk.remove(POISON_NAME).and_then(|()| self.disk.sync_names()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.poison("remove the poison marker", error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.poison("remove the poison marker", error))
+            }
             Ok(()) | Err(_) => Ok(()),
         }
     }
@@ -277,8 +279,11 @@ impl Store {
     }
 
     fn read_bytes(&self, shard: ShardId, file: &dyn DiskFile, offset: u64, buffer: &mut [u8]) -> Result<(), Error> {
-        file.read_at(offset, buffer)
-            .map_err(|source| Error::Read { shard, volume: self.volume(), source: Arc::new(source) })
+        file.read_at(offset, buffer).map_err(|source| Error::Read {
+            shard,
+            volume: self.volume(),
+            source: Arc::new(source),
+        })
     }
 
     /// The header at the start of `bytes`, if it is that of `id` at `place`, and its length.
@@ -324,8 +329,11 @@ impl Store {
             self.read_bytes(id, file, place.offset() + start as u64, &mut part)?;
             part.into()
         };
-        verify_chunks(&data, to_usize(from / chunk), &header.chunk_crcs)
-            .map_err(|bad| Error::Corrupt { shard: id, volume: self.volume(), offset_bytes: bad as u64 * chunk })?;
+        verify_chunks(&data, to_usize(from / chunk), &header.chunk_crcs).map_err(|bad| Error::Corrupt {
+            shard: id,
+            volume: self.volume(),
+            offset_bytes: bad as u64 * chunk,
+        })?;
         Ok(ShardData { header, offset_bytes: from, data })
     }
 
@@ -363,7 +371,9 @@ impl Store {
         let free_bytes = self.room_bytes.load(Ordering::Relaxed);
         let (state, reason) = match self.poison.get() {
             Some(reason) => (VolumeState::Fenced, reason.to_string()),
-            None if free_bytes < self.reserve_bytes(Purpose::Client) => (VolumeState::ReadOnly, "nearly full".to_owned()),
+            None if free_bytes < self.reserve_bytes(Purpose::Client) => {
+                (VolumeState::ReadOnly, "nearly full".to_owned())
+            }
             None => (VolumeState::Up, String::new()),
         };
         let table = self.read_table();

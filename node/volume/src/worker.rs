@@ -129,12 +129,7 @@ impl Volume {
     }
 
     /// Reads and verifies the chunks that hold a range of a shard.
-    pub fn get(
-        &self,
-        id: ShardId,
-        offset_bytes: u64,
-        len_bytes: u64,
-    ) -> BoxFuture<'static, Result<ShardData, Error>> {
+    pub fn get(&self, id: ShardId, offset_bytes: u64, len_bytes: u64) -> BoxFuture<'static, Result<ShardData, Error>> {
         self.beside(move |store| store.read(id, offset_bytes, len_bytes))
     }
 

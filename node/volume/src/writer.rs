@@ -20,8 +20,8 @@ use crate::{
     crash,
     error::Error,
     format::{
-        Body, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader, Tombstone, align, check_shard, encode_voids, header_bytes,
-        segment_name, spare_name,
+        Body, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader, Tombstone, align, check_shard, encode_voids,
+        header_bytes, segment_name, spare_name,
     },
     index::{Place, Segment},
     store::{Done, Op, Purpose, Store, to_usize},
@@ -174,7 +174,9 @@ impl Store {
                     return Err(malformed("its length is not that of its header"));
                 }
                 verify_chunks(&data, 0, &header.chunk_crcs).map_err(|_| malformed("a chunk fails its checksum"))?;
-                if self.contains(shard) && let Some(durable) = self.already_stored(shard, header.digest)? {
+                if self.contains(shard)
+                    && let Some(durable) = self.already_stored(shard, header.digest)?
+                {
                     return Ok(Err(Done::Stored(durable)));
                 }
                 Ok(Ok(Work::Put { header, data, purpose }))
@@ -257,7 +259,8 @@ impl Store {
                 let record = Record::new(self.volume(), Body::Shard(header), data.len() as u64, crcs);
                 let reserve_bytes = self.reserve_bytes(purpose);
                 if room.saturating_sub(align(record.span_bytes, SECTOR_BYTES)) < reserve_bytes {
-                    answers[answer] = Some(Err(Error::Full { volume: self.volume(), room_bytes: *room, reserve_bytes }));
+                    answers[answer] =
+                        Some(Err(Error::Full { volume: self.volume(), room_bytes: *room, reserve_bytes }));
                     return;
                 }
                 let mut table = self.write_table();
@@ -541,9 +544,7 @@ impl Store {
                 crash::point("volume.segment.7");
                 match self.disk.remove(&part) {
                     Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.poison("remove a spare", error)),
-                    Ok(()) | Err(_) => {
-                        Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 })
-                    }
+                    Ok(()) | Err(_) => Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 }),
                 }
             }
             Err(error) => Err(self.poison("create a segment", error)),
