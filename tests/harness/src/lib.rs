@@ -28,6 +28,8 @@ pub struct Node {
     pub config: PathBuf,
     /// What it logs.
     pub log: PathBuf,
+    /// Variables it is started with, besides those of this process.
+    pub environment: Vec<(String, String)>,
     child: Option<Child>,
 }
 
@@ -54,6 +56,13 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+fn empty(dir: &Path) -> anyhow::Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
+    }
+    Ok(fs::create_dir_all(dir.join("pki"))?)
+}
+
 fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
     // All are held at once, so that they differ; they are free again when this returns.
     let listeners: Result<Vec<_>, _> = (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
@@ -63,11 +72,8 @@ fn free_ports(count: usize) -> anyhow::Result<Vec<u16>> {
 impl Cluster {
     /// Makes certificates and configurations for `sites` × `nodes` nodes in an empty `dir`. Starts nothing.
     pub fn prepare(bin: &Path, dir: &Path, sites: usize, nodes: usize) -> anyhow::Result<Self> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).with_context(|| format!("cannot empty {}", dir.display()))?;
-        }
+        empty(dir)?;
         let pki = dir.join("pki");
-        fs::create_dir_all(&pki)?;
         let cli = bin.join("pacsvault");
         output(Command::new(&cli).args(["pki", "init"]).arg(&pki))?;
         let issue = |role: &str, name: &str| {
@@ -83,6 +89,17 @@ impl Cluster {
             ]);
             output(&mut command).map(drop)
         };
+        Self::prepare_issued(bin, dir, sites, nodes, &issue)
+    }
+
+    /// The same in a `dir` whose `pki/ca.pem` is there already; `issue` puts `<role>-<name>.pem` and `.key` beside it.
+    pub fn prepare_issued(
+        bin: &Path,
+        dir: &Path,
+        sites: usize,
+        nodes: usize,
+        issue: &dyn Fn(&str, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         issue("operator", "admin")?;
         issue("gateway", "demo")?;
         let ports = free_ports(sites * nodes * 2)?;
@@ -112,6 +129,7 @@ impl Cluster {
                     address: format!("127.0.0.1:{port}"),
                     ops: format!("127.0.0.1:{ops}"),
                     config,
+                    environment: Vec::new(),
                     child: None,
                 });
             }
@@ -153,6 +171,7 @@ impl Cluster {
             let log = File::options().create(true).append(true).open(&node.log)?;
             let mut command = Command::new(bin.join("pacsvault-node"));
             command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+            command.envs(node.environment.iter().map(|(name, value)| (name, value)));
             node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
         }
         Ok(())
@@ -175,11 +194,53 @@ impl Cluster {
         Ok(gone.iter().map(|node| node.name.clone()).collect())
     }
 
+    /// Sends a signal, such as `STOP`, to the running nodes that `which` selects, one right after the other.
+    pub fn signal(&self, signal: &str, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+        for node in self.nodes.iter().filter(|node| which(node)) {
+            if let Some(child) = &node.child {
+                // The shell's own `kill`: the program of that name is not on every machine.
+                output(Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &child.id().to_string()]))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the nodes that `which` selects in order (SIGTERM) and waits until they have ended.
+    pub fn stop(&mut self, limit: Duration, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+        self.signal("TERM", &which)?;
+        let began = Instant::now();
+        for node in self.nodes.iter_mut().filter(|node| which(node)) {
+            let Some(child) = &mut node.child else { continue };
+            while child.try_wait()?.is_none() {
+                if began.elapsed() > limit {
+                    bail!("node {} did not stop within {} s of SIGTERM", node.name, limit.as_secs());
+                }
+                thread::sleep(Duration::from_millis(20));
+            }
+            node.child = None;
+        }
+        Ok(())
+    }
+
+    /// Names of the nodes whose process ended by itself, with how; they count as not running from now on.
+    pub fn reap(&mut self) -> anyhow::Result<Vec<(String, std::process::ExitStatus)>> {
+        let mut ended = Vec::new();
+        for node in &mut self.nodes {
+            if let Some(child) = &mut node.child
+                && let Some(status) = child.try_wait()?
+            {
+                ended.push((node.name.clone(), status));
+                node.child = None;
+            }
+        }
+        Ok(ended)
+    }
+
     /// Makes a cluster of the first node and waits until all are members with shards and enough voters.
     pub fn form(&self) -> anyhow::Result<()> {
         let first = &self.nodes[0].address;
         self.until(Duration::from_secs(60), "the first node to found the cluster", || {
-            Ok(output(self.admin().args(["--endpoint", first, "cluster", "init"])).is_ok())
+            Ok(output(self.admin().args(["--endpoints", first, "cluster", "init"])).is_ok())
         })?;
         self.wait_whole()
     }

@@ -1,0 +1,115 @@
+//! Disks that run full, under the shards and under the log: writes go elsewhere or are refused, what was acknowledged
+//! stays, and the node comes back when there is room again.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use pacsvault_core::layout::VolumeState;
+use pacsvault_tests::{Bed, Ledger, Load, Shape, mount::SmallDisk, seed, skip};
+
+const TMP: &str = env!("CARGO_TARGET_TMPDIR");
+
+/// Mounts a small disk for `part` (`volume` or `data`) of node `name`; `None`, with the reason printed, where that is impossible.
+fn small_disk(bed: &mut Bed, name: &str, part: &str, mib: u32) -> Option<()> {
+    let home = bed.node(name).config.parent().unwrap_or(Path::new("/")).join(part);
+    match SmallDisk::mount(&home, mib) {
+        Ok(disk) => bed.disks.push(disk),
+        Err(error) => {
+            skip("a disk that runs full", &format!("it takes root to mount one: {error:#}"));
+            return None;
+        }
+    }
+    Some(())
+}
+
+#[test]
+fn a_full_disk_under_the_shards_loses_nothing_and_stops_nobody() -> anyhow::Result<()> {
+    let mut bed = Bed::prepared(TMP, 3, 2)?;
+    let Some(()) = small_disk(&mut bed, "c1", "volume", 96) else { return Ok(()) };
+    bed.run(|bed| {
+        bed.cluster.start(|_| true)?;
+        bed.form()?;
+        let clients = vec![bed.client(false)?, bed.client(true)?];
+        let ledger = Arc::new(Ledger::default());
+        let shape = Shape { bytes_max: 400 << 20, ..Shape::default() };
+        let load = Load::start(&bed.runtime, &clients, &ledger, shape, seed(), 0);
+        // First by its own content: above the watermark the volume takes no more, and says so.
+        load.until_acked(200, Duration::from_secs(60), "on the way to a full disk")?;
+        // Then by a neighbour, to the last byte.
+        let taken = bed.disks[0].fill()?;
+        eprintln!("a neighbour took the last {} MiB", taken >> 20);
+        load.until_acked(50, Duration::from_secs(60), "with a full disk")?;
+        load.stop(&bed.runtime, Duration::from_secs(120))?;
+        let status = bed.status_of("c1")?;
+        let volume = status.volumes.first().expect("c1 has a volume");
+        eprintln!("c1 says {:?}: {}", volume.state, volume.reason);
+        assert!(volume.state != VolumeState::Up && !volume.reason.is_empty(), "{volume:?}");
+        bed.runtime.block_on(ledger.check(&clients, &bed.ca_pem()?))?;
+        // Room again, and a restart: the same shards are found.
+        bed.disks[0].relieve()?;
+        bed.cluster.kill(|node| node.name == "c1")?;
+        bed.cluster.start(|_| true)?;
+        bed.until_whole(Duration::from_secs(60))?;
+        bed.runtime.block_on(ledger.check(&clients, &bed.ca_pem()?))?;
+        bed.until_equal(Duration::from_secs(30)).map(drop)
+    })
+}
+
+#[test]
+fn a_full_disk_under_the_log_of_one_node_leaves_the_others_working() -> anyhow::Result<()> {
+    let mut bed = Bed::prepared(TMP, 3, 1)?;
+    let Some(()) = small_disk(&mut bed, "a1", "data", 192) else { return Ok(()) };
+    bed.run(|bed| {
+        bed.cluster.start(|_| true)?;
+        bed.form()?;
+        eprintln!("the leader is {}, the full disk will be a1's", bed.leader()?.1);
+        let clients = vec![bed.client(false)?, bed.client(true)?];
+        let ledger = Arc::new(Ledger::default());
+        let shape = Shape { writers: 6, bytes_max: 64 << 20, large_per_mille: 0, ..Shape::default() };
+        let load = Load::start(&bed.runtime, &clients, &ledger, shape, seed(), 0);
+        load.until_acked(100, Duration::from_secs(60), "with room for the log")?;
+        bed.disks[0].fill()?;
+        load.until_acked(100, Duration::from_secs(90), "with no room for a1's log")?;
+        load.stop(&bed.runtime, Duration::from_secs(120))?;
+        bed.runtime.block_on(ledger.check_reads(&clients, &bed.ca_pem()?))?;
+        bed.disks[0].relieve()?;
+        // Whether it stopped by itself or waits for an operator: a restart with room brings it back.
+        eprintln!("ended by themselves: {:?}", bed.cluster.reap()?);
+        bed.cluster.kill(|node| node.name == "a1")?;
+        bed.cluster.start(|_| true)?;
+        bed.until_whole(Duration::from_secs(60))?;
+        bed.runtime.block_on(ledger.check(&clients, &bed.ca_pem()?))?;
+        bed.until_equal(Duration::from_secs(30)).map(drop)
+    })
+}
+
+#[test]
+fn full_disks_under_all_logs_refuse_writes_and_keep_what_was_acknowledged() -> anyhow::Result<()> {
+    let mut bed = Bed::prepared(TMP, 3, 1)?;
+    for name in ["a1", "b1", "c1"] {
+        let Some(()) = small_disk(&mut bed, name, "data", 192) else { return Ok(()) };
+    }
+    bed.run(|bed| {
+        bed.cluster.start(|_| true)?;
+        bed.form()?;
+        let clients = vec![bed.client(false)?];
+        let ledger = Arc::new(Ledger::default());
+        let shape = Shape { writers: 4, bytes_max: 64 << 20, large_per_mille: 0, ..Shape::default() };
+        let load = Load::start(&bed.runtime, &clients, &ledger, shape, seed(), 0);
+        load.until_acked(100, Duration::from_secs(60), "with room for the logs")?;
+        for disk in &bed.disks {
+            disk.fill()?;
+        }
+        // Whatever is answered now, nothing may be promised that is not kept.
+        load.run_for(Duration::from_secs(5));
+        for disk in &bed.disks {
+            disk.relieve()?;
+        }
+        eprintln!("ended by themselves: {:?}", bed.cluster.reap()?);
+        bed.cluster.kill(|_| true)?;
+        bed.cluster.start(|_| true)?;
+        load.stop(&bed.runtime, Duration::from_secs(180))?;
+        bed.until_whole(Duration::from_secs(60))?;
+        bed.runtime.block_on(ledger.check(&clients, &bed.ca_pem()?))?;
+        bed.until_equal(Duration::from_secs(30)).map(drop)
+    })
+}
