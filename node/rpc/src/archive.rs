@@ -14,7 +14,7 @@ use pacsvault_core::{
     ids::{Digest, LogIndex, ObjectKey, Tenant, Uid},
     layout::{
         Contract, Failures, Layout,
-        survival::{Held, strongest, survives},
+        survival::{Held, covers, strongest, survives},
     },
     limits::LIST_ROWS_MAX,
 };
@@ -315,7 +315,10 @@ fn claims(sealed: &SealedInstance, checks: &[ShardCheck], layout: &Layout) -> Ve
     claims.sort_unstable_by(|a, b| b.cmp(a));
     claims.dedup();
     claims.retain(|claim| stripes.iter().all(|held| survives(held, k, &Contract::one(*claim), layout).is_ok()));
-    claims
+    // A claim of one stripe may be implied by a weaker stripe's other claim.
+    let implied =
+        |claim: Failures| claims.iter().any(|other| *other != claim && covers(&[*other], &Contract::one(claim)));
+    claims.iter().copied().filter(|claim| !implied(*claim)).collect()
 }
 
 fn shard_report(check: &ShardCheck) -> Option<v1::ShardReport> {

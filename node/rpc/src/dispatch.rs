@@ -25,7 +25,7 @@ use tonic::{Status, service::Routes};
 use tower::ServiceExt;
 
 use crate::{
-    fault::{DEADLINE, DENIED, Invalid, NO_METHOD, OVERLOAD, Refusal, TOO_LARGE},
+    fault::{BROKEN, DEADLINE, DENIED, Invalid, NO_METHOD, OVERLOAD, Refusal, TOO_LARGE},
     frames::{Payload, ReadError, Success, read_message},
     limits,
     methods::{self, Method},
@@ -165,7 +165,7 @@ fn unreadable(error: &ReadError) -> Refusal {
         ReadError::TooLarge { .. } => Fault::new(Class::Reject, TOO_LARGE, text).into(),
         ReadError::NoRoom => Fault::new(Class::Exhausted, OVERLOAD, text).into(),
         // Whoever sent it will hardly hear this; nothing was done.
-        ReadError::Broken(_) => Fault::new(Class::Retry, "PV-CONNECTION-BROKEN", text).into(),
+        ReadError::Broken(_) => Fault::new(Class::Retry, BROKEN, text).into(),
         ReadError::Truncated { .. } | ReadError::Trailing | ReadError::Compressed => {
             Invalid::new("message", text).into()
         }
