@@ -152,7 +152,7 @@ fn open(
         None => {
             let mut batch = Batch::default();
             batch.put(IDENTITY, stored(&ours));
-            // CRASH(consensus.identity): lost, the stores are still empty and the next start writes it.
+            // CRASH(consensus.8): lost, the stores are still empty and the next start writes it.
             log.write(batch, Durability::Synced)?;
         }
     }

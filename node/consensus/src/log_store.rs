@@ -311,7 +311,7 @@ impl Shared {
                 durability = Durability::Synced;
             }
         }
-        // CRASH(consensus.log): the batch is atomic and ordered after all earlier ones. Lost: none of its entries was
+        // CRASH(consensus.1): the batch is atomic and ordered after all earlier ones. Lost: none of its entries was
         // reported flushed and none of its votes granted, so no leader counted this node and no candidate won by it.
         // Kept although unreported: entries that a leader may overwrite, and a vote that was not told to anyone.
         self.kv.write(batch, durability)
@@ -535,7 +535,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore {
             if inner.last.is_some_and(|last| last.index >= from) {
                 inner.last = last_log_id.max(inner.purged);
             }
-            // CRASH(consensus.truncate): lost, the conflicting tail is still there; it was never committed, and the
+            // CRASH(consensus.2): lost, the conflicting tail is still there; it was never committed, and the
             // leader of a later term truncates it again. It is ordered before the entries that replace it.
             let changes = vec![Change::DeleteRange(entry_key(from), ENTRY_END.to_vec())];
             Write { changes, bytes: 32, durability: Durability::Buffered, after_state: None, seq, done: None }
@@ -549,7 +549,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore {
             inner.forget(..=log_id.index);
             inner.purged = inner.purged.max(Some(log_id));
             inner.last = inner.last.max(inner.purged);
-            // CRASH(consensus.purge): mark and removal are one batch, written after the state that covers the entries
+            // CRASH(consensus.3): mark and removal are one batch, written after the state that covers the entries
             // is durable. Lost, the entries are still there and are purged again.
             let changes = vec![
                 Change::Put(PURGED.to_vec(), stored(&LogIdRow::from(&log_id))),

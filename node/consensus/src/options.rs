@@ -81,7 +81,8 @@ pub struct Options {
     pub queue_max: usize,
     /// How long a proposal or a fresh read looks for a leader. Default 10 s.
     pub deadline: Duration,
-    /// Deadline of one replication message with entries. Default 5 s.
+    /// Deadline of one replication message with entries, and of one offer of a snapshot. Default 2 s: 4 MiB at
+    /// 20 Mbit/s. A message that is lost silently holds back its follower for so long.
     pub append_deadline: Duration,
     /// Whether this node plans voters while it leads. Default true; tests that change membership by hand say false.
     pub autopilot: bool,
@@ -117,7 +118,7 @@ impl Options {
             linger: Duration::from_millis(1),
             queue_max: 8_192,
             deadline: Duration::from_secs(10),
-            append_deadline: Duration::from_secs(5),
+            append_deadline: Duration::from_secs(2),
             autopilot: true,
             voter_grace: Duration::from_secs(300),
         }

@@ -38,11 +38,14 @@ use crate::{
 /// Entries proposed and not yet answered: 128 × 256 KiB = 32 MiB at worst, and at 80 ms per round trip 1 600 entries/s.
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 128;
 
+type Answer = Result<Vec<Outcome>, Fault>;
+type Reply = oneshot::Sender<Answer>;
+
 /// Commands of one caller.
 pub(crate) struct Proposal {
     pub(crate) commands: Vec<Command>,
     pub(crate) bytes: usize,
-    pub(crate) reply: oneshot::Sender<Result<Vec<Outcome>, Fault>>,
+    pub(crate) reply: Reply,
 }
 
 /// Fault of a proposal that nobody has seen.
@@ -176,7 +179,7 @@ impl<R: AsyncRuntime> Batcher<R> {
 }
 
 /// Gives each proposal its share. Callers that gave up are skipped.
-fn respond(waiting: Vec<(usize, oneshot::Sender<Result<Vec<Outcome>, Fault>>)>, outcomes: Result<Vec<Outcome>, Fault>) {
+fn respond(waiting: Vec<(usize, Reply)>, outcomes: Answer) {
     match outcomes {
         Err(fault) => {
             for (_, reply) in waiting {

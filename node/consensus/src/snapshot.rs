@@ -212,7 +212,7 @@ impl Fetch {
     ) -> Result<Box<dyn Install>, Fault> {
         let name = file.name.clone();
         let written = blocking(self.env.as_ref(), move || {
-            // CRASH(consensus.fetch): a piece may be lost or torn; the store tells what it has, and the digest of the
+            // CRASH(consensus.7): a piece may be lost or torn; the store tells what it has, and the digest of the
             // whole is checked before anything is replaced.
             install.write(&name, offset, &piece).map(|()| install)
         });

@@ -218,7 +218,7 @@ impl State {
     /// Makes all that was applied durable, and answers up to where. Blocks.
     pub(crate) fn flush(&self) -> Result<(), KvError> {
         let applied = self.published().applied;
-        // CRASH(consensus.flush): lost, the log still has every entry since the last flush.
+        // CRASH(consensus.4): lost, the log still has every entry since the last flush.
         self.kv.flush()?;
         self.durable.fetch_max(applied.0, Ordering::SeqCst);
         Ok(())
@@ -261,7 +261,7 @@ impl State {
         if let Some(next) = &new_membership {
             batch.put(MEMBERSHIP, stored(&membership_row(next)));
         }
-        // CRASH(consensus.apply): effects, position and membership are one atomic batch. Lost, with all batches after
+        // CRASH(consensus.5): effects, position and membership are one atomic batch. Lost, with all batches after
         // it, the log replays from the position that remains; it is purged only below what was flushed.
         self.kv.write(batch, Durability::Buffered).map_err(|error| error.to_string())?;
         gate.applied = applied;
@@ -274,7 +274,7 @@ impl State {
 
     fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
         let mut gate = guard(&self.gate);
-        // CRASH(consensus.install): the store has the old state or the new one. With the old one, the leader offers
+        // CRASH(consensus.6): the store has the old state or the new one. With the old one, the leader offers
         // the snapshot again; with the new one, openraft finds the state ahead of the log and purges the hole.
         match data {
             SnapshotData::Received { install, files } => install.finish(&files)?,
