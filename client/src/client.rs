@@ -24,7 +24,7 @@ use pacsvault_rpc::TonicPeer;
 use pacsvault_runtime::{TokioEnv, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
 
-use crate::{config::Config, thin};
+use crate::{config::Config, thin, write::worth_repeating};
 
 /// Why there is no client. Correct files or configuration.
 #[derive(Debug, thiserror::Error)]
@@ -129,8 +129,11 @@ impl Client {
         })
     }
 
-    /// Notes that a host did not serve, so that another one is next.
+    /// Notes that a host did not serve, so that another one is next. What would fail anywhere is not the host's fault.
     pub(crate) fn note_host(&self, host: &Target, fault: &Fault) {
+        if matches!(fault.code, "PV-TOO-WEAK" | "PV-NO-VOLUMES" | "PV-FENCED") || !worth_repeating(fault.class) {
+            return;
+        }
         tracing::info!(address = host.address, code = fault.code, reason = %fault, "asking another node");
         self.failed_hosts.lock().unwrap_or_else(PoisonError::into_inner).insert(host.address.clone(), self.env.now());
     }

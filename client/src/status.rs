@@ -102,8 +102,9 @@ impl Client {
     fn assemble(&self, layout: Result<Arc<Layout>, Fault>, answers: Vec<(Asked, Answer)>) -> ClusterView {
         let newest = answers.iter().filter_map(|(_, answer)| answer.as_ref().ok());
         let newest = newest.max_by_key(|status| (status.term, status.leader.is_some(), status.applied)).cloned();
-        let role_of = |id: Option<NodeId>| match (&newest, id) {
-            (Some(status), Some(id)) if status.leader == Some(id) => RaftRole::Leader,
+        // Who does not answer may still be held for the leader by the others, but leads nobody that we can see.
+        let role_of = |id: Option<NodeId>, answers: bool| match (&newest, id) {
+            (Some(status), Some(id)) if status.leader == Some(id) && answers => RaftRole::Leader,
             (Some(status), Some(id)) if status.voters.contains(&id) => RaftRole::Voter,
             (Some(status), Some(id)) if status.learners.contains(&id) => RaftRole::Learner,
             _ => RaftRole::None,
@@ -119,7 +120,7 @@ impl Client {
                 id,
                 address: asked.target.address,
                 state: member.map(|node| node.state),
-                role: role_of(id),
+                role: role_of(id, answer.is_ok()),
                 answer,
             }
         };

@@ -13,12 +13,13 @@ use pacsvault_security::Role;
 const AFTER: &str = "\
 Exit codes: 0 done, 1 failed, 2 asked wrongly, 3 outcome unknown (asking again is safe).
 
-Where the cluster is and who you are comes from flags, then the environment (PACSVAULT_ENDPOINTS, _CA, _CERT, _KEY, _SITE,
-_TENANT), then a TOML file: $PACSVAULT_CONFIG, else ./pacsvault.toml, else ~/.config/pacsvault/config.toml:
+Where the cluster is and who you are comes from flags, then the environment
+(PACSVAULT_ENDPOINTS, _CA, _CERT, _KEY, _SITE, _TENANT), then a TOML file:
+$PACSVAULT_CONFIG, else ./pacsvault.toml, else ~/.config/pacsvault/config.toml:
 
   endpoints = [\"10.1.0.5:7400\", \"10.2.0.5:7400\"]
   ca = \"pki/ca.pem\"                 # paths count from the file's folder
-  cert = \"pki/gateway-main.pem\"     # a gateway sends shards itself; an operator goes through a node
+  cert = \"pki/gateway-main.pem\"     # a gateway sends shards itself, an operator through a node
   key = \"pki/gateway-main.key\"
   site = \"east\"                     # read here first
 
@@ -88,12 +89,12 @@ pub enum Command {
     Cluster(Cluster),
     /// Store DICOM files, folders of them, or a document of a study
     #[command(
-        after_help = "Examples:\n  pacsvault put ct-0001.dcm\n  pacsvault put ./study --receipts ./receipts --jobs 8\n  pacsvault put report.pdf --study 1.2.840.1 --name report.pdf\n  pacsvault put ./study --strict --json\n\nA file is stored when its line is printed; the receipt proves it (`pacsvault receipt verify`). Storing the same\ncontent again is safe and gives the same version; other content under the same UID becomes a new version."
+        after_help = "Examples:\n  pacsvault put ct-0001.dcm\n  pacsvault put ./study --receipts ./receipts --jobs 8\n  pacsvault put report.pdf --study 1.2.840.1 --name report.pdf\n  pacsvault put ./study --strict --json\n\nA file is stored when its line is printed; the receipt proves it (`pacsvault receipt verify`).\nStoring the same content again is safe and gives the same version; other content under the\nsame UID becomes a new version."
     )]
     Put(Put),
     /// Read an instance, a document, a series or a study
     #[command(
-        after_help = "Examples:\n  pacsvault get main/1.2/1.2.1/1.2.1.1 --out slice.dcm\n  pacsvault get --study 1.2 --out ./back\n  pacsvault get --study 1.2 --series 1.2.1 --out ./back\n  pacsvault get main/1.2/@/report.pdf --out - | pdftotext - -\n  pacsvault get main/1.2/1.2.1/1.2.1.1 --range 0-131 --out -\n\nA folder gets <series>/<instance>.dcm and documents/<name>. A file appears under its name only after its BLAKE3\nwas verified; until then it is named *.part."
+        after_help = "Examples:\n  pacsvault get main/1.2/1.2.1/1.2.1.1 --out slice.dcm\n  pacsvault get --study 1.2 --out ./back\n  pacsvault get --study 1.2 --series 1.2.1 --out ./back\n  pacsvault get main/1.2/@/report.pdf --out - | pdftotext - -\n  pacsvault get main/1.2/1.2.1/1.2.1.1 --range 0-131 --out -\n\nA folder gets <series>/<instance>.dcm and documents/<name>. A file appears under its\nname only after its BLAKE3 was verified; until then it is named *.part."
     )]
     Get(Get),
     /// List studies, or what is stored in one
@@ -134,7 +135,7 @@ pub enum Command {
     Sample(Sample),
     /// Write and read without pause, and measure the longest interruption
     #[command(
-        after_help = "Examples:\n  pacsvault probe --study 2.25.99 --for 30 --json      # then switch a site off\n\nEnds when the time is over, on SIGTERM or SIGINT, or when standard input is a pipe and is closed."
+        after_help = "Examples:\n  pacsvault probe --study 2.25.99 --for 30 --json      # then switch a site off\n\nEnds when the time is over, on SIGTERM or SIGINT, or when standard input is a pipe and closes."
     )]
     Probe(Probe),
     /// Measure throughput and latency
@@ -163,7 +164,7 @@ pub enum Pki {
     },
     /// Make a certificate and its key
     #[command(
-        after_help = "Examples:\n  pacsvault pki issue ./pki --role node east-1 --host 10.1.0.5 --host east-1.hospital.example\n  pacsvault pki issue ./pki --role gateway main\n  pacsvault pki issue ./pki --role operator alice\n\nRoles: node (stores, votes), gateway (writes, reads, signs receipts), operator (administers), auditor (looks)."
+        after_help = "Examples:\n  pacsvault pki issue ./pki --role node east-1 --host 10.1.0.5 --host east-1.hospital.example\n  pacsvault pki issue ./pki --role gateway main\n  pacsvault pki issue ./pki --role operator alice\n\nRoles: node (stores, votes), gateway (writes, reads, signs receipts), operator (administers),\nauditor (looks)."
     )]
     Issue {
         /// Folder with ca.pem and ca.key; the new files go there too
@@ -187,7 +188,7 @@ pub enum Pki {
 pub enum Cluster {
     /// Make a new cluster of one node; the others join it
     #[command(
-        after_help = "Examples:\n  pacsvault cluster init --endpoints 10.1.0.5:7400\n  pacsvault cluster init --profile standard=4+2:\"1 site\" --profile hot=2+4:\"2 sites\"\n\nThe first profile is the default of writes that name none. Without --profile the built-in ones are used (`pacsvault plan`)."
+        after_help = "Examples:\n  pacsvault cluster init --endpoints 10.1.0.5:7400\n  pacsvault cluster init --profile standard=4+2:\"1 site\" --profile hot=2+4:\"2 sites\"\n\nThe first profile is the default of writes that name none. Without --profile the built-in ones\nare used (`pacsvault plan`)."
     )]
     Init {
         /// NAME=K+M:CONTRACT, as standard=4+2:"1 site" (may be repeated)

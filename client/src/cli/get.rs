@@ -31,7 +31,7 @@ use super::{
     args::{Get, Range},
     failure::{Exit, Failure},
     inspect::everything,
-    output::size_text,
+    output::{counted, size_text},
     put::part_of,
 };
 
@@ -291,7 +291,7 @@ fn tell(context: &Context, sealed: &SealedInstance, path: &Path, bytes: u64) {
 fn summarize(context: &Context, files: u64, bytes: u64, took: Duration) {
     let seconds = took.as_secs_f64();
     let value = json!({"summary": {"files": files, "bytes": bytes, "seconds": seconds, "failed": 0}});
-    context.out.either(&value, || format!("read {files} files, {} in {seconds:.1} s", size_text(bytes)));
+    context.out.either(&value, || format!("read {}, {} in {seconds:.1} s", counted(files, "file"), size_text(bytes)));
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ use super::{
     args::{Head, Ls, Rm, Verify},
     failure::Failure,
     get::parse_key,
-    output::{failures, size_text, table, time_text},
+    output::{counted, failures, size_text, table, time_text},
 };
 
 /// All pages of a listing as one.
@@ -185,7 +185,7 @@ fn head_words(sealed: &SealedInstance, layout: &Layout) -> String {
         ),
         ("profile", format!("{} v{}, {}, promises {}", seal.profile, seal.profile_version, seal.code, sealed.contract)),
         ("survives", format!("{}{degraded}", failures(&sealed.survives).join("; "))),
-        ("shards by site", format!("{} ({} stripes)", sites.join(", "), seal.stripes.len())),
+        ("shards by site", format!("{} in {}", sites.join(", "), counted(seal.stripes.len(), "stripe"))),
     ];
     let mut lines: Vec<String> = facts.iter().map(|(name, value)| format!("{name:<15} {value}")).collect();
     if !seal.attributes.is_empty() {
@@ -359,7 +359,7 @@ pub async fn rm(context: &Context, args: Rm) -> Result<(), Failure> {
         None => objects(&client, None, args.study.clone()).await?.into_iter().map(|sealed| sealed.seal.key).collect(),
     };
     if !args.yes {
-        let what = if keys.len() == 1 { keys[0].to_string() } else { format!("{} objects", keys.len()) };
+        let what = if keys.len() == 1 { keys[0].to_string() } else { counted(keys.len(), "object") };
         return Err(Failure::usage(format!("this would delete {what}")).hint("add --yes if that is meant"));
     }
     let mut deleted = 0_u64;
@@ -375,6 +375,9 @@ pub async fn rm(context: &Context, args: Rm) -> Result<(), Failure> {
         let numbers: Vec<u32> = versions.iter().map(|version| version.0).collect();
         let value = json!({"key": key.to_string(), "versions": numbers});
         context.out.either(&value, || {
+            if numbers.is_empty() {
+                return format!("{key} was deleted already");
+            }
             let list: Vec<String> = numbers.iter().map(|number| format!("v{number}")).collect();
             format!("deleted {key} {}", list.join(" "))
         });

@@ -13,7 +13,7 @@ use super::{
     Context,
     args::{Cli, Pki, Sample},
     failure::Failure,
-    output::size_text,
+    output::{counted, size_text},
 };
 
 /// Certificates.
@@ -45,7 +45,7 @@ pub fn pki(context: &Context, command: Pki) -> Result<(), Failure> {
                 let (cert, key) = (files.certificate.display(), files.key.display());
                 let next = match role {
                     Role::Node => {
-                        format!("give ca.pem and these two files to node {name}, then start pacsvaultd there")
+                        format!("give ca.pem and these two files to node {name}, then start pacsvault-node there")
                     }
                     Role::Gateway | Role::Operator | Role::Auditor => {
                         format!("use it: pacsvault --ca {}/ca.pem --cert {cert} --key {key} ...", dir.display())
@@ -76,8 +76,8 @@ pub fn sample(context: &Context, args: Sample) -> Result<(), Failure> {
     let value = json!({"study": study, "files": paths.len(), "bytes": bytes, "dir": args.dir});
     context.out.either(&value, || {
         format!(
-            "study {study}: {} files, {} in {}\nnext: pacsvault put {2}",
-            paths.len(),
+            "study {study}: {}, {} in {}\nnext: pacsvault put {2}",
+            counted(paths.len(), "file"),
             size_text(bytes),
             args.dir.display()
         )

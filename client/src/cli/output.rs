@@ -83,6 +83,27 @@ pub fn size_text(bytes: u64) -> String {
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
 }
 
+/// `1 file`, `2 files`.
+pub fn counted(count: impl Into<Count>, what: &str) -> String {
+    let Count(count) = count.into();
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
+/// A number of things.
+pub struct Count(u64);
+
+impl From<u64> for Count {
+    fn from(count: u64) -> Self {
+        Self(count)
+    }
+}
+
+impl From<usize> for Count {
+    fn from(count: usize) -> Self {
+        Self(count as u64)
+    }
+}
+
 /// Milliseconds since 1970 as RFC 3339, UTC. Days to date: Hinnant, "chrono-compatible low-level date algorithms".
 pub fn time_text(millis: u64) -> String {
     let (days, of_day) = (millis / 86_400_000, millis % 86_400_000 / 1000);

@@ -4,10 +4,7 @@
 //! included. Every read is compared with what was acknowledged.
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -17,6 +14,7 @@ use pacsvault_coordinator::{GetQuery, PutHeader};
 use pacsvault_core::ids::{Leaf, ObjectKey};
 use pacsvault_ports::peer::Fault;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::{Context, args::Probe, failure::Failure};
 
@@ -61,41 +59,18 @@ pub async fn run(context: &Context, args: Probe) -> Result<(), Failure> {
     let run = client.env().random();
     // What can be read must be there before the clocks start.
     write_one(&client, &args, run, 0, &known).await?;
-    let stop = Arc::new(AtomicBool::new(false));
+    let (stop, stopped) = watch::channel(false);
     let every = Duration::from_millis(args.every);
     let began = Instant::now();
-    let writing = async {
-        let mut track = Track::new();
-        for number in 1.. {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            match write_one(&client, &args, run, number, &known).await {
-                Ok(()) => track.success(),
-                Err(fault) => track.error(&fault),
-            }
-            tokio::time::sleep(every).await;
-        }
-        track
-    };
-    let reading = async {
-        let mut track = Track::new();
-        for turn in 0_u64.. {
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
-            match read_one(&client, turn, &known).await {
-                Ok(true) => track.success(),
-                Ok(false) => track.wrong += 1,
-                Err(fault) => track.error(&fault),
-            }
-            tokio::time::sleep(every).await;
-        }
-        track
-    };
+    let writing = repeat(stopped.clone(), every, |number| {
+        let (client, args, known) = (&client, &args, &known);
+        async move { write_one(client, args, run, number + 1, known).await.map(|()| true) }
+    });
+    let reading = repeat(stopped, every, |turn| read_one(&client, turn, &known));
     let watching = async {
         told_to_stop(args.seconds).await;
-        stop.store(true, Ordering::Relaxed);
+        // Both tracks hold a receiver until they end.
+        let _ = stop.send(true);
     };
     let (mut writes, mut reads, ()) = tokio::join!(writing, reading, watching);
     tell(context, &mut writes, &mut reads, began.elapsed());
@@ -106,6 +81,30 @@ pub async fn run(context: &Context, args: Probe) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// Does it again and again until stopped; what is under way then is dropped and not counted.
+async fn repeat<F>(mut stopped: watch::Receiver<bool>, every: Duration, once: impl Fn(u64) -> F) -> Track
+where
+    F: Future<Output = Result<bool, Fault>>,
+{
+    let mut track = Track::new();
+    for number in 0.. {
+        let turn = async {
+            let result = once(number).await;
+            match result {
+                Ok(true) => track.success(),
+                Ok(false) => track.wrong += 1,
+                Err(fault) => track.error(&fault),
+            }
+            tokio::time::sleep(every).await;
+        };
+        tokio::select! {
+            () = turn => {}
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+        }
+    }
+    track
 }
 
 async fn write_one(client: &Client, args: &Probe, run: u64, number: u64, known: &Known) -> Result<(), Fault> {

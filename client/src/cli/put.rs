@@ -28,7 +28,7 @@ use super::{
     Context,
     args::Put,
     failure::{Exit, Failure},
-    output::{failures, size_text},
+    output::{counted, failures, size_text},
 };
 
 /// Media type of Part 10 files.
@@ -254,7 +254,7 @@ fn conclude(context: &Context, summary: &Summary, seconds: f64) -> Result<(), Fa
         "degraded": degraded, "skipped": skipped,
     }});
     context.out.either(&value, || {
-        let mut text = format!("stored {files} files, {} in {seconds:.1} s", size_text(*bytes));
+        let mut text = format!("stored {}, {} in {seconds:.1} s", counted(*files, "file"), size_text(*bytes));
         for (count, what) in
             [(degraded, "degraded"), (failed, "failed"), (unknown, "of unknown outcome"), (skipped, "skipped")]
         {
@@ -272,7 +272,7 @@ fn conclude(context: &Context, summary: &Summary, seconds: f64) -> Result<(), Fa
             Err(Failure { exit: Exit::Unknown, ..failure })
         }
         (failed, unknown) => {
-            let text = format!("{failed} files were not stored, and {unknown} are of unknown outcome");
+            let text = format!("{} not stored, {unknown} of unknown outcome", counted(*failed, "file"));
             Err(Failure::failed("PV-PUT-INCOMPLETE", text).hint("run the same command again once the cause is gone"))
         }
     }

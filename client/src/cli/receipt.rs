@@ -11,7 +11,7 @@ use super::{
     args::Receipt,
     failure::Failure,
     get::parse_key,
-    output::{failures, size_text, time_text},
+    output::{counted, failures, size_text, time_text},
     put::write_whole,
 };
 
@@ -111,7 +111,7 @@ fn words(receipt: &Promise) -> String {
                 receipt.contract, receipt.profile, receipt.profile_version, receipt.code
             ),
         ),
-        ("shards by site", format!("{} ({} stripes)", sites.join(", "), receipt.stripes.len())),
+        ("shards by site", format!("{} in {}", sites.join(", "), counted(receipt.stripes.len(), "stripe"))),
         ("log", format!("term {} index {}, {}", receipt.term, receipt.index, time_text(receipt.time.0))),
         ("signed by", receipt.coordinator.clone()),
         ("cluster", receipt.cluster.to_string()),

@@ -142,6 +142,8 @@ fn multi_frame(recipe: Recipe) -> InMemDicomObject {
     let o = &mut object;
     put(o, tags::SERIES_DESCRIPTION, VR::LO, "Multi-frame phantom");
     put(o, tags::IMAGE_TYPE, VR::CS, PrimitiveValue::Strs(["DERIVED", "SECONDARY"].map(str::to_owned).to_vec().into()));
+    put(o, tags::BODY_PART_EXAMINED, VR::CS, "HEAD");
+    put(o, tags::PATIENT_ORIENTATION, VR::CS, "");
     put(o, tags::CONVERSION_TYPE, VR::CS, "SYN");
     put(o, tags::BURNED_IN_ANNOTATION, VR::CS, "NO");
     put(o, tags::NUMBER_OF_FRAMES, VR::IS, recipe.frames.to_string());
