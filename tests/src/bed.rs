@@ -55,7 +55,10 @@ pub fn bin_dir() -> anyhow::Result<PathBuf> {
         }
     };
     if !dir.join("pacsvault-node").is_file() {
-        bail!("{} has no pacsvault-node: run `cargo build --release -p pacsvault-node -p pacsvault-client` first", dir.display());
+        bail!(
+            "{} has no pacsvault-node: run `cargo build --release -p pacsvault-node -p pacsvault-client` first",
+            dir.display()
+        );
     }
     Ok(dir)
 }
@@ -72,7 +75,8 @@ impl Bed {
     pub fn prepared(tmp: &str, sites: usize, nodes: usize) -> anyhow::Result<Self> {
         let bin = bin_dir()?;
         fs::create_dir_all(tmp)?;
-        let turn = File::options().create(true).truncate(false).write(true).open(Path::new(tmp).join("one-cluster.lock"))?;
+        let turn =
+            File::options().create(true).truncate(false).write(true).open(Path::new(tmp).join("one-cluster.lock"))?;
         turn.lock().context("cannot wait for this machine's other clusters")?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(tmp)?;
         let pki = dir.path().join("pki");
@@ -108,7 +112,11 @@ impl Bed {
     /// Waits until every node is up and one leader is followed by all, with enough voters for any site to go.
     pub fn until_whole(&self, limit: Duration) -> anyhow::Result<()> {
         let wanted = self.cluster.nodes.len();
-        let voters = if wanted >= 5 { 5 } else { wanted.min(3) };
+        let voters = match wanted {
+            5.. => 5,
+            3 | 4 => 3,
+            _ => 1,
+        };
         self.until(limit, "all nodes to be up and the voters to be spread", || {
             let statuses = self.statuses();
             let leaders: BTreeSet<_> = statuses.values().map(|status| status.leader).collect();
@@ -133,7 +141,10 @@ impl Bed {
             let applied: BTreeMap<&str, LogIndex> =
                 statuses.iter().map(|(name, status)| (name.as_str(), status.applied)).collect();
             let first = statuses.values().next().context("no node")?;
-            anyhow::ensure!(statuses.values().all(|status| status.applied == first.applied), "they stand at {applied:?}");
+            anyhow::ensure!(
+                statuses.values().all(|status| status.applied == first.applied),
+                "they stand at {applied:?}"
+            );
             let equal = statuses.values().all(|status| status.state_digest == first.state_digest);
             assert!(equal, "replicas that applied {} entries differ: {statuses:#?}", first.applied);
             settled = first.applied;
@@ -222,7 +233,12 @@ impl Bed {
     }
 
     /// Repeats `done` until it is true; an error counts as "not yet", and the last one is told when time is over.
-    pub fn until(&self, limit: Duration, what: &str, mut done: impl FnMut() -> anyhow::Result<bool>) -> anyhow::Result<()> {
+    pub fn until(
+        &self,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut() -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
             let why = match done() {

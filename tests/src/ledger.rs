@@ -277,7 +277,11 @@ impl Ledger {
 }
 
 /// Reads a whole version and returns its digest and size; an error when it is damaged or away, `None` when not stored.
-async fn read(client: &Client, key: &ObjectKey, version: Option<VersionNumber>) -> Result<Option<(Digest, u64)>, String> {
+async fn read(
+    client: &Client,
+    key: &ObjectKey,
+    version: Option<VersionNumber>,
+) -> Result<Option<(Digest, u64)>, String> {
     let query = GetQuery { version, ..GetQuery::whole(key.clone()) };
     let mut reading = match client.get(query).await {
         Ok(reading) => reading,
@@ -325,7 +329,13 @@ async fn check_key(client: &Client, ca_pem: &str, key: &ObjectKey, record: &Reco
     Ok(checked)
 }
 
-fn check_receipt(ca: &str, key: &ObjectKey, content: &Content, version: VersionNumber, signed: &[u8]) -> Result<(), String> {
+fn check_receipt(
+    ca: &str,
+    key: &ObjectKey,
+    content: &Content,
+    version: VersionNumber,
+    signed: &[u8],
+) -> Result<(), String> {
     let (receipt, _) = receipt::prove(signed, ca).map_err(|error| format!("its receipt proves nothing: {error}"))?;
     let fits = receipt.key == *key
         && receipt.version == version

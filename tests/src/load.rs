@@ -88,7 +88,14 @@ struct Worker {
 
 impl Load {
     /// Starts the workers; `clients` are dealt to them in turn. `label` keeps the keys of several loads apart.
-    pub fn start(runtime: &Runtime, clients: &[Client], ledger: &Arc<Ledger>, shape: Shape, seed: u64, label: u64) -> Self {
+    pub fn start(
+        runtime: &Runtime,
+        clients: &[Client],
+        ledger: &Arc<Ledger>,
+        shape: Shape,
+        seed: u64,
+        label: u64,
+    ) -> Self {
         let (tally, over) = (Arc::new(Tally::default()), Arc::new(AtomicBool::new(false)));
         let mut workers = Vec::new();
         for number in 0..shape.writers + shape.readers {
@@ -102,7 +109,8 @@ impl Load {
                 random: StdRng::seed_from_u64(seed ^ (label * 1_000 + number).wrapping_mul(0x9E37_79B9_7F4A_7C15)),
                 shape,
             };
-            let task = if number < shape.writers { runtime.spawn(worker.write()) } else { runtime.spawn(worker.read()) };
+            let task =
+                if number < shape.writers { runtime.spawn(worker.write()) } else { runtime.spawn(worker.read()) };
             workers.push(task);
         }
         Self { ledger: ledger.clone(), tally, over, workers }
@@ -130,7 +138,8 @@ impl Load {
     pub fn stop(self, runtime: &Runtime, limit: Duration) -> anyhow::Result<()> {
         self.over.store(true, Ordering::Relaxed);
         let summary = self.summary();
-        let ended = runtime.block_on(async { tokio::time::timeout(limit, futures::future::join_all(self.workers)).await });
+        let ended =
+            runtime.block_on(async { tokio::time::timeout(limit, futures::future::join_all(self.workers)).await });
         let Ok(ended) = ended else { bail!("workers did not end within {} s: {summary}", limit.as_secs()) };
         for end in ended {
             end?;
@@ -315,9 +324,16 @@ impl Worker {
         match answer {
             Ok(bytes) if bytes == content.bytes().slice(range.clone()) => self.tally.add(&self.tally.read, 1),
             Ok(bytes) if unchanged => {
-                self.ledger.violation(format!("{key} {range:?} of {} reads as {} other bytes", content.size_bytes, bytes.len()));
+                self.ledger.violation(format!(
+                    "{key} {range:?} of {} reads as {} other bytes",
+                    content.size_bytes,
+                    bytes.len()
+                ));
             }
-            Err(fault) if unchanged && matches!(fault.class, Class::NotFound | Class::Corrupt | Class::Bug | Class::Reject) => {
+            Err(fault)
+                if unchanged
+                    && matches!(fault.class, Class::NotFound | Class::Corrupt | Class::Bug | Class::Reject) =>
+            {
                 self.ledger.violation(format!("{key} was acknowledged and is refused: {} {fault}", fault.code));
             }
             Ok(_) | Err(_) => self.tally.add(&self.tally.reads_failed, 1),

@@ -23,7 +23,7 @@ use pacsvault_proto::v1::{self, admin_client::AdminClient, archive_client::Archi
 use pacsvault_rpc::TonicPeer;
 use pacsvault_runtime::{TokioEnv, wall_now};
 use pacsvault_security::{Authority, Signer};
-use pacsvault_tests::{Bed, Ledger, ledger::Content, bed, raw, refusal::says, skip};
+use pacsvault_tests::{Bed, Ledger, bed, ledger::Content, raw, refusal::says, skip};
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt;
 
@@ -76,7 +76,12 @@ async fn upload(archive: &mut ArchiveClient<Channel>, parts: Vec<Part>) -> Resul
 }
 
 /// The refusal of an upload: its code, its reason for programs, its words for people.
-async fn refusal(archive: &mut ArchiveClient<Channel>, parts: Vec<Part>, code: Code, words: &[&str]) -> anyhow::Result<()> {
+async fn refusal(
+    archive: &mut ArchiveClient<Channel>,
+    parts: Vec<Part>,
+    code: Code,
+    words: &[&str],
+) -> anyhow::Result<()> {
     let Err(status) = upload(archive, parts).await else { anyhow::bail!("it was stored, but should say {words:?}") };
     anyhow::ensure!(status.code() == code, "{code:?} was expected: {status:?}");
     let details = status.get_error_details();
@@ -156,10 +161,11 @@ fn clients_that_vanish_in_mid_stream_leave_neither_content_nor_memory() -> anyho
                 let mut archive = ArchiveClient::new(raw::channel(&address, &credentials).await?);
                 let head = Part::Header(v1::PutHeader { size_bytes: Some(200 << 20), ..header(&bad) });
                 let (sender, receiver) = tokio::sync::mpsc::channel(1);
-                let messages = futures::stream::unfold(receiver, |mut receiver: tokio::sync::mpsc::Receiver<Part>| async {
-                    let part = receiver.recv().await?;
-                    Some((v1::PutRequest { part: Some(part) }, receiver))
-                });
+                let messages =
+                    futures::stream::unfold(receiver, |mut receiver: tokio::sync::mpsc::Receiver<Part>| async {
+                        let part = receiver.recv().await?;
+                        Some((v1::PutRequest { part: Some(part) }, receiver))
+                    });
                 let call = tokio::spawn(async move { archive.put(messages).await });
                 sender.send(head).await?;
                 for _ in 0..50 {
@@ -255,9 +261,14 @@ fn a_stranger_node_is_not_let_in_and_is_told_why() -> anyhow::Result<()> {
         std::fs::create_dir_all(&home)?;
         let text = std::fs::read_to_string(&bed.cluster.nodes[0].config)?;
         let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
-        let text = text.replace("\"a1\"", "\"z1\"").replace("../pki/node-a1", "../other/node-z1").replace("../pki", "../other");
-        let text = text.replace(&format!("listen = \"{}\"", bed.cluster.nodes[0].address), &format!("listen = \"{free}\""));
-        let text: String = text.lines().filter(|line| !line.starts_with("ops_listen")).map(|line| format!("{line}\n")).collect();
+        let text = text
+            .replace("\"a1\"", "\"z1\"")
+            .replace("../pki/node-a1", "../other/node-z1")
+            .replace("../pki", "../other");
+        let text =
+            text.replace(&format!("listen = \"{}\"", bed.cluster.nodes[0].address), &format!("listen = \"{free}\""));
+        let text: String =
+            text.lines().filter(|line| !line.starts_with("ops_listen")).map(|line| format!("{line}\n")).collect();
         std::fs::write(home.join("node.toml"), text)?;
         let log = home.join("node.log");
         let mut child = std::process::Command::new(bed.cluster.bin.join("pacsvault-node"))
@@ -387,7 +398,9 @@ fn a_writer_whose_clock_is_wrong_by_hours_is_served_or_told() -> anyhow::Result<
         }
         // Beyond the write window its shards may be swept as orphans: nothing is acknowledged.
         let late = key("1.2.826.0.9.69");
-        let fault = put_with_clock(bed, -25, &late, b"too late")?.err().context("a write beyond the window was acknowledged")?;
+        let fault = put_with_clock(bed, -25, &late, b"too late")?
+            .err()
+            .context("a write beyond the window was acknowledged")?;
         anyhow::ensure!(fault.code == "PV-WINDOW-CLOSED", "{fault:?}");
         says(&fault.message, &["write window", "clock"])?;
         absent(bed, &client, &late)?;

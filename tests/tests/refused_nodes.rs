@@ -65,7 +65,12 @@ fn a_node_with_wrong_certificates_says_which_are_needed() -> anyhow::Result<()> 
         refused_with(bed, "../pki/node-a1.", "../pki/janitor-a1.", &["janitor", "roles are node, gateway, operator"])?;
         // Signed by nobody we trust, though it names our cluster: a forged identity.
         certify(&other, &format!("pacsvault://{cluster}/node/a1"), "forged-a1")?;
-        refused_with(bed, "../pki/node-a1.", "../other/forged-a1.", &["not signed by this cluster's ca", "check that ca.pem"])?;
+        refused_with(
+            bed,
+            "../pki/node-a1.",
+            "../other/forged-a1.",
+            &["not signed by this cluster's ca", "check that ca.pem"],
+        )?;
         // The right role, another node's name.
         let authority = Authority::open(&bed.pki())?;
         bed::issue(&authority, &bed.pki(), "node", "b9")?;
@@ -116,7 +121,10 @@ fn disks_that_are_not_this_nodes_are_refused_and_left_alone() -> anyhow::Result<
         fs::write(homes[0].join("letters/mother.txt"), "dear")?;
         fs::write(&bed.cluster.nodes[0].config, format!("{text}\n[[volumes]]\npath = \"letters\"\n"))?;
         says(&refused(bed)?, &["letters", "mother.txt", "name an empty directory"])?;
-        anyhow::ensure!(fs::read_to_string(homes[0].join("letters/mother.txt"))? == "dear", "somebody's file was changed");
+        anyhow::ensure!(
+            fs::read_to_string(homes[0].join("letters/mother.txt"))? == "dear",
+            "somebody's file was changed"
+        );
         fs::write(&bed.cluster.nodes[0].config, text)?;
 
         // Its identity is gone while its stores are there.
@@ -162,7 +170,8 @@ fn what_is_in_use_is_not_shared() -> anyhow::Result<()> {
         fs::copy(&node.config, &same)?;
         says(&refused(&bed.cluster.bin, &same)?, &["cannot listen on", &node.address, "in use"])?;
         // The directories, under other ports.
-        let text = fs::read_to_string(&node.config)?.replace(&node.address, "127.0.0.1:1").replace(&node.ops, "127.0.0.1:2");
+        let text =
+            fs::read_to_string(&node.config)?.replace(&node.address, "127.0.0.1:1").replace(&node.ops, "127.0.0.1:2");
         let free = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
         let path = node.config.with_file_name("second.toml");
         fs::write(&path, text.replace("listen = \"127.0.0.1:1\"", &format!("listen = \"{free}\"")))?;
