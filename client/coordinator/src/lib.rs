@@ -26,6 +26,7 @@ use pacsvault_core::{
     catalog::{Command, Outcome, Rejection, SealedInstance, command::Attribute},
     ids::{Digest, InstanceId, LogIndex, ObjectKey, ProfileName, SiteName, VersionNumber},
     layout::Layout,
+    limits::COMMANDS_PER_ENTRY_MAX,
     receipt::Receipt,
 };
 use pacsvault_ports::{
@@ -224,14 +225,31 @@ impl Coordinator {
         }
     }
 
-    /// Deletes one version, or all, by a logged tombstone. Returns the versions now marked.
+    /// Deletes one version, or all that exist now, by logged tombstones. Returns the versions now marked. `NotFound` when
+    /// nothing is stored, or everything was deleted before.
+    ///
+    /// All versions are named one by one: a proposal that arrives late or twice, when its sender has long given up, must
+    /// not delete what was stored after it.
     pub async fn delete(&self, key: ObjectKey, version: Option<VersionNumber>) -> Result<Vec<VersionNumber>, Fault> {
-        let outcomes = self.propose(vec![Command::Delete { key, version }]).await?;
-        match outcomes.into_iter().next() {
-            Some(Outcome::Deleted(versions)) => Ok(versions),
-            Some(Outcome::Rejected(rejection)) => Err(rejected(&rejection)),
-            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a delete answered something else")),
+        let versions = match version {
+            Some(version) => vec![version],
+            None => {
+                let newest = self.lookup(&key, None, Freshness::Linearizable).await?.version;
+                (1..=newest.0).map(VersionNumber).collect()
+            }
+        };
+        let mut deleted = Vec::new();
+        for chunk in versions.chunks(COMMANDS_PER_ENTRY_MAX) {
+            let commands = chunk.iter().map(|version| Command::Delete { key: key.clone(), version: Some(*version) });
+            for outcome in self.propose(commands.collect()).await? {
+                match outcome {
+                    Outcome::Deleted(versions) => deleted.extend(versions),
+                    Outcome::Rejected(rejection) => return Err(rejected(&rejection)),
+                    _ => return Err(Fault::new(Class::Bug, "PV-BUG", "a delete answered something else")),
+                }
+            }
         }
+        Ok(deleted)
     }
 
     /// Re-reads and proves every shard of one stored version.
