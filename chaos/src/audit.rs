@@ -51,12 +51,12 @@ pub fn survives(shards: &[Lies], k: usize, failures: Failures, nodes: usize) -> 
 }
 
 /// Shards of a stripe that its seal calls persisted: index and volume.
-fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = (u8, VolumeId)> + '_ {
+pub(crate) fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = (u8, VolumeId)> + '_ {
     (0_u8..32).zip(&stripe.placement).filter(|(shard, _)| stripe.persisted & (1 << shard) != 0).map(|(s, v)| (s, *v))
 }
 
 /// Volume to machine and site.
-fn homes(cluster: &Cluster) -> BTreeMap<VolumeId, (usize, usize)> {
+pub(crate) fn homes(cluster: &Cluster) -> BTreeMap<VolumeId, (usize, usize)> {
     let machines = cluster.machines();
     let of = |(at, machine): (usize, &crate::cluster::Machine)| {
         machine.volumes.iter().map(|volume| (volume.id, (at, machine.site))).collect::<Vec<_>>()
@@ -78,7 +78,7 @@ fn survivor(cluster: &Cluster, volume: VolumeId) -> Option<Store> {
 }
 
 /// Checks that what a receipt claims is true on the disks.
-pub async fn check_receipt(work: &Arc<Work>, stored: &Stored) {
+pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
     let cluster = &work.cluster;
     if stored.receipt.survives != stored.sealed.survives || stored.receipt.degraded != stored.sealed.degraded {
         work.violation("a receipt differs from the catalog's record");
@@ -88,7 +88,9 @@ pub async fn check_receipt(work: &Arc<Work>, stored: &Stored) {
     {
         work.violation("a receipt that is not degraded does not cover its contract");
     }
-    if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE)) || stored.sealed.deleted.is_some() {
+    if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE))
+        || work.model(|model| model.may_be_gone(key, &stored.sealed))
+    {
         return;
     }
     cluster.sim.hit("receipt checked on the disks");
@@ -201,7 +203,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
         let key = rng.index(work.cluster.scenario.keys);
         let content = rng.bytes(700).into();
         let mut client = work.client(site);
-        if client.put(key, content).await.is_none() {
+        if client.put(key, content, false).await.is_none() {
             work.violation(format!("the healed cluster does not take a write at site {site}"));
         }
     }

@@ -218,6 +218,13 @@ impl Model {
         })
     }
 
+    /// Whether some delete may have hidden this record by now.
+    pub fn may_be_gone(&mut self, key: usize, sealed: &SealedInstance) -> bool {
+        let now = self.tick();
+        let began = self.began(sealed.seal.instance);
+        self.may_be_deleted(key, sealed.version.0, began, now)
+    }
+
     /// A read of the newest version ended now.
     pub fn check_read(&mut self, read: &ReadView) {
         let now = self.tick();

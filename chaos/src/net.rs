@@ -299,11 +299,7 @@ impl Exchange {
         };
         if twice {
             sim.hit("request delivered twice");
-            let (reply, _) = oneshot::channel();
-            let (keep, cancelled) = oneshot::channel();
-            self.deliver(to, request.clone(), reply, cancelled);
-            // The copy is nobody's to cancel.
-            sim.spawn(Life::HARNESS, Box::pin(async move { forget(keep).await }));
+            self.deliver_again_later(to, request.clone());
         }
         let (reply, replied) = oneshot::channel();
         let (_cancel, cancelled) = oneshot::channel();
@@ -326,6 +322,28 @@ impl Exchange {
                 }
             }
         }
+    }
+
+    /// A copy of a request on its own: a retry whose sender gave up, held somewhere for up to seconds.
+    fn deliver_again_later(&self, to: HostId, request: Request) {
+        let sim = self.net.sim.clone();
+        let held = sim.random(|rng| if rng.chance(500) { Duration::ZERO } else { rng.micros(0, 3_000_000) });
+        let again = Self {
+            net: Arc::clone(&self.net),
+            from: self.from,
+            caller: self.caller.clone(),
+            to: Ok(to),
+            address: self.address.clone(),
+        };
+        let task = async move {
+            again.wait(held).await;
+            let (reply, _) = oneshot::channel();
+            // Nobody is there to cancel it.
+            let (keep, cancelled) = oneshot::channel();
+            again.deliver(to, request, reply, cancelled);
+            forget(keep).await;
+        };
+        sim.spawn(Life::HARNESS, Box::pin(task));
     }
 
     /// Starts the request in the callee's life. Its answer, if it gets through, goes to `reply`.

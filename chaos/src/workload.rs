@@ -208,13 +208,13 @@ impl Client {
             && self.rng.chance(700)
         {
             self.work.cluster.sim.hit("unknown write tried again");
-            self.put(key, content).await;
+            self.put(key, content, false).await;
             return;
         }
         match self.rng.below(100) {
             0..45 => {
-                let content = self.content();
-                self.put(key, content).await;
+                let (content, strict) = (self.content(), self.rng.chance(100));
+                self.put(key, content, strict).await;
             }
             45..75 => self.get(key).await,
             75..84 => self.get_range(key).await,
@@ -234,10 +234,10 @@ impl Client {
     }
 
     /// Writes `content`, in up to three pieces. Answers the record when acknowledged.
-    pub async fn put(&mut self, key: usize, content: Bytes) -> Option<Stored> {
+    pub async fn put(&mut self, key: usize, content: Bytes, strict: bool) -> Option<Stored> {
         let work = Arc::clone(&self.work);
         let mut header = PutHeader::new(key_name(key), "application/dicom");
-        header.strict = self.rng.chance(100);
+        header.strict = strict;
         if self.rng.chance(500) {
             header.declared_size_bytes = Some(content.len() as u64);
         }
@@ -253,6 +253,7 @@ impl Client {
         };
         match result.await {
             Ok(stored) => {
+                self.trace_ack(&stored);
                 work.model(|model| model.acked(put, &stored.sealed, stored.first));
                 work.count(|figures| figures.acked += 1);
                 if !stored.first {
@@ -264,7 +265,7 @@ impl Client {
                 if stored.sealed.seal.stripes.len() > 1 {
                     work.cluster.sim.hit("write of several stripes");
                 }
-                crate::audit::check_receipt(&work, &stored).await;
+                crate::audit::check_receipt(&work, key, &stored);
                 return Some(stored);
             }
             Err(fault) if fault.class == Class::Unknown => {
@@ -272,6 +273,8 @@ impl Client {
                 work.cluster.sim.hit("write with unknown outcome");
                 self.unknown = Some((key, content));
             }
+            // It was stored, and deleted before the answer arrived.
+            Err(fault) if fault.code == "PV-DELETED" => work.cluster.sim.hit("write deleted before its answer"),
             Err(fault) => {
                 self.judge("put", &fault);
                 work.model(|model| model.put_refused(put));
@@ -279,6 +282,22 @@ impl Client {
             }
         }
         None
+    }
+
+    fn trace_ack(&self, stored: &Stored) {
+        let cluster = &self.work.cluster;
+        let sealed = &stored.sealed;
+        cluster.sim.event("acked", &[u64::from(sealed.version.0), sealed.index.0], || {
+            let homes = crate::audit::homes(cluster);
+            let of = |stripe: &pacsvault_core::catalog::StripeSeal| {
+                crate::audit::persisted(stripe).map(|(shard, volume)| (shard, homes[&volume].0)).collect::<Vec<_>>()
+            };
+            let shards: Vec<_> = sealed.seal.stripes.iter().map(of).collect();
+            format!(
+                "{} {} (shard, machine) {shards:?} survives {:?}",
+                sealed.seal.key, sealed.seal.instance, sealed.survives
+            )
+        });
     }
 
     /// Faults that no fault of ours explains are violations.
