@@ -18,14 +18,18 @@ pub fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// Where the built programs are.
+/// Where the built programs are: `PACSVAULT_BIN_DIR`, else where cargo puts them.
 pub fn bin_dir() -> PathBuf {
-    target().join("release")
+    env::var_os("PACSVAULT_BIN_DIR").map_or_else(|| target().join("release"), PathBuf::from)
 }
 
-/// Builds the two programs.
+/// Builds all programs, unless `PACSVAULT_BIN_DIR` names built ones. The whole workspace at once, as tests and clippy do:
+/// another selection would have other features and build the dependencies again.
 pub fn build() -> anyhow::Result<()> {
-    cargo(&["build", "--release", "--bins", "--package", "pacsvault-node", "--package", "pacsvault-client"])
+    if env::var_os("PACSVAULT_BIN_DIR").is_some() {
+        return Ok(());
+    }
+    cargo(&["build", "--release", "--workspace", "--bins"])
 }
 
 /// Runs cargo in the checkout; its output goes to the terminal.
