@@ -132,10 +132,11 @@ impl Table {
 
     /// Applies one tombstone that lies in segment `from`; true if the shard was there.
     pub(crate) fn delete(&mut self, id: ShardId, sequence: u64, offset: u64, from: u64) -> bool {
-        if from != sequence && self.segments.contains_key(&sequence) {
-            if let Some(segment) = self.segments.get_mut(&from) {
-                *segment.targets.entry(sequence).or_default() += 1;
-            }
+        if from != sequence
+            && self.segments.contains_key(&sequence)
+            && let Some(segment) = self.segments.get_mut(&from)
+        {
+            *segment.targets.entry(sequence).or_default() += 1;
         }
         match self.find(id) {
             Some(place) if place.sequence() == sequence && place.offset() == offset => {

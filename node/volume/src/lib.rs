@@ -15,7 +15,7 @@
 //! and nothing but the log. An index checkpoint would shorten the open of large volumes; the format does not need to
 //! change for it.
 //!
-//! Rooms: [`format`] (bytes), `recover` (open), [`store`] (what is held; reading), `writer` (appending), [`worker`] (the async
+//! Rooms: [`format`] (bytes), `recover` (open), [`store`] (what is held; reading), `writer` (appending), `segment` (its files), [`worker`] (the async
 //! handle with group commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
 
 mod crash;
@@ -24,6 +24,7 @@ pub mod file_disk;
 pub mod format;
 mod index;
 mod recover;
+mod segment;
 pub mod store;
 #[cfg(test)]
 mod tests;

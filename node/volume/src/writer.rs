@@ -6,7 +6,7 @@
 //! - A batch may be written while the one before is being synced; a segment is left only when all of it is synced.
 //! - What could not be written is answered with an error; what was answered with success is in the table.
 
-use std::{collections::VecDeque, io, sync::Arc, sync::MutexGuard, sync::atomic::Ordering};
+use std::{collections::VecDeque, sync::Arc, sync::MutexGuard, sync::atomic::Ordering};
 
 use bytes::Bytes;
 use pacsvault_core::{
@@ -19,11 +19,8 @@ use pacsvault_ports::disk::DiskFile;
 use crate::{
     crash,
     error::Error,
-    format::{
-        Body, RECORDS_START, Record, SECTOR_BYTES, SegmentHeader, Tombstone, align, check_shard, encode_voids,
-        header_bytes, segment_name, spare_name,
-    },
-    index::{Place, Segment},
+    format::{Body, Record, SECTOR_BYTES, Tombstone, align, check_shard, encode_voids, header_bytes},
+    index::Place,
     store::{Done, Op, Purpose, Store, to_usize},
 };
 
@@ -33,8 +30,6 @@ pub(crate) const BATCH_BYTES_MAX: u64 = 16 << 20;
 const TOMBSTONES_MAX: usize = 1024;
 /// Zeros that pad batches.
 static ZEROS: [u8; 4096] = [0; 4096];
-/// Zeros that prewrite segments, per write.
-const PREWRITE_BYTES: usize = 1 << 20;
 
 /// The segment that is appended to.
 pub(crate) struct Active {
@@ -441,189 +436,12 @@ impl Store {
             Some(_) | None => self.roll(writer, need),
         }
     }
-
-    /// Leaves the active segment and begins another that has room for `need` bytes of records.
-    fn roll(&self, writer: &mut Writer, need: u64) -> Result<(), Error> {
-        let len = self.segment_bytes.max(align(RECORDS_START + need, SECTOR_BYTES));
-        let at = writer.spares.iter().position(|spare| spare.len >= RECORDS_START + need);
-        let spare = match at {
-            Some(at) => writer.spares.remove(at),
-            None => {
-                let number = writer.next_number;
-                writer.next_number += 1;
-                self.create_spare(number, len)?
-            }
-        };
-        // The batch before holds this lock until it is synced.
-        let sync = self.lock_sync()?;
-        if let Some(active) = writer.active.take() {
-            self.end_segment(writer, &active)?;
-        }
-        let sequence = writer.next_number;
-        writer.next_number += 1;
-        let header = SegmentHeader {
-            volume: self.volume(),
-            cluster: self.identity.cluster,
-            sequence,
-            life: self.options.life,
-            durable_batch: match &writer.mark {
-                Some(mark) => mark.proven_batch,
-                None => self.durable_batch.load(Ordering::Acquire),
-            },
-        };
-        // A new segment of this life needs no proof of it; a mark that names void records is due all the same.
-        if let Some(mark) = &mut writer.mark {
-            mark.previous_life = self.options.life;
-            if mark.voids.is_empty() {
-                writer.mark = None;
-            }
-        }
-        // CRASH(volume.segment.3): the header of a spare may be torn. It is a spare by name, and nobody reads it.
-        crash::point("volume.segment.3");
-        spare.file.write_at(0, &[&header.encode()]).map_err(|error| self.poison("write a segment header", error))?;
-        spare.file.sync_data().map_err(|error| self.poison("sync a segment header", error))?;
-        // CRASH(volume.segment.4): a whole header under the name of a spare, or of a segment without records.
-        crash::point("volume.segment.4");
-        let name = segment_name(sequence);
-        self.disk.rename(&spare.name, &name).map_err(|error| self.poison("name a segment", error))?;
-        // CRASH(volume.segment.5): the name may vanish, but no record is written before it is durable.
-        crash::point("volume.segment.5");
-        self.disk.sync_names().map_err(|error| self.poison("sync the name of a segment", error))?;
-        self.write_table().segments.insert(sequence, Segment::new(spare.file.clone(), spare.len));
-        if at.is_none() {
-            writer.preparing = false;
-        }
-        writer.active = Some(Active { sequence, file: spare.file, offset: RECORDS_START, len: spare.len });
-        drop(sync);
-        Ok(())
-    }
-
-    /// Tells recovery that nothing follows. Not synced: without it, recovery searches the rest and finds nothing.
-    fn end_segment(&self, writer: &Writer, active: &Active) -> Result<(), Error> {
-        if active.offset + SECTOR_BYTES > active.len {
-            return Ok(());
-        }
-        let mut end = Record::new(self.volume(), Body::End, 0, Vec::new());
-        end.span_bytes = active.len - active.offset;
-        end.stamp.sequence = active.sequence;
-        end.stamp.offset = active.offset;
-        end.stamp.batch = writer.batch;
-        // While a mark is due this life may not claim more than recovery proved: torn records are not void yet.
-        (end.stamp.life, end.stamp.durable_batch) = match &writer.mark {
-            Some(mark) => (mark.previous_life, mark.proven_batch),
-            None => (self.options.life, self.durable_batch.load(Ordering::Acquire)),
-        };
-        let mut sector = end.encode();
-        sector.resize(to_usize(SECTOR_BYTES), 0);
-        // CRASH(volume.segment.6): the end record may be missing or torn: then recovery searches on.
-        crash::point("volume.segment.6");
-        active.file.write_at(active.offset, &[&sector]).map_err(|error| self.poison("end a segment", error))
-    }
-
-    /// Makes a file of `len` bytes that may become a segment. No room is no reason to distrust the disk: no byte of
-    /// any record was in it. Any other error is.
-    fn create_spare(&self, number: u64, len: u64) -> Result<Spare, Error> {
-        let name = spare_name(number);
-        let part = format!("{name}.tmp");
-        let table = self.read_table().segments.values().map(|segment| segment.len).sum::<u64>();
-        if table + len > self.capacity_bytes {
-            return Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 });
-        }
-        // CRASH(volume.segment.1): a temporary file of any length may be left. Recovery removes it.
-        crash::point("volume.segment.1");
-        match self.fill_spare(&part, len) {
-            Ok(file) => {
-                // CRASH(volume.segment.2): a spare by one name or the other; neither holds records.
-                crash::point("volume.segment.2");
-                self.disk.rename(&part, &name).map_err(|error| self.poison("name a spare", error))?;
-                Ok(Spare { name, file, len })
-            }
-            Err(error) if is_full(&error) => {
-                tracing::warn!(volume = %self.volume(), len, "no room for another segment");
-                // CRASH(volume.segment.7): the part may stay; recovery removes it.
-                crash::point("volume.segment.7");
-                match self.disk.remove(&part) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => Err(self.poison("remove a spare", error)),
-                    Ok(()) | Err(_) => Err(Error::Full { volume: self.volume(), room_bytes: 0, reserve_bytes: 0 }),
-                }
-            }
-            Err(error) => Err(self.poison("create a segment", error)),
-        }
-    }
-
-    fn fill_spare(&self, part: &str, len: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.disk.create(part, len)?;
-        if self.options.prewrite {
-            let zeros = vec![0; PREWRITE_BYTES];
-            let mut offset = 0;
-            while offset < len {
-                let count = to_usize((len - offset).min(PREWRITE_BYTES as u64));
-                file.write_at(offset, &[&zeros[..count]])?;
-                offset += count as u64;
-            }
-        }
-        file.sync_data()?;
-        Ok(file)
-    }
-
-    /// True when the active segment is half full and no spare is there: call [`Store::prepare`] in the background.
-    pub fn wants_spare(&self) -> bool {
-        let Ok(writer) = self.writer.try_lock() else { return false };
-        let half = writer.active.as_ref().is_none_or(|active| active.offset > active.len / 2);
-        half && writer.spares.is_empty() && !writer.preparing && self.poison.get().is_none()
-    }
-
-    /// Makes a spare ahead of need, while appends go on.
-    /// # Errors
-    /// [`Error::Full`], [`Error::Write`], [`Error::Poisoned`].
-    pub fn prepare(&self) -> Result<(), Error> {
-        let number = {
-            let mut writer = self.lock_writer()?;
-            if writer.preparing || !writer.spares.is_empty() {
-                return Ok(());
-            }
-            writer.preparing = true;
-            writer.next_number += 1;
-            writer.next_number - 1
-        };
-        // Without room it stays marked as being made, so that nobody asks again before a segment is left or freed.
-        let spare = self.create_spare(number, self.segment_bytes)?;
-        let mut writer = self.lock_writer()?;
-        writer.preparing = false;
-        writer.spares.push(spare);
-        Ok(())
-    }
-
-    /// Turns segments that nothing needs any more into spares.
-    fn reclaim(&self) -> Result<(), Error> {
-        let mut writer = self.lock_writer()?;
-        let active = writer.active.as_ref().map_or(u64::MAX, |active| active.sequence);
-        loop {
-            let Some(sequence) = self.read_table().dead_segment(active) else { return Ok(()) };
-            let name = spare_name(sequence);
-            // CRASH(volume.reuse.1): still a segment, of records that durable tombstones delete.
-            crash::point("volume.reuse.1");
-            self.disk.rename(&segment_name(sequence), &name).map_err(|error| self.poison("free a segment", error))?;
-            // CRASH(volume.reuse.2): by one name or the other. The tombstones stay until the new name is durable: only then
-            // may the segments that hold them die.
-            crash::point("volume.reuse.2");
-            self.disk.sync_names().map_err(|error| self.poison("sync the name of a freed segment", error))?;
-            let segment = self.write_table().take_segment(sequence);
-            if let Some(segment) = segment {
-                writer.spares.push(Spare { name, file: segment.file, len: segment.len });
-            }
-        }
-    }
 }
 
 fn fail(which: impl Iterator<Item = usize>, error: &Error, answers: &mut Answers) {
     for answer in which {
         answers[answer] = Some(Err(error.clone()));
     }
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Takes from `ready` what fits the active segment and one batch, a due mark first.

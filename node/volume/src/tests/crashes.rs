@@ -177,7 +177,12 @@ fn what_was_acknowledged_survives_a_crash_at_every_call() {
         }
     }
     planted(&mut crossed);
-    let sources = [include_str!("../store.rs"), include_str!("../writer.rs"), include_str!("../recover.rs")];
+    let sources = [
+        include_str!("../store.rs"),
+        include_str!("../writer.rs"),
+        include_str!("../recover.rs"),
+        include_str!("../segment.rs"),
+    ];
     let tags = |source: &'static str| source.split("CRASH(").skip(1).map(|rest| rest.split(')').next().unwrap());
     let tags: BTreeSet<&str> = sources.into_iter().flat_map(tags).collect();
     for tag in &crossed {
