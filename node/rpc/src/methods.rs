@@ -15,7 +15,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     kv::CheckpointFile,
-    peer::{Class, Fault, GetShard, ListPage, PutShard, Reply, Request, ShardData},
+    peer::{Class, Fault, GetShard, ListPage, PutShard, Reply, Request, ShardData, Target},
 };
 use pacsvault_proto::v1;
 use prost::Message;
@@ -57,6 +57,7 @@ pub enum Method {
     AdminLayout,
     InitCluster,
     Join,
+    JoinVia,
     SetVolumeState,
     SetProfile,
     TransferLeader,
@@ -64,7 +65,7 @@ pub enum Method {
 }
 
 /// Path, method, kind for authorization, lane.
-const METHODS: [(&str, Method, Kind, Lane); 18] = [
+const METHODS: [(&str, Method, Kind, Lane); 19] = [
     ("/pacsvault.v1.Shards/PutShard", Method::PutShard, Kind::Shards, Lane::Bulk),
     ("/pacsvault.v1.Shards/GetShard", Method::GetShard, Kind::Shards, Lane::Bulk),
     ("/pacsvault.v1.Consensus/Raft", Method::Raft, Kind::Consensus, Lane::Consensus),
@@ -79,6 +80,7 @@ const METHODS: [(&str, Method, Kind, Lane); 18] = [
     ("/pacsvault.v1.Admin/Layout", Method::AdminLayout, Kind::Status, Lane::Control),
     ("/pacsvault.v1.Admin/InitCluster", Method::InitCluster, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/Join", Method::Join, Kind::Join, Lane::Control),
+    ("/pacsvault.v1.Admin/JoinVia", Method::JoinVia, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/SetVolumeState", Method::SetVolumeState, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/SetProfile", Method::SetProfile, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/TransferLeader", Method::TransferLeader, Kind::Administer, Lane::Control),
@@ -155,6 +157,10 @@ pub fn encode_request(request: Request) -> Result<(Method, Payload), Fault> {
         }
         Request::ReadIndex => (Method::ReadIndex, Payload::of(&v1::ReadIndexRequest {})),
         Request::Join(join) => (Method::Join, Payload::of(&v1::JoinRequest { node: wire::encode_join(&join).into() })),
+        Request::JoinVia { seeds } => {
+            let seeds = seeds.into_iter().map(|seed| seed.address).collect();
+            (Method::JoinVia, Payload::of(&v1::JoinViaRequest { seeds }))
+        }
         Request::InitCluster { profiles } => {
             let profiles = profiles.iter().map(convert::profile_message).collect();
             (Method::InitCluster, Payload::of(&v1::InitClusterRequest { profiles }))
@@ -212,6 +218,14 @@ pub fn decode_request(method: Method, frames: Frames) -> Result<Asked, Invalid> 
         Method::Join => {
             let node = read::<v1::JoinRequest>(frames)?.node;
             Request::Join(wire::decode_join(&node).map_err(|error| Invalid::new("node", error))?)
+        }
+        Method::JoinVia => {
+            let seeds = read::<v1::JoinViaRequest>(frames)?.seeds;
+            if seeds.is_empty() {
+                return Err(Invalid::new("seeds", "must name at least one member"));
+            }
+            // Names are learned from their certificates.
+            Request::JoinVia { seeds: seeds.into_iter().map(|address| Target { address, name: None }).collect() }
         }
         Method::InitCluster => {
             Request::InitCluster { profiles: profiles(read::<v1::InitClusterRequest>(frames)?.profiles)? }
@@ -319,7 +333,7 @@ pub fn encode_reply(method: Method, profiles: &[Profile], reply: Reply) -> Resul
         }
         (Method::SnapshotRead, Reply::Bytes(data)) => Payload::with_tail(&v1::SnapshotReadReply::default(), data),
         (Method::ReadIndex, Reply::ReadIndex(index)) => Payload::of(&v1::ReadIndexReply { index: index.0 }),
-        (Method::Join | Method::InitCluster, Reply::Joined { node, cluster, incarnation }) => {
+        (Method::Join | Method::JoinVia | Method::InitCluster, Reply::Joined { node, cluster, incarnation }) => {
             let (cluster, incarnation) = (raw(&cluster.0), raw(&incarnation.0));
             Payload::of(&v1::JoinedReply { node: node.0, cluster, incarnation })
         }
@@ -402,7 +416,7 @@ fn parse_reply(method: Method, frames: Frames) -> Result<Reply, Invalid> {
         }
         Method::SnapshotRead => Reply::Bytes(read::<v1::SnapshotReadReply>(frames)?.data),
         Method::ReadIndex => Reply::ReadIndex(LogIndex(read::<v1::ReadIndexReply>(frames)?.index)),
-        Method::Join | Method::InitCluster => {
+        Method::Join | Method::JoinVia | Method::InitCluster => {
             let (node, cluster, incarnation) = convert::joined(&read(frames)?)?;
             Reply::Joined { node, cluster, incarnation }
         }
