@@ -1,3 +1,4 @@
+#![allow(dead_code, reason = "each test binary uses a part")]
 //! Replicas in one process: a peer that calls them directly and whose links can be cut.
 
 use std::{
@@ -6,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use pacsvault_consensus::{Consensus, Options, Replica, Status, TokioRuntime, start};
+use pacsvault_consensus::{Consensus, Error, Options, Replica, Status, TokioRuntime, start};
 use pacsvault_core::{
     catalog::{Command, Outcome, command::JoinNode},
     ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName},
@@ -123,6 +124,11 @@ impl Cluster {
 
     /// As [`Cluster::start`], with another incarnation.
     pub async fn start_as(&mut self, id: u64, life: u8) -> Arc<dyn Replica> {
+        self.try_start_as(id, life).await.expect("it starts")
+    }
+
+    /// As [`Cluster::start_as`]; disks may fail.
+    pub async fn try_start_as(&mut self, id: u64, life: u8) -> Result<Arc<dyn Replica>, Error> {
         let fresh = || Node { log: SimKvMedia::new(), state: SimKvMedia::new(), replica: None };
         let (log, state) = {
             let node = self.nodes.entry(id).or_insert_with(fresh);
@@ -131,11 +137,16 @@ impl Cluster {
         let env: SharedEnv = TokioEnv::current();
         let peer = Arc::new(Loopback { from: name(id), links: self.links.clone() });
         let options = self.options(id, life);
-        let replica: Consensus<TokioRuntime> = start(options, env, peer, log, state).await.expect("it starts");
+        let replica: Consensus<TokioRuntime> = start(options, env, peer, log, state).await?;
         let replica: Arc<dyn Replica> = Arc::new(replica);
         self.links.replicas.lock().expect("no panic").insert(name(id), replica.clone());
         self.nodes.get_mut(&id).expect("just added").replica = Some(replica.clone());
-        replica
+        Ok(replica)
+    }
+
+    /// Node `id` with its disks, new if it was unknown.
+    pub fn node(&mut self, id: u64) -> &Node {
+        self.nodes.entry(id).or_insert_with(|| Node { log: SimKvMedia::new(), state: SimKvMedia::new(), replica: None })
     }
 
     pub fn replica(&self, id: u64) -> &Arc<dyn Replica> {
@@ -156,9 +167,11 @@ impl Cluster {
         let node = self.nodes.get_mut(&id).expect("known");
         node.log.crash(seed);
         node.state.crash(seed);
-        let replica = node.replica.take().expect("it runs");
+        let replica = node.replica.take();
         self.links.replicas.lock().expect("no panic").remove(&name(id));
-        replica.stop().await;
+        if let Some(replica) = replica {
+            replica.stop().await;
+        }
         self.heal(id);
     }
 
@@ -174,9 +187,7 @@ impl Cluster {
         let mut cluster = Self::new(tune);
         let first = cluster.start(1).await;
         first.initialise().await.expect("a new cluster");
-        let (profiles, default_profile) = profiles();
-        let init = Command::InitCluster { cluster: CLUSTER, profiles, default_profile };
-        let outcomes = first.propose(vec![init, join(1, 1)]).await.expect("applied");
+        let outcomes = first.propose(founding()).await.expect("applied");
         assert_eq!(outcomes, vec![Outcome::Done, Outcome::Joined(NodeId(1))]);
         cluster
     }
@@ -232,6 +243,12 @@ impl Cluster {
             }
         }
     }
+}
+
+/// The first commands of a cluster.
+pub fn founding() -> Vec<Command> {
+    let (profiles, default_profile) = profiles();
+    vec![Command::InitCluster { cluster: CLUSTER, profiles, default_profile }, join(1, 1)]
 }
 
 fn profiles() -> (Vec<pacsvault_core::layout::Profile>, pacsvault_core::ids::ProfileName) {
