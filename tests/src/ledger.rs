@@ -20,7 +20,7 @@ use rand::{RngCore, SeedableRng, rngs::StdRng};
 /// Keys checked at once.
 const CHECKS_AT_ONCE: usize = 6;
 /// Of every so many keys, one has all its shards re-read and proven too.
-const SHARDS_OF_EVERY: usize = 7;
+const SHARDS_OF_EVERY: usize = 4;
 
 /// Content that can be made again at any time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

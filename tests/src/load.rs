@@ -15,7 +15,7 @@ use std::{
 use anyhow::bail;
 use pacsvault_client::{Client, Source};
 use pacsvault_coordinator::{GetQuery, PutHeader};
-use pacsvault_core::ids::ObjectKey;
+use pacsvault_core::{catalog::command::Attribute, ids::ObjectKey};
 use pacsvault_ports::peer::{Class, Fault};
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use tokio::{runtime::Runtime, task::JoinHandle};
@@ -38,12 +38,14 @@ pub struct Shape {
     pub large_per_mille: u32,
     /// Content bytes after which writers only repeat, overwrite little and delete.
     pub bytes_max: u64,
+    /// Bytes of DICOM attributes of each write: what fills logs and catalogs.
+    pub attributes_bytes: usize,
 }
 
 impl Default for Shape {
     fn default() -> Self {
         let bytes_max = if crate::long() { 16 << 30 } else { 768 << 20 };
-        Self { writers: 4, readers: 2, large_per_mille: 8, bytes_max }
+        Self { writers: 4, readers: 2, large_per_mille: 8, bytes_max, attributes_bytes: 40 }
     }
 }
 
@@ -231,7 +233,9 @@ impl Worker {
         let (content, bytes) = Content::draw(self.random.next_u64(), size);
         self.ledger.begin(key, content);
         let began = Instant::now();
-        let header = PutHeader::new(key.clone(), "application/octet-stream");
+        let mut header = PutHeader::new(key.clone(), "application/octet-stream");
+        // Study Description (0008,1030).
+        header.attributes = vec![Attribute { tag: 0x0008_1030, value: "x".repeat(self.shape.attributes_bytes) }];
         let answer = self.client.put(header, &Source::Bytes(bytes), &|_| {}).await;
         self.ledger.conclude(key, answer.as_ref());
         let tally = &self.tally;

@@ -14,7 +14,7 @@ fn no_acknowledged_write_is_lost_over_ten_kills_of_all_nodes() -> anyhow::Result
         let clients = vec![bed.client(false)?, bed.client(true)?];
         let ledger = Arc::new(Ledger::default());
         // Small contents: many commits, and many records torn in the middle.
-        let shape = Shape { writers: 8, readers: 1, large_per_mille: 2, bytes_max: 200 << 20 };
+        let shape = Shape { writers: 8, readers: 1, large_per_mille: 2, bytes_max: 200 << 20, ..Shape::default() };
         for round in 0..if long() { 100 } else { 10 } {
             let load = Load::start(&bed.runtime, &clients, &ledger, shape, seed, round);
             load.until_acked(1, Duration::from_secs(60), &format!("in round {round}"))?;

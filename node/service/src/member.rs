@@ -70,12 +70,17 @@ impl Node {
                 self.finish_founding(&[]).await?;
             }
         }
+        let mut told = String::new();
         while self.replica().is_none() {
             if let Err(fault) = self.try_join(&self.profile.join).await {
                 if fault.class == Class::Reject {
                     return Err(fault);
                 }
-                tracing::debug!(%fault, "not let in yet");
+                // Each reason once: it may take an operator to change it, and a node that waits in silence shows none.
+                if fault.message != told {
+                    tracing::warn!(code = fault.code, %fault, "not let into the cluster yet; trying again");
+                    told.clone_from(&fault.message);
+                }
             }
             if self.replica().is_none() {
                 self.env.sleep(RETRY_EVERY).await;
