@@ -129,10 +129,10 @@ fn transfer(cluster: &Cluster, case: &Case, seconds: u32) -> anyhow::Result<[f64
     let row: Value = serde_json::from_str(line)?;
     let (cpu_after, written_after) = cluster.usage();
     let number = |name: &str| row[name].as_f64().unwrap_or(f64::NAN);
-    let bytes = number("bytes");
+    let bytes = number("operations") * number("size_bytes");
     let cpu = cpu_after - cpu_before + number("cpu_seconds");
     let written = (written_after - written_before) as f64 / bytes;
-    Ok([number("mb_per_s"), number("p50_ms"), number("p99_ms"), cpu / (bytes / 1e9), written])
+    Ok([number("mb_per_second"), number("p50_ms"), number("p99_ms"), cpu / (bytes / 1e9), written])
 }
 
 fn metadata(options: &Options) -> anyhow::Result<()> {

@@ -27,7 +27,7 @@ enum Command {
     Setup,
     /// Show the main job: three sites store a study, lose one site by kill -9, and lose nothing.
     Demo(demo::Options),
-    /// All static checks: format, clippy, layers, crash points, error pages. Writes nothing.
+    /// All static checks: format, clippy, layers, error pages. Writes nothing.
     Check,
     /// Format the code.
     Fix,
@@ -35,7 +35,7 @@ enum Command {
     Test(check::TestOptions),
     /// Check that every room imports only what its layer allows.
     Layers,
-    /// List every CRASH tag and whether a test crosses it.
+    /// Run the crash tests and list every CRASH tag with whether one crossed it.
     CrashPoints,
     /// Run simulated clusters: `cargo xtask sim --seeds 200`, or one with `--seed S --trace`.
     Sim {
