@@ -259,3 +259,54 @@ fn a_torn_segment_header_never_hides_or_shows_records() {
         }
     }
 }
+
+#[test]
+fn what_a_dead_process_left_in_memory_is_synced_before_a_retry_is_acknowledged() {
+    for seed in 0..50 {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        put(&store, 1, 100).unwrap();
+        // The next batch is a write and a sync; the process dies between the two, the power stays.
+        disk.crash_at(disk.ops() + 2);
+        assert!(put(&store, 2, 20_000).is_err());
+        let disk = disk.restart();
+        disk.crash_at(u64::MAX);
+        let (store, recovery) = open(&disk, 2).unwrap();
+        assert_eq!(recovery.shards, 2, "the kernel still had it");
+        let ops = disk.ops();
+        put(&store, 2, 20_000).unwrap();
+        assert_eq!(disk.ops(), ops, "acknowledged without a write");
+        let (store, _) = open(&disk.crash(seed), 3).unwrap();
+        assert_eq!(bytes_of(&store, 2).unwrap(), shard(2, 20_000).1, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_torn_record_stays_void_when_later_batches_are_durable() {
+    let mut torn = 0;
+    for seed in 0..200 {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        put(&store, 1, 100).unwrap();
+        disk.crash_at(disk.ops() + 1 + seed % 2);
+        let batch: Vec<_> = (10..15).map(|number| shard(number, 12_000)).collect();
+        assert!(store.append(&batch).iter().all(Result::is_err));
+        let disk = disk.crash(seed);
+        let (store, recovery) = open(&disk, 2).unwrap();
+        torn += recovery.void_records;
+        let held = store.list(None, 99);
+        // Two batches, so that the second says that the first was durable, and all before it.
+        put(&store, 100, 50).unwrap();
+        put(&store, 101, 50).unwrap();
+        let (store, recovery) = open(&disk.restart(), 3).unwrap();
+        assert_eq!(recovery.void_records, 0);
+        assert_eq!(store.list(None, 99), [&held[..], &[id(100), id(101)]].concat(), "seed {seed}");
+        for number in 10..15 {
+            match bytes_of(&store, number) {
+                Ok(bytes) => assert_eq!(bytes, shard(number, 12_000).1),
+                Err(error) => assert!(matches!(error, Error::NotFound { .. }), "seed {seed}: {error}"),
+            }
+        }
+    }
+    assert!(torn > 50, "{torn} torn records");
+}

@@ -162,3 +162,30 @@ fn an_unreadable_sector_costs_one_shard() {
     assert!(matches!(bytes_of(&store, 1), Err(Error::Read { .. })));
     assert_eq!(bytes_of(&store, 2).unwrap(), shard(2, 20_000).1);
 }
+
+#[test]
+fn content_shaped_like_a_record_never_becomes_one() {
+    use crate::format::{Body, RECORDS_START, Record};
+    let disk = formatted();
+    let (store, _) = open(&disk, 1).unwrap();
+    put(&store, 1, 100).unwrap();
+    // Shard 2 is the second batch, one sector on; its header has 192 + 64 + 4 + 4 bytes.
+    let (at, header_bytes) = (RECORDS_START + 4096, 264);
+    let (forged_header, forged_data) = shard(666, 300);
+    let mut forged = Record::new(identity().volume, Body::Shard(forged_header.clone()), 300, forged_header.chunk_crcs);
+    forged.stamp.sequence = u64::from_str_radix(&segment_files(&disk)[0][4..20], 16).unwrap();
+    forged.stamp.offset = at + 1024;
+    (forged.stamp.life, forged.stamp.batch) = (0xBAD, 1000);
+    let mut content = vec![7; 1024 - header_bytes];
+    content.extend(forged.encode());
+    content.extend_from_slice(&forged_data);
+    content.resize(9000, 7);
+    let (mut header, _) = shard(2, 9000);
+    header.chunk_crcs = chunk_crcs(&content);
+    assert!(store.append(&[(header, content.into())])[0].is_ok());
+    put(&store, 3, 100).unwrap();
+    // With the true header gone, recovery searches right through the content.
+    disk.flip(&segment_files(&disk)[0], at + 40, 1);
+    let (store, _) = open(&disk.restart(), 2).unwrap();
+    assert_eq!(store.list(None, 9), [id(1), id(3)]);
+}
