@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    catalog::{Command, Outcome},
+    catalog::{Command, Outcome, Rejection},
     ids::{ClusterId, LogIndex, NodeId},
     layout::{
         Profile as StorageProfile,
@@ -206,6 +206,10 @@ impl Node {
         let outcomes = replica.propose(vec![Command::JoinNode(join)]).await?;
         match outcomes.into_iter().next() {
             Some(Outcome::Joined(node)) => Ok(Reply::Joined { node, cluster: self.profile.cluster, incarnation }),
+            // It is being founded at this moment: the next try will do.
+            Some(Outcome::Rejected(why @ Rejection::ClusterState(_))) => {
+                Err(Fault::new(Class::Retry, "PV-NOT-MEMBER", why.to_string()))
+            }
             Some(Outcome::Rejected(why)) => Err(Fault::new(Class::Reject, "PV-JOIN-REFUSED", why.to_string())),
             other => Err(Fault::new(Class::Bug, "PV-BUG", format!("joining answered {other:?}"))),
         }
