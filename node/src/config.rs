@@ -1,7 +1,8 @@
 //! The node's configuration file: parsed strictly, checked as a whole, refused with what to do.
 //!
 //! **Invariants.** A [`Config`] that exists is complete and consistent. Unknown keys are errors: a typo must not silently
-//! become a default. Relative paths count from the file's own folder.
+//! become a default. Relative paths count from the file's own folder and are kept as absolute ones, so that a volume is the
+//! same however the file was named.
 
 use std::{
     net::SocketAddr,
@@ -214,7 +215,8 @@ impl Config {
         let raw: Raw = toml::from_str(text)
             .map_err(|error| Error::Parse { path: path.to_owned(), reason: error.to_string().trim().to_owned() })?;
         let wrong = |key: &'static str, reason: String| Error::Value { path: path.to_owned(), key, reason };
-        let base = path.parent().unwrap_or(Path::new("."));
+        let absolute = std::path::absolute(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let base = absolute.parent().unwrap_or(Path::new("/"));
         let roles = roles(&raw.roles).map_err(|reason| wrong("roles", reason))?;
         if roles.storage && raw.volumes.is_empty() {
             return Err(wrong("volumes", "a storage node needs at least one [[volumes]] with a path".to_owned()));

@@ -14,7 +14,10 @@ use std::{
 };
 
 use pacsvault_core::ids::{ClusterId, Incarnation, NodeId, NodeName, VolumeId};
-use pacsvault_ports::peer::{Class, Fault};
+use pacsvault_ports::{
+    crash,
+    peer::{Class, Fault},
+};
 use pacsvault_service::{Founding, Membership, Registry};
 use serde::{Deserialize, Serialize};
 
@@ -143,11 +146,14 @@ pub fn replace_file(dir: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()>
     let part = dir.join(format!("{name}.part"));
     let mut file = File::create(&part)?;
     // CRASH(node.1): the part may be torn; nothing reads it, the next start overwrites it.
+    crash::point("node.1");
     file.write_all(bytes)?;
     file.sync_all()?;
     // CRASH(node.2): whole bytes under a temporary name; the old content still stands.
+    crash::point("node.2");
     fs::rename(&part, dir.join(name))?;
     // CRASH(node.3): old or new name, both whole. Nothing that depends on the new content has been told to anybody.
+    crash::point("node.3");
     File::open(dir)?.sync_all()
 }
 
@@ -202,5 +208,57 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         fs::create_dir(dir.path().join("log")).expect("made");
         assert!(open(dir.path(), "a1").is_err());
+    }
+
+    const DIR: &str = "PACSVAULT_IDENTITY_TEST_DIR";
+    const WRITES: usize = 3;
+
+    /// Not a test of its own: what the dying processes run. Says after each write that it is done.
+    #[test]
+    fn child() {
+        let Some(dir) = std::env::var_os(DIR).map(PathBuf::from) else { return };
+        let file = open(&dir, "a1").expect("fresh");
+        println!("written");
+        let joined = Membership { node: NodeId(4), cluster: ClusterId([7; 16]), founding: Founding::Joined };
+        file.save(&joined).expect("saved");
+        println!("written");
+        file.remember_volume(Path::new("/v"), VolumeId([9; 16])).expect("saved");
+        println!("written");
+    }
+
+    /// The directory holds what the first `written` writes of [`child`] said, and nothing of later ones.
+    fn holds(dir: &Path, written: usize, at: &str) {
+        let other = Incarnation([2; 16]);
+        let name = "a1".parse().expect("a name");
+        let file = IdentityFile::open(dir, &name, ClusterId([7; 16]), other).expect("it opens");
+        let expected = if written > 0 { Incarnation([1; 16]) } else { other };
+        assert_eq!(file.incarnation().expect("readable"), expected, "{at}");
+        assert_eq!(file.load().expect("readable").map(|found| found.node), (written > 1).then_some(NodeId(4)), "{at}");
+        assert_eq!(file.volume_at(Path::new("/v")).expect("readable").is_some(), written > 2, "{at}");
+        assert!(!dir.join("identity.toml.part").exists(), "{at}: the part is gone");
+    }
+
+    #[test]
+    fn a_crash_at_every_point_leaves_the_old_identity_or_the_new_one() {
+        let tags = crash::tags_in(include_str!("identity.rs"));
+        let mut crossed = std::collections::BTreeSet::new();
+        for tag in &tags {
+            for passing in 1..=WRITES {
+                let dir = tempfile::tempdir().expect("a directory");
+                let mut command = std::process::Command::new(std::env::current_exe().expect("a test binary"));
+                command.args(["identity::tests::child", "--exact", "--nocapture"]).env(DIR, dir.path());
+                let at = format!("{tag}#{passing}");
+                let told = crash::dies_at(&mut command, &at).expect("it dies there");
+                let written = told.lines().filter(|line| line.ends_with("written")).count();
+                assert_eq!(written, passing - 1, "{at}");
+                // From the rename on the new content stands, though nobody was told.
+                holds(dir.path(), written + usize::from(*tag == "node.3"), &at);
+                crossed.insert(*tag);
+            }
+        }
+        for tag in &crossed {
+            println!("{}{tag}", crash::CROSSED);
+        }
+        assert_eq!(crossed, tags);
     }
 }

@@ -11,6 +11,7 @@ use axum::{Router, extract::State, http::StatusCode, routing::get};
 use metrics_exporter_prometheus::PrometheusHandle;
 use pacsvault_core::layout::VolumeState;
 use pacsvault_ports::peer::VolumeStatus;
+use pacsvault_rpc::server::Counters;
 use pacsvault_service::Node;
 
 /// What the handlers see.
@@ -20,6 +21,8 @@ pub struct Ops {
     pub node: Arc<Node>,
     /// The recorder of this process.
     pub metrics: PrometheusHandle,
+    /// What happens on the gRPC port.
+    pub connections: Arc<Counters>,
 }
 
 /// Serves the operations port until the process ends.
@@ -58,6 +61,11 @@ async fn ready(State(ops): State<Ops>) -> (StatusCode, String) {
 
 async fn metrics(State(ops): State<Ops>) -> String {
     observe(&ops.node);
+    let counts = ops.connections.counts();
+    metrics::counter!("pacsvault_connections_accepted_total").absolute(counts.accepted);
+    metrics::counter!("pacsvault_connections_refused_total").absolute(counts.refused);
+    metrics::counter!("pacsvault_handshakes_failed_total").absolute(counts.handshakes_failed);
+    metrics::counter!("pacsvault_connections_broken_total").absolute(counts.broken);
     ops.metrics.run_upkeep();
     ops.metrics.render()
 }

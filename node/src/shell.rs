@@ -129,8 +129,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
     let volumes = opened.context("stopped while opening volumes")??;
 
-    let remote: Arc<dyn Peer> = Arc::new(TonicPeer::new(credentials.clone()));
-    let peer = LocalFirst::new(config.name.clone(), env.clone(), remote);
+    let remote = Arc::new(TonicPeer::new(credentials.clone()));
+    let peer = LocalFirst::new(config.name.clone(), env.clone(), remote.clone());
     let starter =
         Arc::new(Starter { config: config.clone(), profile: profile.clone(), env: env.clone(), peer: peer.clone() });
     let registry: Arc<dyn Registry> = identity;
@@ -143,7 +143,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     options.site = Some(profile.site.clone());
     let signer = Arc::new(NodeSigner(Signer::new(&credentials)?));
     let coordinator = Coordinator::new(options, env.clone(), peer, signer);
-    let server = Server::new(ServerTls::new(&credentials)?, front, Some(coordinator))?;
+    let tls = ServerTls::new(&credentials)?;
+    tokio::spawn(reload_on_hangup(config.clone(), tls.clone(), remote));
+    let server = Server::new(tls, front, Some(coordinator))?;
     serve(&config, node, server, listener, metrics).await
 }
 
@@ -155,12 +157,13 @@ async fn serve(
     metrics: metrics_exporter_prometheus::PrometheusHandle,
 ) -> anyhow::Result<()> {
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let connections = server.counters();
     let serving = tokio::spawn(server.serve(listener, async {
         // Dropping the sender stops too.
         let _ = stopped.await;
     }));
     if let Some(listen) = config.ops_listen {
-        let ops = Ops { node: node.clone(), metrics };
+        let ops = Ops { node: node.clone(), metrics, connections };
         tokio::spawn(async move {
             if let Err(error) = ops::serve(listen, ops).await {
                 tracing::error!(%error, "the operations port is closed");
@@ -200,6 +203,23 @@ async fn stopped_for_good(node: Arc<Node>, membership: tokio::task::JoinHandle<R
         tokio::time::sleep(Duration::from_millis(500)).await;
         if let Some(why) = node.replica().and_then(|replica| replica.status().fatal) {
             return anyhow::anyhow!("the replica stopped and must recover by a restart: {why}");
+        }
+    }
+}
+
+/// SIGHUP: reads the certificate files again and uses them for connections from then on. Bad files change nothing.
+async fn reload_on_hangup(config: Config, tls: Arc<ServerTls>, peer: Arc<TonicPeer>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut hangups) = signal(SignalKind::hangup()) else { return };
+    while hangups.recv().await.is_some() {
+        let reloaded = credentials(&config).and_then(|fresh| {
+            tls.reload(&fresh)?;
+            peer.reload(fresh);
+            Ok(())
+        });
+        match reloaded {
+            Ok(()) => tracing::info!("certificates reloaded; receipts are signed with the old key until a restart"),
+            Err(error) => tracing::error!("certificates not reloaded, the old ones stay in use: {error:#}"),
         }
     }
 }

@@ -23,7 +23,7 @@ const ROOMS: &[Room] = &[
     Room { dir: "node/volume", name: "volume", may_use: &["core", "ports"] },
     Room { dir: "node/kv", name: "kv", may_use: &["core", "ports"] },
     Room { dir: "node/consensus", name: "consensus", may_use: &["core", "ports"] },
-    Room { dir: "node/security", name: "security", may_use: &["core"] },
+    Room { dir: "node/security", name: "security", may_use: &["core", "ports"] },
     Room { dir: "node/runtime", name: "runtime", may_use: &["core", "ports"] },
     Room { dir: "proto", name: "proto", may_use: &[] },
     Room { dir: "client/coordinator", name: "coordinator", may_use: &["core", "ports"] },

@@ -94,6 +94,7 @@ fn finding(answer: Result<bytes::Bytes, Fault>) -> ShardFinding {
         Ok(_) => ShardFinding::Proven,
         Err(fault) => match fault.class {
             Class::Retry | Class::Unknown | Class::Exhausted => ShardFinding::Away(fault.message),
+            Class::NotFound if fault.code == "PV-NO-VOLUME" => ShardFinding::Away(fault.message),
             Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => ShardFinding::Damaged(fault.message),
         },
     }

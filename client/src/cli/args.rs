@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use clap_complete::Shell;
 use pacsvault_core::{
-    ids::{DocumentName, ProfileName, Uid},
+    ids::{DocumentName, ProfileName, Uid, VolumeId},
     layout::{Contract, Failures, Profile, profile::Code, profile::ReadPreference},
 };
 use pacsvault_security::Role;
@@ -188,9 +188,15 @@ pub enum Pki {
 pub enum Cluster {
     /// Make a new cluster of one node; the others join it
     #[command(
-        after_help = "Examples:\n  pacsvault cluster init --endpoints 10.1.0.5:7400\n  pacsvault cluster init --profile standard=4+2:\"1 site\" --profile hot=2+4:\"2 sites\"\n\nThe first profile is the default of writes that name none. Without --profile the built-in ones\nare used (`pacsvault plan`)."
+        after_help = "Examples:\n  pacsvault cluster init --endpoints 10.1.0.5:7400\n  pacsvault cluster init --sites 3,3 --witness\n  pacsvault cluster init --sites 3,3,3 --profile archive=6+3:\"1 site\"\n\nSay with --sites how many storage nodes each site will have: the built-in profiles are made for\nthem, and a profile that could not keep its contract there is refused (`pacsvault plan` shows the\narithmetic). The first profile is the default of writes that name none."
     )]
     Init {
+        /// Storage nodes that each site will have
+        #[arg(long, value_delimiter = ',', value_name = "NODES", default_value = "2,2,2", value_parser = clap::value_parser!(u8).range(1..=32))]
+        sites: Vec<u8>,
+        /// And one more site that only votes
+        #[arg(long)]
+        witness: bool,
         /// NAME=K+M:CONTRACT, as standard=4+2:"1 site" (may be repeated)
         #[arg(long = "profile", value_name = "PROFILE")]
         profiles: Vec<ProfileArg>,
@@ -207,6 +213,26 @@ pub enum Cluster {
         /// Members of the cluster (may be repeated)
         #[arg(long, required = true, value_name = "HOST:PORT", value_delimiter = ',')]
         via: Vec<String>,
+    },
+    /// Add a profile, or change one for new writes; refused when this cluster cannot keep its contract
+    #[command(after_help = "Example:\n  pacsvault cluster set-profile archive=4+2:\"1 site\" --default")]
+    SetProfile {
+        /// NAME=K+M:CONTRACT
+        profile: ProfileArg,
+        /// Use it for writes that name none
+        #[arg(long)]
+        default: bool,
+    },
+    /// Take a volume out of service for good: its shards count as lost
+    #[command(
+        after_help = "Example:\n  pacsvault status --json | jq -r '.nodes[].volumes[].id'\n  pacsvault cluster fence-volume 13fd2e242d1787ba5a623992e1784da1 --yes"
+    )]
+    FenceVolume {
+        /// Id of the volume
+        volume: VolumeId,
+        /// Do it: there is no way back
+        #[arg(long, required = true)]
+        yes: bool,
     },
     /// Hand leadership to another voter
     #[command(after_help = "Example:\n  pacsvault cluster transfer-leader west-1")]

@@ -22,7 +22,10 @@ use pacsvault_core::{
     catalog::SealedInstance,
     ids::{Leaf, ObjectKey, Tenant, Uid, VersionNumber},
 };
-use pacsvault_ports::peer::{Class, Fault, Freshness};
+use pacsvault_ports::{
+    crash,
+    peer::{Class, Fault, Freshness},
+};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -268,17 +271,25 @@ async fn try_to_file(
         return Err(fault.into());
     }
     written.map_err(failed)?;
-    // CRASH(client.4): the file is whole and synced under its part name, or under its own.
-    fs::rename(&part, path).map_err(failed)?;
+    keep(&part, path).map_err(failed)?;
     Ok(bytes)
 }
 
-fn write_pieces(part: &Path, mut pieces: mpsc::Receiver<Bytes>) -> io::Result<()> {
+/// Gives a part that is whole and synced the name of its file.
+pub(super) fn keep(part: &Path, path: &Path) -> io::Result<()> {
+    // CRASH(client.4): the file is whole and synced under its part name, or under its own.
+    crash::point("client.4");
+    fs::rename(part, path)
+}
+
+/// Writes pieces as they come, until no more can; synced on return.
+pub(super) fn write_pieces(part: &Path, mut pieces: mpsc::Receiver<Bytes>) -> io::Result<()> {
     let mut file = fs::File::create(part)?;
     while let Some(piece) = pieces.blocking_recv() {
         file.write_all(&piece)?;
     }
     // CRASH(client.3): a torn part may stay under its own name; the next run replaces it.
+    crash::point("client.3");
     file.sync_data()
 }
 

@@ -6,6 +6,8 @@
 mod admin;
 mod args;
 mod bench;
+#[cfg(test)]
+mod crashes;
 mod failure;
 mod get;
 mod inspect;

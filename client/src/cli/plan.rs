@@ -51,7 +51,7 @@ pub async fn run(context: &Context, args: args::Plan) -> Result<(), Failure> {
 }
 
 /// Sites `site-1`, `site-2`, …, and perhaps one that only votes.
-fn topology(nodes: &[u8], witness: bool) -> Result<Topology, Failure> {
+pub fn topology(nodes: &[u8], witness: bool) -> Result<Topology, Failure> {
     let mut sites: Vec<(SiteName, usize)> = Vec::new();
     for (number, nodes) in (1..).zip(nodes) {
         sites.push((site(&format!("site-{number}"))?, usize::from(*nodes)));

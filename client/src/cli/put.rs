@@ -22,6 +22,7 @@ use pacsvault_core::{
     ids::{DocumentName, Leaf, ObjectKey, Tenant},
     receipt::Receipt,
 };
+use pacsvault_ports::crash;
 use serde_json::json;
 
 use super::{
@@ -198,8 +199,10 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create(&part)?;
     file.write_all(bytes)?;
     // CRASH(client.1): a torn part may stay under its own name; nobody reads it, the next run replaces it.
+    crash::point("client.1");
     file.sync_all()?;
     // CRASH(client.2): old or new file under the name, both whole.
+    crash::point("client.2");
     fs::rename(&part, path)
 }
 

@@ -53,11 +53,11 @@ pub fn study_uid(recipe: Recipe) -> String {
 }
 
 fn series_uid(recipe: Recipe, series: u32) -> String {
-    format!("{}.{series}", study_uid(recipe))
+    format!("{}{series:02}", study_uid(recipe))
 }
 
 fn instance_uid(recipe: Recipe, series: u32, number: u32) -> String {
-    format!("{}.{number}", series_uid(recipe, series))
+    format!("{}{number:05}", series_uid(recipe, series))
 }
 
 fn write(path: &Path, object: InMemDicomObject, class: &str, instance: &str) -> anyhow::Result<()> {
@@ -109,7 +109,7 @@ fn common(recipe: Recipe, series: u32, number: u32, class: &str, modality: &str)
 fn ct_slice(recipe: Recipe, number: u32) -> InMemDicomObject {
     let mut object = common(recipe, 1, number, uids::CT_IMAGE_STORAGE, "CT");
     let o = &mut object;
-    let frame_of_reference = format!("{}.9", study_uid(recipe));
+    let frame_of_reference = series_uid(recipe, 9);
     put(
         o,
         tags::IMAGE_TYPE,

@@ -6,33 +6,11 @@
 use std::sync::Arc;
 
 use pacsvault_core::{
-    catalog::{Error, Machine, Outcome, Overlay, View, ViewError, wire::decode_entry},
+    catalog::{Error, Machine, Outcome, Overlay, wire::decode_entry},
     ids::{Digest, LogIndex, Term, WallMillis},
     layout::Layout,
 };
-use pacsvault_ports::kv::{Batch, Kv, KvError};
-
-/// A store as the catalog reads it. Reads block, mostly on memory.
-#[derive(Clone)]
-pub(crate) struct KvView(pub(crate) Arc<dyn Kv>);
-
-fn view_error(error: KvError) -> ViewError {
-    ViewError { step: error.step, message: error.message }
-}
-
-impl View for KvView {
-    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ViewError> {
-        self.0.get(key).map_err(view_error)
-    }
-
-    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
-        self.0.scan(from, to, limit).map_err(view_error)
-    }
-
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, ViewError> {
-        self.0.last(from, to).map_err(view_error)
-    }
-}
+use pacsvault_ports::kv::{Batch, Kv, KvView};
 
 /// The catalog of one replica.
 pub(crate) struct Catalog {

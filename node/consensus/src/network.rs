@@ -65,7 +65,7 @@ impl Net {
     pub(crate) async fn call(&self, target: &Target, request: Request, deadline: Duration) -> Result<Reply, Fault> {
         let call = self.peer.call(target, request, deadline);
         timeout(self.env.as_ref(), deadline, call).await.unwrap_or_else(|| {
-            Err(Fault::new(Class::Unknown, "PV-PEER-DEADLINE", format!("no reply from {} in time", target.address)))
+            Err(Fault::new(Class::Unknown, "PV-DEADLINE", format!("no reply from {} in time", target.address)))
         })
     }
 

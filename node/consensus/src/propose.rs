@@ -60,7 +60,7 @@ pub(crate) fn not_leader<R: AsyncRuntime>(forward: &ForwardToLeader<Types<R>>) -
 /// Fault of a proposal that may yet be applied.
 pub(crate) fn unknown(why: impl std::fmt::Display) -> Fault {
     let message = format!("the outcome is unknown ({why}); repeat the request with the same ids");
-    Fault::new(Class::Unknown, "PV-OUTCOME-UNKNOWN", message)
+    Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", message)
 }
 
 /// About how many bytes `commands` take in the log; only batching depends on it.

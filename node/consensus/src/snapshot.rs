@@ -16,6 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use pacsvault_ports::{
+    crash,
     env::{MonoTime, SharedEnv, blocking},
     kv::{Checkpoint, CheckpointFile, Install, KvError},
     peer::{Class, Fault, Peer, Reply, Request, Target},
@@ -59,7 +60,7 @@ fn store_fault(error: &KvError) -> Fault {
 }
 
 fn stopping() -> Fault {
-    Fault::new(Class::Retry, "PV-NODE-STOPPING", "the node is stopping")
+    Fault::new(Class::Retry, "PV-STOPPING", "the node is stopping")
 }
 
 impl Checkpoints {
@@ -214,6 +215,7 @@ impl Fetch {
         let written = blocking(self.env.as_ref(), move || {
             // CRASH(consensus.7): a piece may be lost or torn; the store tells what it has, and the digest of the
             // whole is checked before anything is replaced.
+            crash::point("consensus.7");
             install.write(&name, offset, &piece).map(|()| install)
         });
         written.await.ok_or_else(stopping)?.map_err(|error| store_fault(&error))

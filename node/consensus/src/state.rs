@@ -29,13 +29,14 @@ use pacsvault_core::{
     layout::Layout,
 };
 use pacsvault_ports::{
+    crash,
     env::{SharedEnv, blocking},
-    kv::{Checkpoint, CheckpointFile, Durability, Install, Kv, KvError},
+    kv::{Checkpoint, CheckpointFile, Durability, Install, Kv, KvError, KvView},
 };
 
 use crate::{
     log_store::Durable,
-    machine::{Catalog, KvView},
+    machine::Catalog,
     options::Error,
     rows::{LogIdRow, MembershipRow, membership, membership_row, read, stored},
     types::{CommittedLeaderId, Entry, LogId, Member, SnapshotMeta, StoredMembership, Types},
@@ -219,6 +220,7 @@ impl State {
     pub(crate) fn flush(&self) -> Result<(), KvError> {
         let applied = self.published().applied;
         // CRASH(consensus.4): lost, the log still has every entry since the last flush.
+        crash::point("consensus.4");
         self.kv.flush()?;
         self.durable.fetch_max(applied.0, Ordering::SeqCst);
         Ok(())
@@ -263,6 +265,7 @@ impl State {
         }
         // CRASH(consensus.5): effects, position and membership are one atomic batch. Lost, with all batches after
         // it, the log replays from the position that remains; it is purged only below what was flushed.
+        crash::point("consensus.5");
         self.kv.write(batch, Durability::Buffered).map_err(|error| error.to_string())?;
         gate.applied = applied;
         if let Some(next) = new_membership {
@@ -276,6 +279,7 @@ impl State {
         let mut gate = guard(&self.gate);
         // CRASH(consensus.6): the store has the old state or the new one. With the old one, the leader offers
         // the snapshot again; with the new one, openraft finds the state ahead of the log and purges the hole.
+        crash::point("consensus.6");
         match data {
             SnapshotData::Received { install, files } => install.finish(&files)?,
             SnapshotData::Latest(source) => self.copy(meta, &source)?,

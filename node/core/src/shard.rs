@@ -20,7 +20,7 @@ impl std::fmt::Display for ShardId {
     }
 }
 
-/// Everything a shard says of itself, besides its bytes. Enough to rebuild the catalog from the volumes alone.
+/// Everything a shard says of itself, besides its bytes: what to prove it by and which stripe it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShardHeader {
     /// Which shard.

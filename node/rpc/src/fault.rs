@@ -55,8 +55,10 @@ const TABLE: [(Class, Code, &str, Option<Duration>); 7] = [
 ];
 
 /// Refusals that gRPC has a finer code for than `FAILED_PRECONDITION`.
-const FINER: [(&str, Code); 4] = [
+const FINER: [(&str, Code); 6] = [
     (INVALID, Code::InvalidArgument),
+    ("PV-SIZE-MISMATCH", Code::InvalidArgument),
+    ("PV-DIGEST-MISMATCH", Code::InvalidArgument),
     (DENIED, Code::PermissionDenied),
     (TOO_LARGE, Code::OutOfRange),
     (NO_METHOD, Code::Unimplemented),

@@ -126,13 +126,6 @@ impl Node {
 
     async fn propose(&self, caller: Caller, commands: Vec<Command>) -> Result<Reply, Fault> {
         let replica = self.member()?;
-        if let Caller::Gateway(name) = &caller {
-            let allowed = |command: &Command| matches!(command, Command::Seal(_) | Command::Delete { .. });
-            if !commands.iter().all(allowed) {
-                let text = format!("gateway {name} may seal and delete; use an operator certificate to administer");
-                return Err(Fault::new(Class::Reject, "PV-FORBIDDEN", text));
-            }
-        }
         let outcomes = match caller {
             // Already forwarded once: never in circles.
             Caller::Node(_) => replica.propose_local(commands).await?,
