@@ -4,6 +4,7 @@
 //! **Invariants.** Traits are object safe and `Send + Sync`; one process (or simulated node) builds them once and
 //! shares them by `Arc`. Everything that may take time is either async or runs under [`env::Env::run_blocking`].
 
+pub mod crash;
 pub mod disk;
 pub mod env;
 pub mod kv;

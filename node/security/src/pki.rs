@@ -18,6 +18,7 @@ use std::{
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use pacsvault_core::ids::{ClusterId, WallMillis};
+use pacsvault_ports::crash;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, SanType, SerialNumber, date_time_ymd,
@@ -244,9 +245,10 @@ fn publish_pair(dir: &Path, key: (&str, &str), certificate: (&str, &str)) -> Res
             return Err(Error::Exists { path });
         }
     }
+    publish(dir, key, 0o600)?;
     // CRASH(pki.1): after the key alone, the operator is told that it exists; nothing was signed with it, so moving
     // it away and repeating is safe.
-    publish(dir, key, 0o600)?;
+    crash::point("pki.1");
     publish(dir, certificate, 0o644)
 }
 
@@ -263,11 +265,14 @@ fn publish(dir: &Path, (name, text): (&str, &str), mode: u32) -> Result<(), Erro
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&part)?;
         file.write_all(text.as_bytes())?;
         // CRASH(pki.2): a part may stay, torn; the next attempt removes it.
+        crash::point("pki.2");
         file.sync_all()?;
         // CRASH(pki.3): a link, not a rename, because a rename would replace a file that appeared meanwhile.
+        crash::point("pki.3");
         fs::hard_link(&part, &path)?;
         fs::remove_file(&part)?;
         // CRASH(pki.4): the name may vanish; the caller has not been told of success.
+        crash::point("pki.4");
         File::open(dir)?.sync_all()
     })();
     written.map_err(|source| match source.kind() {
