@@ -7,6 +7,7 @@
 
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
@@ -202,8 +203,7 @@ fn volume(directory: &Path, writers: usize, total: u64, prewrite: bool, direct: 
     cost.end(&what, u64::from(each) * writers as u64 * SHARD_BYTES as u64)
 }
 
-/// Resident memory and time to open a volume of 100 000 shards of 1 KiB.
-fn open_time(directory: &Path) {
+fn fill(directory: &Path) {
     let data = Bytes::from(vec![5; 1024]);
     let crcs = chunk_crcs(&data);
     let store = open(directory, false, true, 1);
@@ -211,7 +211,13 @@ fn open_time(directory: &Path) {
         let shards: Vec<_> = (0..1000).map(|at| (shard(batch * 1000 + at, &data, &crcs), data.clone())).collect();
         store.append(&shards).into_iter().for_each(|answer| assert!(answer.is_ok()));
     }
-    drop(store);
+}
+
+/// Resident memory and time to open a volume of 100 000 shards of 1 KiB.
+fn open_time(directory: &Path) {
+    // Another process fills it, so that this one's memory is that of opening alone.
+    let filled = Command::new(std::env::current_exe().unwrap()).arg(directory).arg("fill").status().unwrap();
+    assert!(filled.success());
     let before = proc_number("/proc/self/status", "VmRSS:");
     let started = Instant::now();
     let store = open(directory, false, true, 2);
@@ -227,7 +233,12 @@ fn open_time(directory: &Path) {
 fn main() {
     let mut args = std::env::args().skip(1);
     let directory = PathBuf::from(args.next().expect("usage: append_bench DIR [MiB]"));
-    let total = args.next().map_or(256, |mib| mib.parse::<u64>().unwrap()) << 20;
+    let second = args.next();
+    if second.as_deref() == Some("fill") {
+        fill(&directory);
+        return;
+    }
+    let total = second.map_or(256, |mib| mib.parse::<u64>().unwrap()) << 20;
     let scratch = |name: &str| {
         let path = directory.join(name);
         let _ = std::fs::remove_dir_all(&path);

@@ -29,8 +29,9 @@ use crate::{
     writer::BATCH_BYTES_MAX,
 };
 
-/// Writing jobs at once: one may write its batch while the other syncs.
-pub const LANES: usize = 2;
+/// Writing jobs at once. The store allows one to write while another syncs, but measured, a second lane takes small batches
+/// away from the first and gains nothing: 8 writers 1.77 GB/s with two, 2.18 GB/s with one.
+pub const LANES: usize = 1;
 /// Most writes that wait: 4096 shards of 16 KiB are 64 MiB.
 pub const WAITING_MAX: usize = 4096;
 /// Most bytes that wait: a second of a slow disk.
