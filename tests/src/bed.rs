@@ -63,6 +63,15 @@ pub fn bin_dir() -> anyhow::Result<PathBuf> {
     Ok(dir)
 }
 
+/// Waits for this test's turn; it lasts until the file is closed.
+pub fn turn(tmp: &str) -> anyhow::Result<File> {
+    fs::create_dir_all(tmp)?;
+    let path = Path::new(tmp).join("one-cluster.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    file.lock().context("cannot wait for this machine's other clusters")?;
+    Ok(file)
+}
+
 /// Issues a certificate of `authority` into `dir`, for hosts of this machine.
 pub fn issue(authority: &Authority, dir: &Path, role: &str, name: &str) -> anyhow::Result<()> {
     let hosts = ["127.0.0.1".to_owned(), "localhost".to_owned()];
@@ -74,10 +83,7 @@ impl Bed {
     /// Certificates and configurations of `sites` × `nodes` nodes under `tmp`; nothing is started.
     pub fn prepared(tmp: &str, sites: usize, nodes: usize) -> anyhow::Result<Self> {
         let bin = bin_dir()?;
-        fs::create_dir_all(tmp)?;
-        let turn =
-            File::options().create(true).truncate(false).write(true).open(Path::new(tmp).join("one-cluster.lock"))?;
-        turn.lock().context("cannot wait for this machine's other clusters")?;
+        let turn = turn(tmp)?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(tmp)?;
         let pki = dir.path().join("pki");
         let authority = Authority::create(&pki, wall_now())?;

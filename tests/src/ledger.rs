@@ -316,8 +316,8 @@ async fn check_key(client: &Client, ca_pem: &str, key: &ObjectKey, record: &Reco
     }
     // The newest, whatever it is, must be a whole content that someone sent and that was not said to have failed.
     let newest = read(client, key, None).await?;
-    let candidates = record.attempts.iter().filter(|(_, fate)| !matches!(fate, Fate::Failed(_)));
-    let matched = candidates.filter(|(content, _)| newest == Some((content.digest, content.size_bytes as u64))).last();
+    let mut candidates = record.attempts.iter().filter(|(_, fate)| !matches!(fate, Fate::Failed(_)));
+    let matched = candidates.rfind(|(content, _)| newest == Some((content.digest, content.size_bytes as u64)));
     match (&newest, matched) {
         (Some(_), None) => return Err(format!("shows {newest:?}, which is not among {:?}", record.attempts)),
         (Some(_), Some((_, Fate::Doubtful | Fate::Pending))) => checked.doubtful_stored += 1,

@@ -237,7 +237,10 @@ pub enum Rejection {
         why: String,
     },
     /// The attempt began too long ago.
-    #[error("the attempt began at {began} ms, before the write window that ends at {horizon} ms; write again")]
+    #[error(
+        "the attempt began at {began} ms, before {horizon} ms, where the write window begins: write again, and if that is \
+         refused too, correct the coordinator's clock"
+    )]
     WindowClosed {
         /// Time in the instance id.
         began: u64,
