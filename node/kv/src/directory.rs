@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use pacsvault_ports::kv::KvError;
+use pacsvault_ports::{crash, kv::KvError};
 
 use crate::{error, failed};
 
@@ -108,13 +108,16 @@ impl Directory {
         let part = self.path.join(CURRENT_PART);
         let publish = || -> io::Result<()> {
             // CRASH(kv.1): the part may be torn; it is removed at the next open, `CURRENT` is untouched.
+            crash::point("kv.1");
             let mut file = File::create(&part)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             // CRASH(kv.2): before the rename is durable the old pointer may return. Its generation still exists: it is
             // removed only after this function returned.
+            crash::point("kv.2");
             fs::rename(&part, self.path.join(CURRENT))?;
             // CRASH(kv.3): from here on the new pointer stays.
+            crash::point("kv.3");
             sync_dir(&self.path)
         };
         publish().map_err(failed("replacing its content"))
@@ -125,11 +128,14 @@ impl Directory {
     pub(crate) fn tidy(&self, present: u64) -> Result<(), KvError> {
         // CRASH(kv.4): removal may be cut short anywhere; the rest is removed at the next open.
         for number in self.generations()? {
+            crash::point("kv.4");
             if number != present {
                 remove_dir(&self.generation(number)).map_err(failed(STEP))?;
             }
         }
+        crash::point("kv.4");
         remove_dir(&self.path.join(CHECKPOINTS)).map_err(failed(STEP))?;
+        crash::point("kv.4");
         fs::create_dir(self.path.join(CHECKPOINTS)).map_err(failed(STEP))?;
         match fs::remove_file(self.path.join(CURRENT_PART)) {
             Err(reason) if reason.kind() != ErrorKind::NotFound => Err(failed(STEP)(reason)),
@@ -155,6 +161,7 @@ impl Directory {
         let target = self.generation(number);
         remove_dir(&target)?;
         // CRASH(kv.5): the moved directory is unreferenced, and removed at the next open; the sender sends again.
+        crash::point("kv.5");
         fs::rename(incoming, &target)?;
         sync_dir(&self.path.join(INCOMING))?;
         sync_dir(&self.path)?;

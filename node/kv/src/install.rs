@@ -10,7 +10,10 @@ use std::{
     sync::Arc,
 };
 
-use pacsvault_ports::kv::{CheckpointFile, Install, KvError};
+use pacsvault_ports::{
+    crash,
+    kv::{CheckpointFile, Install, KvError},
+};
 
 use crate::{checkpoint::digest, directory::sync_dir, error, failed, store::Shared};
 
@@ -58,6 +61,7 @@ impl RocksInstall {
                 return Err(error(STEP, format!("{:?} is not the file that was announced; dropped", file.name)));
             }
             // CRASH(kv.7): before all files are synced nothing points at them.
+            crash::point("kv.7");
             File::open(&path).and_then(|file| file.sync_all()).map_err(failed(STEP))?;
         }
         for entry in fs::read_dir(&self.path).map_err(failed(STEP))? {
@@ -86,6 +90,7 @@ impl Install for RocksInstall {
             return Err(error(STEP, format!("{name:?} has {received} bytes, not {offset}")));
         }
         // CRASH(kv.8): not synced: the tail may be lost (it is sent again) or wrong (the digest tells).
+        crash::point("kv.8");
         let file = OpenOptions::new().create(true).append(true).open(path);
         file.and_then(|mut file| file.write_all(bytes)).map_err(failed(STEP))
     }

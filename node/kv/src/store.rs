@@ -8,7 +8,10 @@ use std::{
     },
 };
 
-use pacsvault_ports::kv::{Batch, Change, Checkpoint, Durability, Install, Kv, KvError, Row, Rows};
+use pacsvault_ports::{
+    crash,
+    kv::{Batch, Change, Checkpoint, Durability, Install, Kv, KvError, Row, Rows},
+};
 use rocksdb::{DBRawIterator, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::{
@@ -124,9 +127,11 @@ impl RocksKv {
 fn create(directory: &Directory, number: u64, options: &Options) -> Result<Generation, KvError> {
     // CRASH(kv.9): the pointer says that the store is being made, so that a half-made one is made again, while a store
     // that vanished later is an error.
+    crash::point("kv.9");
     directory.point_at(Pointer::Creating(number))?;
     let generation = Generation::open(directory.generation(number), number, options, Expect::New)?;
     // CRASH(kv.10): before the pointer moves, the empty store is made again at the next open.
+    crash::point("kv.10");
     directory.point_at(Pointer::At(number))?;
     Ok(generation)
 }
@@ -177,6 +182,7 @@ impl Shared {
         let mut present = self.present.write().unwrap_or_else(PoisonError::into_inner);
         // CRASH(kv.11): the pointer decides between old and new content. No writer is between: they hold the lock shared.
         // When that fails it is unknown whether it moved, so nothing may be written to either side.
+        crash::point("kv.11");
         self.directory.point_at(Pointer::At(number)).inspect_err(|error| self.end(error))?;
         present.retire();
         *present = Arc::new(next);
@@ -229,6 +235,7 @@ impl Kv for RocksKv {
             // CRASH(kv.12): whole or not at all by RocksDB's record checksums, and after everything before it (see the
             // room's first invariant). Without a journal it lives in memory until the next flush.
             if !empty {
+                crash::point("kv.12");
                 present.db().write_opt(batch, &how).map_err(failed("writing"))?;
             }
             match (durability, journal) {
@@ -261,6 +268,7 @@ impl Kv for RocksKv {
 fn flush(present: &Generation, journal: Journal) -> Result<(), KvError> {
     // CRASH(kv.13): with a journal, all of it is synced; without, the memtables become tables, synced, then part of
     // the synced manifest. Cut short, a prefix of them is.
+    crash::point("kv.13");
     let flushed = match journal {
         Journal::Synced => present.db().flush_wal(true),
         Journal::Off => present.db().flush(),
