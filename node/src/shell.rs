@@ -59,22 +59,28 @@ impl ReplicaStarter for Starter {
         Box::pin(async move {
             let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "this node is stopping");
             let opened = blocking(env.as_ref(), move || open_stores(&dir)).await.ok_or_else(stopping)?;
-            let (log, state) = opened.map_err(|error| Fault::new(Class::Reject, "PV-STORE", error))?;
-            let replica = pacsvault_consensus::start::<TokioRuntime>(options, env, peer, log, state).await;
+            let stores = opened.map_err(|error| Fault::new(Class::Reject, "PV-STORE", error))?;
+            let replica = pacsvault_consensus::start::<TokioRuntime>(options, env, peer, stores.log, stores.state).await;
             let replica = replica.map_err(|error| Fault::new(Class::Reject, "PV-STORE", chain(&error)))?;
             Ok(Arc::new(replica) as Arc<dyn Replica>)
         })
     }
 }
 
-fn open_stores(dir: &std::path::Path) -> Result<(Arc<dyn Kv>, Arc<dyn Kv>), String> {
+/// The two stores of a replica.
+struct Stores {
+    log: Arc<dyn Kv>,
+    state: Arc<dyn Kv>,
+}
+
+fn open_stores(dir: &std::path::Path) -> Result<Stores, String> {
     let open = |name: &str, options| {
         let path: PathBuf = dir.join(name);
         let store =
             RocksKv::open(&path, options).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
         Ok::<Arc<dyn Kv>, String>(Arc::new(store))
     };
-    Ok((open("log", pacsvault_kv::Options::log())?, open("state", pacsvault_kv::Options::state())?))
+    Ok(Stores { log: open("log", pacsvault_kv::Options::log())?, state: open("state", pacsvault_kv::Options::state())? })
 }
 
 fn chain(error: &dyn std::error::Error) -> String {

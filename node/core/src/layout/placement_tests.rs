@@ -244,38 +244,3 @@ fn draws_by_weight_follow_weights() {
     }
     assert!((7_200..=7_800).contains(&counts[1]), "{counts:?}");
 }
-
-/// Figures, not a test of correctness: run with `--ignored --nocapture`.
-#[test]
-#[ignore = "prints how long one answer takes"]
-fn time_per_answer() {
-    for (sites, code, contract) in
-        [(vec![2; 3], "4+2", "1 site"), (vec![3; 3], "5+4", "1 site + 1 node"), (vec![8; 8], "16+16", "3 sites")]
-    {
-        let (layout, profile) = (cluster(&sites, 1), profile(code, contract));
-        let began = std::time::Instant::now();
-        let placer = Placer::new(&layout, &profile, &BTreeSet::new()).expect("placed");
-        let built = began.elapsed();
-        let timed = |what: &dyn Fn(u32)| {
-            let began = std::time::Instant::now();
-            (0..10_000).for_each(what);
-            began.elapsed() / 10_000
-        };
-        let one = held(&placer.place(instance(1), StripeIndex(0)));
-        let k = profile.code.data();
-        println!(
-            "{code}: build {built:?}, place {:?}, survives {:?}, strongest {:?}, distance {:?}",
-            timed(&|stripe| drop(std::hint::black_box(placer.place(instance(1), StripeIndex(stripe))))),
-            timed(&|_| drop(std::hint::black_box(crate::layout::survival::survives(
-                &one,
-                k,
-                &profile.contract,
-                &layout
-            )))),
-            timed(&|_| drop(std::hint::black_box(strongest(&one, k, &layout)))),
-            timed(&|_| {
-                std::hint::black_box(crate::layout::survival::distance(&one, k, &layout));
-            }),
-        );
-    }
-}
