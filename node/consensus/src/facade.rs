@@ -26,7 +26,7 @@ use pacsvault_core::{
     limits::COMMANDS_PER_ENTRY_MAX,
 };
 use pacsvault_ports::{
-    BoxFuture,
+    BoxFuture, crash,
     env::{MonoTime, SharedEnv, blocking, timeout},
     kv::{Batch, CheckpointFile, Durability, Kv},
     peer::{Class, Fault, Freshness, Peer, Reply, Request},
@@ -153,6 +153,7 @@ fn open(
             let mut batch = Batch::default();
             batch.put(IDENTITY, stored(&ours));
             // CRASH(consensus.8): lost, the stores are still empty and the next start writes it.
+            crash::point("consensus.8");
             log.write(batch, Durability::Synced)?;
         }
     }

@@ -26,6 +26,7 @@ use openraft::{
 };
 use pacsvault_core::ids::LogIndex;
 use pacsvault_ports::{
+    crash,
     env::{SharedEnv, blocking},
     kv::{Batch, Change, Durability, Kv, KvError},
 };
@@ -314,6 +315,7 @@ impl Shared {
         // CRASH(consensus.1): the batch is atomic and ordered after all earlier ones. Lost: none of its entries was
         // reported flushed and none of its votes granted, so no leader counted this node and no candidate won by it.
         // Kept although unreported: entries that a leader may overwrite, and a vote that was not told to anyone.
+        crash::point("consensus.1");
         self.kv.write(batch, durability)
     }
 
@@ -537,6 +539,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore {
             }
             // CRASH(consensus.2): lost, the conflicting tail is still there; it was never committed, and the
             // leader of a later term truncates it again. It is ordered before the entries that replace it.
+            crash::point("consensus.2");
             let changes = vec![Change::DeleteRange(entry_key(from), ENTRY_END.to_vec())];
             Write { changes, bytes: 32, durability: Durability::Buffered, after_state: None, seq, done: None }
         });
@@ -551,6 +554,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore {
             inner.last = inner.last.max(inner.purged);
             // CRASH(consensus.3): mark and removal are one batch, written after the state that covers the entries
             // is durable. Lost, the entries are still there and are purged again.
+            crash::point("consensus.3");
             let changes = vec![
                 Change::Put(PURGED.to_vec(), stored(&LogIdRow::from(&log_id))),
                 Change::DeleteRange(vec![ENTRY], entry_key(log_id.index.saturating_add(1))),
