@@ -64,9 +64,10 @@ fn a_crash_at_every_point_leaves_the_old_file_or_the_new_one() {
             for (name, write) in WRITERS {
                 let path = dir.path().join(name);
                 let acked = told.lines().filter(|line| line.ends_with(&format!("ack {name}"))).count();
-                // Every point is before the file gets its name, so what was acknowledged last is there.
+                // All points but one are before the file gets its name: what was acknowledged last is there.
+                let written = if *tag == "client.5" && name == "receipt" { passing } else { acked };
                 let found = fs::read(&path).ok();
-                assert_eq!(found.as_deref(), acked.checked_sub(1).map(|last| VERSIONS[last]), "{at}: {name}");
+                assert_eq!(found.as_deref(), written.checked_sub(1).map(|last| VERSIONS[last]), "{at}: {name}");
                 write(&path, VERSIONS[2]);
                 assert_eq!(fs::read(&path).expect("there"), VERSIONS[2], "{at}: {name}");
                 assert!(!part_of(&path).exists(), "{at}: the part is gone");

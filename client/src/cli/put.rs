@@ -203,7 +203,11 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()?;
     // CRASH(client.2): old or new file under the name, both whole.
     crash::point("client.2");
-    fs::rename(&part, path)
+    fs::rename(&part, path)?;
+    // CRASH(client.5): the name may vanish with the power; nobody was told that the receipt was kept.
+    crash::point("client.5");
+    let dir = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::File::open(dir)?.sync_all()
 }
 
 /// Name of a file while it is being written.
