@@ -5,7 +5,7 @@
 //! every disk of the machine, by the seed; a process crash drops only the tasks.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -33,7 +33,7 @@ use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume}
 use crate::{
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life, PowerLost, Sim},
-    faulty::{LyingDisk, LyingKv},
+    faulty::{Lie, LyingDisk, LyingKv},
     net::{Absence, HostId, Net},
     runtime::SimRuntime,
     scenario::{PlantedBug, SITES, Scenario},
@@ -141,6 +141,7 @@ pub struct Cluster {
     pub scenario: Scenario,
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
+    hurt: Mutex<BTreeSet<VolumeId>>,
 }
 
 /// The name of site number `site`.
@@ -156,6 +157,7 @@ impl Cluster {
     /// Builds the machines; none runs yet.
     pub fn new(sim: &Sim, scenario: Scenario) -> Arc<Self> {
         let net = Net::new(sim.clone(), scenario.latency_micros.clone());
+        net.plant(scenario.bug);
         let mut machines = Vec::new();
         for site in 0..SITES {
             for number in 0..scenario.nodes_per_site {
@@ -163,7 +165,7 @@ impl Cluster {
             }
         }
         let id = ClusterId(id_bytes(sim));
-        Arc::new(Self { sim: sim.clone(), net, scenario, id, machines: Mutex::new(machines) })
+        Arc::new(Self { sim: sim.clone(), net, scenario, id, machines: Mutex::new(machines), hurt: Mutex::default() })
     }
 
     /// The machines, locked: never hold this over an await.
@@ -174,6 +176,11 @@ impl Cluster {
     /// Which cluster it is.
     pub fn id(&self) -> ClusterId {
         self.id
+    }
+
+    /// Volumes whose disks were damaged: they count as lost. At most one per run.
+    pub fn hurt(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
+        self.hurt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many machines there are.
@@ -267,8 +274,10 @@ impl Cluster {
         let task = async move {
             let sim = cluster.sim.clone();
             if let Err(why) = cluster.run(at, life, &node).await {
-                sim.event("node ended", &[at as u64], || why.clone());
-                panic!("node ended: {why}");
+                // The process exits; the supervisor tries again.
+                sim.hit("node ended by itself");
+                sim.event("node ended", &[at as u64], || why);
+                std::panic::resume_unwind(Box::new(PowerLost));
             }
         };
         self.sim.spawn(life, Box::pin(task));
@@ -293,7 +302,8 @@ impl Cluster {
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
             let identity = Identity { cluster: self.id, node, incarnation, volume: id };
             let disk: Arc<dyn Disk> = match self.scenario.bug {
-                Some(PlantedBug::VolumeAcksBeforeSync) => Arc::new(LyingDisk(disk)),
+                Some(PlantedBug::VolumeAcksBeforeSync) => Arc::new(LyingDisk { inner: disk, lie: Lie::Data }),
+                Some(PlantedBug::VolumeForgetsNames) => Arc::new(LyingDisk { inner: disk, lie: Lie::Names }),
                 _ => Arc::new(disk),
             };
             let opened = open_volume(disk, identity, env.clone()).await;

@@ -11,8 +11,22 @@ use pacsvault_ports::{
 
 use crate::cluster::Fuse;
 
-/// A disk whose files claim to be synced without being.
-pub struct LyingDisk<D>(pub D);
+/// About what a disk lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lie {
+    /// Files claim to be synced without being.
+    Data,
+    /// Names claim to be durable without being.
+    Names,
+}
+
+/// A disk that claims to have synced what it has not.
+pub struct LyingDisk<D> {
+    /// The honest disk.
+    pub inner: D,
+    /// About what it lies.
+    pub lie: Lie,
+}
 
 struct LyingFile(Arc<dyn DiskFile>);
 
@@ -35,36 +49,51 @@ impl DiskFile for LyingFile {
     }
 }
 
+impl<D> LyingDisk<D> {
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        match self.lie {
+            Lie::Data => Arc::new(LyingFile(file)),
+            Lie::Names => file,
+        }
+    }
+}
+
 impl<D: Disk> Disk for LyingDisk<D> {
     fn create(&self, name: &str, len_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        let file = self.0.create(name, len_bytes)?;
+        let file = self.inner.create(name, len_bytes)?;
         // The bug is in appending shards: a new file is made durable as it should.
         file.sync_data()?;
-        Ok(Arc::new(LyingFile(file)))
+        Ok(self.file(file))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        self.0.open(name).map(|file| Arc::new(LyingFile(file)) as Arc<dyn DiskFile>)
+        self.inner.open(name).map(|file| self.file(file))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        self.0.names()
+        self.inner.names()
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.0.rename(from, to)
+        self.inner.rename(from, to)?;
+        // Formatting is spared, so that volumes at least open.
+        if to.starts_with("volume.") { self.inner.sync_names() } else { Ok(()) }
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        self.0.remove(name)
+        self.inner.remove(name)
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        self.0.sync_names()
+        match self.lie {
+            Lie::Data => self.inner.sync_names(),
+            // PLANTED BUG: nothing is made durable.
+            Lie::Names => Ok(()),
+        }
     }
 
     fn space(&self) -> io::Result<Space> {
-        self.0.space()
+        self.inner.space()
     }
 }
 

@@ -1,6 +1,6 @@
 //! The one who breaks things, and in the end repairs them.
 //!
-//! **Invariants.** Only kinds of the scenario's subset happen. At most one volume per run is taken out by a failing sync, so
+//! **Invariants.** Only kinds of the scenario's subset happen. At most one volume per run is hurt (fails, rots, fills), so
 //! that contracts of "any one site" stay within what was promised. After [`Nemesis::heal`] nothing is broken but that volume.
 
 use std::{
@@ -9,7 +9,8 @@ use std::{
     time::Duration,
 };
 
-use pacsvault_simdisk::OpKind;
+use pacsvault_ports::disk::Disk as _;
+use pacsvault_simdisk::{OpKind, SimDisk};
 
 use crate::{
     cluster::{Cluster, HEALTHY_MICROS, Stop},
@@ -23,14 +24,12 @@ use crate::{
 pub struct Nemesis {
     cluster: Arc<Cluster>,
     held: Mutex<BTreeSet<usize>>,
-    volume_failed: Mutex<bool>,
 }
 
 impl Nemesis {
     /// Breaks nothing yet. From now on machines that end by themselves are started again.
     pub fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
-        let nemesis =
-            Arc::new(Self { cluster: Arc::clone(cluster), held: Mutex::default(), volume_failed: Mutex::new(false) });
+        let nemesis = Arc::new(Self { cluster: Arc::clone(cluster), held: Mutex::default() });
         let supervisor = Arc::clone(&nemesis);
         cluster.sim.spawn(Life::HARNESS, Box::pin(async move { supervisor.supervise().await }));
         nemesis
@@ -150,7 +149,7 @@ impl Nemesis {
                 cluster.machines()[one].speed.set(rng.range(20_000, 700_000));
                 self.later(short, move |nemesis| nemesis.cluster.machines()[one].speed.set(HEALTHY_MICROS));
             }
-            Fault::FailingVolumeSync => self.fail_volume(one, rng),
+            Fault::FailingVolumeSync | Fault::BitRot | Fault::FullVolume => self.hurt_volume(one, kind, rng),
             Fault::FailingLogSync => {
                 cluster.sim.hit(kind.name());
                 let machines = cluster.machines();
@@ -204,16 +203,36 @@ impl Nemesis {
         });
     }
 
-    fn fail_volume(&self, at: usize, rng: &mut SimRng) {
-        let mut failed = self.volume_failed.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::replace(&mut *failed, true) {
-            return;
+    fn hurt_volume(self: &Arc<Self>, at: usize, kind: Fault, rng: &mut SimRng) {
+        let (id, disk) = {
+            let machines = self.cluster.machines();
+            let volume = rng.pick(&machines[at].volumes);
+            (volume.id, volume.disk.clone())
+        };
+        {
+            let mut hurt = self.cluster.hurt();
+            if hurt.iter().any(|other| *other != id) {
+                return;
+            }
+            hurt.insert(id);
         }
-        self.cluster.sim.hit(Fault::FailingVolumeSync.name());
-        let machines = self.cluster.machines();
-        let volumes = &machines[at].volumes;
-        let kind = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
-        volumes[rng.index(volumes.len())].disk.fail(kind, rng.range(1, 4), std::io::ErrorKind::Other);
+        self.cluster.sim.hit(kind.name());
+        match kind {
+            Fault::BitRot => rot(&disk, rng),
+            Fault::FullVolume => {
+                disk.set_thin_full(true);
+                let lasts = rng.micros(100_000, 3_000_000);
+                self.later(lasts, move |nemesis| nemesis.each_disk(|disk| disk.set_thin_full(false)));
+            }
+            _ => {
+                let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
+                disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
+            }
+        }
+    }
+
+    fn each_disk(&self, work: impl Fn(&SimDisk)) {
+        self.cluster.machines().iter().flat_map(|machine| &machine.volumes).for_each(|volume| work(&volume.disk));
     }
 
     /// Ends every fault and starts every machine.
@@ -221,6 +240,7 @@ impl Nemesis {
         self.cluster.net.heal();
         self.cluster.net.set_weather(Weather::fair());
         self.held().clear();
+        self.each_disk(|disk| disk.set_thin_full(false));
         for machine in self.cluster.machines().iter() {
             machine.speed.set(HEALTHY_MICROS);
             machine.fuse.light(0);
@@ -232,5 +252,21 @@ impl Nemesis {
             }
             self.cluster.start(at);
         }
+    }
+}
+
+/// Flips bits of segments, here and there. The identity is spared: without it a volume is not one any more.
+fn rot(disk: &SimDisk, rng: &mut SimRng) {
+    let segments = disk.names().unwrap_or_default();
+    let segments: Vec<String> = segments.into_iter().filter(|name| !name.starts_with("volume.")).collect();
+    if segments.is_empty() {
+        return;
+    }
+    for _ in 0..rng.range(1, 12) {
+        let name = rng.pick(&segments);
+        let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0);
+        // What was written lies at the beginning.
+        let offset = if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
+        disk.flip(name, offset, u8::try_from(rng.below(8)).unwrap_or(0));
     }
 }

@@ -17,12 +17,16 @@ use futures::{
     channel::oneshot,
     future::{Either, select},
 };
+use pacsvault_core::{ids::LogIndex, shard::DurableShard};
 use pacsvault_ports::{
     BoxFuture,
     peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
 };
 
-use crate::exec::{Life, Sim};
+use crate::{
+    exec::{Life, Sim},
+    scenario::PlantedBug,
+};
 
 /// A machine on the network: a node or a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,6 +74,7 @@ struct State {
     latency_micros: Vec<Vec<u64>>,
     cuts: BTreeSet<(HostId, HostId)>,
     weather: Weather,
+    bug: Option<PlantedBug>,
 }
 
 /// The network of one simulation.
@@ -87,7 +92,8 @@ enum Passage {
 impl Net {
     /// A network between sites with the given one-way latencies.
     pub fn new(sim: Sim, latency_micros: Vec<Vec<u64>>) -> Arc<Self> {
-        let state = State { hosts: Vec::new(), latency_micros, cuts: BTreeSet::new(), weather: Weather::fair() };
+        let state =
+            State { hosts: Vec::new(), latency_micros, cuts: BTreeSet::new(), weather: Weather::fair(), bug: None };
         Arc::new(Self { sim, state: Mutex::new(state) })
     }
 
@@ -136,6 +142,23 @@ impl Net {
     pub fn heal(&self) {
         self.state().cuts.clear();
         self.sim.event("heal", &[], String::new);
+    }
+
+    /// Makes nodes misbehave on purpose.
+    pub fn plant(&self, bug: Option<PlantedBug>) {
+        self.state().bug = bug;
+    }
+
+    /// What a misbehaving node answers instead of doing its work.
+    fn misbehaves(&self, request: &Request) -> Option<Reply> {
+        match (self.state().bug, request) {
+            (Some(PlantedBug::NodeAcksUnwritten), Request::PutShard(put)) if self.sim.random(|rng| rng.chance(100)) => {
+                let durable = DurableShard { id: put.header.id, volume: put.volume, digest: put.header.digest };
+                Some(Reply::Durable(durable))
+            }
+            (Some(PlantedBug::ReadIndexUnconfirmed), Request::ReadIndex) => Some(Reply::ReadIndex(LogIndex(0))),
+            _ => None,
+        }
     }
 
     /// Changes how bad the network is.
@@ -361,11 +384,17 @@ impl Exchange {
         let Some((life, service)) = running else { return };
         let (net, from, caller) = (Arc::clone(&self.net), self.from, self.caller.clone());
         let kind = kind(&request);
+        if kind == "snapshot-read" {
+            net.sim.hit("piece of a snapshot sent");
+        }
         net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || kind.to_owned());
         let sim = net.sim.clone();
         let task = async move {
             let cancellation = Box::pin(cancellation(Arc::clone(&net), from, to, cancelled));
-            let handling = service.handle(caller, request);
+            let handling = match net.misbehaves(&request) {
+                Some(reply) => Box::pin(std::future::ready(Ok(reply))),
+                None => service.handle(caller, request),
+            };
             let Either::Left((result, _)) = select(handling, cancellation).await else {
                 net.sim.hit("request cancelled half-way");
                 return;

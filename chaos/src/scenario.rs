@@ -42,6 +42,10 @@ pub enum Fault {
     SlowDisk,
     /// The next sync of one volume fails.
     FailingVolumeSync,
+    /// Bits of one volume's segments flip.
+    BitRot,
+    /// One volume's disk runs out of room for a while.
+    FullVolume,
     /// The next sync of one node's log fails.
     FailingLogSync,
     /// A wall clock jumps.
@@ -53,7 +57,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 16] = [
+pub const FAULTS: [Fault; 18] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -66,6 +70,8 @@ pub const FAULTS: [Fault; 16] = [
     Fault::Storm,
     Fault::SlowDisk,
     Fault::FailingVolumeSync,
+    Fault::BitRot,
+    Fault::FullVolume,
     Fault::FailingLogSync,
     Fault::ClockJump,
     Fault::TransferLeader,
@@ -88,6 +94,8 @@ impl Fault {
             Self::Storm => "fault: lossy network",
             Self::SlowDisk => "fault: slow disks",
             Self::FailingVolumeSync => "fault: volume sync fails",
+            Self::BitRot => "fault: bit rot",
+            Self::FullVolume => "fault: volume full",
             Self::FailingLogSync => "fault: log sync fails",
             Self::ClockJump => "fault: wall clock jumps",
             Self::TransferLeader => "fault: leadership moved",
@@ -103,13 +111,31 @@ pub enum PlantedBug {
     VolumeAcksBeforeSync,
     /// The log reports durable what it merely wrote.
     LogAcksBeforeSync,
+    /// Volumes never make the names of new segments durable.
+    VolumeForgetsNames,
+    /// One shard in ten is acknowledged by its node without being written.
+    NodeAcksUnwritten,
+    /// The leader confirms reads of followers without asking for how far it is.
+    ReadIndexUnconfirmed,
 }
+
+/// All of them.
+pub const PLANTED_BUGS: [PlantedBug; 5] = [
+    PlantedBug::VolumeAcksBeforeSync,
+    PlantedBug::LogAcksBeforeSync,
+    PlantedBug::VolumeForgetsNames,
+    PlantedBug::NodeAcksUnwritten,
+    PlantedBug::ReadIndexUnconfirmed,
+];
 
 impl fmt::Display for PlantedBug {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::VolumeAcksBeforeSync => "volume-acks-before-sync",
             Self::LogAcksBeforeSync => "log-acks-before-sync",
+            Self::VolumeForgetsNames => "volume-forgets-names",
+            Self::NodeAcksUnwritten => "node-acks-unwritten",
+            Self::ReadIndexUnconfirmed => "read-index-unconfirmed",
         })
     }
 }
@@ -118,9 +144,8 @@ impl FromStr for PlantedBug {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::VolumeAcksBeforeSync, Self::LogAcksBeforeSync];
-        let names: Vec<String> = all.iter().map(ToString::to_string).collect();
-        let found = all.into_iter().find(|bug| bug.to_string() == text);
+        let names: Vec<String> = PLANTED_BUGS.iter().map(ToString::to_string).collect();
+        let found = PLANTED_BUGS.into_iter().find(|bug| bug.to_string() == text);
         found.ok_or_else(|| format!("there is no planted bug {text}; there are {}", names.join(", ")))
     }
 }
@@ -180,6 +205,7 @@ impl Scenario {
         if nodes_per_site == 1 {
             // Three nodes with one volume less cannot keep the floor: writes would rightly be refused for ever.
             faults.remove(&Fault::FailingVolumeSync);
+            faults.remove(&Fault::FullVolume);
         }
         Self {
             seed,

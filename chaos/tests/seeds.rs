@@ -64,3 +64,18 @@ fn volumes_that_ack_before_they_sync_are_found() {
 fn a_log_that_acks_before_it_syncs_is_found() {
     finds(PlantedBug::LogAcksBeforeSync);
 }
+
+#[test]
+fn volumes_that_forget_names_are_found() {
+    finds(PlantedBug::VolumeForgetsNames);
+}
+
+#[test]
+fn nodes_that_ack_what_they_did_not_write_are_found() {
+    finds(PlantedBug::NodeAcksUnwritten);
+}
+
+#[test]
+fn reads_confirmed_by_nobody_are_found() {
+    finds(PlantedBug::ReadIndexUnconfirmed);
+}

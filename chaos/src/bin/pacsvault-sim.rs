@@ -42,6 +42,11 @@ fn main() -> std::process::ExitCode {
         scenario.bug = args.bug;
         scenario
     };
+    if args.trace {
+        // What nodes log, between the events of the simulator.
+        let level = tracing_subscriber::filter::LevelFilter::INFO;
+        tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_max_level(level).init();
+    }
     let started = Instant::now();
     let reports = match args.seed {
         Some(seed) => {
