@@ -33,7 +33,7 @@ use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume}
 use crate::{
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life, PowerLost, Sim},
-    faulty::{Lie, LyingDisk, LyingKv},
+    faulty::{Lie, LyingDisk, LyingKv, MortalDisk},
     net::{Absence, HostId, Net},
     runtime::SimRuntime,
     scenario::{PlantedBug, SITES, Scenario},
@@ -299,6 +299,7 @@ impl Cluster {
         };
         let mut volumes = BTreeMap::new();
         for (id, disk) in disks {
+            let disk = MortalDisk(disk);
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
             let identity = Identity { cluster: self.id, node, incarnation, volume: id };
             let disk: Arc<dyn Disk> = match self.scenario.bug {

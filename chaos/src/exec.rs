@@ -422,7 +422,7 @@ impl Sim {
             }
             Err(payload) => {
                 if payload.is::<PowerLost>() {
-                    self.hit("power lost between two disk operations");
+                    self.hit("life ended at a disk operation");
                 } else {
                     self.state().panics.push((life, panic_message(payload.as_ref())));
                 }

@@ -9,7 +9,79 @@ use pacsvault_ports::{
     kv::{Batch, Checkpoint, Durability, Install, Kv, KvError, Rows},
 };
 
-use crate::cluster::Fuse;
+use pacsvault_simdisk::SimDisk;
+
+use crate::{cluster::Fuse, exec::PowerLost};
+
+/// A disk whose death ends the life that uses it: a node without power sees no error, it sees nothing.
+pub struct MortalDisk(pub SimDisk);
+
+struct MortalFile {
+    disk: SimDisk,
+    file: Arc<dyn DiskFile>,
+}
+
+/// Passes `result` on, unless the power is gone.
+fn alive<T>(disk: &SimDisk, result: io::Result<T>) -> io::Result<T> {
+    if result.is_err() && disk.is_dead() {
+        std::panic::resume_unwind(Box::new(PowerLost));
+    }
+    result
+}
+
+impl MortalDisk {
+    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        Arc::new(MortalFile { disk: self.0.clone(), file })
+    }
+}
+
+impl DiskFile for MortalFile {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        alive(&self.disk, self.file.read_at(offset, buffer))
+    }
+
+    fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        alive(&self.disk, self.file.write_at(offset, parts))
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        alive(&self.disk, self.file.sync_data())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        alive(&self.disk, self.file.len())
+    }
+}
+
+impl Disk for MortalDisk {
+    fn create(&self, name: &str, len_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
+        alive(&self.0, self.0.create(name, len_bytes)).map(|file| self.file(file))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        alive(&self.0, self.0.open(name)).map(|file| self.file(file))
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        alive(&self.0, self.0.names())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        alive(&self.0, self.0.rename(from, to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        alive(&self.0, self.0.remove(name))
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
+        alive(&self.0, self.0.sync_names())
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        alive(&self.0, self.0.space())
+    }
+}
 
 /// About what a disk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -104,10 +104,7 @@ impl Nemesis {
         match kind {
             Fault::Crash => self.take_down(&[one], Stop::Process, short, kind),
             Fault::PowerLoss => self.take_down(&[one], Stop::Power, short, kind),
-            Fault::PowerLossInOperation => {
-                cluster.sim.hit(kind.name());
-                cluster.machines()[one].fuse.light(rng.range(1, 40));
-            }
+            Fault::PowerLossInOperation => self.lose_power_in_operation(one, rng),
             Fault::SitePowerLoss => self.take_down(&cluster.of_site(site), Stop::Power, short, kind),
             Fault::MajorityPowerLoss => {
                 let spared = cluster.of_site(site);
@@ -133,17 +130,7 @@ impl Nemesis {
                 let pairs = left.iter().flat_map(|&a| right.iter().flat_map(move |&b| [(a, b), (b, a)]));
                 self.cut(pairs.collect(), short * 2, kind);
             }
-            Fault::Storm => {
-                let weather = Weather {
-                    jitter_micros: rng.range(300, 30_000),
-                    loss_per_mille: rng.range(1, 60),
-                    duplicate_per_mille: rng.range(1, 60),
-                    hold_per_mille: rng.range(1, 60),
-                };
-                cluster.sim.hit(kind.name());
-                cluster.net.set_weather(weather);
-                self.later(short, |nemesis| nemesis.cluster.net.set_weather(Weather::fair()));
-            }
+            Fault::Storm => self.storm(short, rng),
             Fault::SlowDisk => {
                 cluster.sim.hit(kind.name());
                 cluster.machines()[one].speed.set(rng.range(20_000, 700_000));
@@ -163,17 +150,42 @@ impl Nemesis {
                 let ahead = i64::try_from(rng.below(7_200_000)).unwrap_or(0) - 3_600_000;
                 cluster.sim.jump_wall(life, ahead);
             }
-            Fault::TransferLeader => {
-                let (Some(from), Some(to)) = (self.leader(), cluster.replica(one)) else { return };
-                cluster.sim.hit(kind.name());
-                let to = to.status().node;
-                let task = async move { drop(from.transfer_leader(to).await) };
-                let Some(life) = cluster.life(one) else { return };
-                cluster.sim.spawn(life, Box::pin(task));
-            }
+            Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
             Fault::ClientCrash => {}
         }
+    }
+
+    /// Between two operations of any store of the machine, or within one of a volume's disk.
+    fn lose_power_in_operation(&self, at: usize, rng: &mut SimRng) {
+        self.cluster.sim.hit(Fault::PowerLossInOperation.name());
+        let machines = self.cluster.machines();
+        if rng.chance(500) {
+            machines[at].fuse.light(rng.range(1, 40));
+        } else {
+            let disk = &rng.pick(&machines[at].volumes).disk;
+            disk.crash_at(disk.ops() + rng.range(1, 30));
+        }
+    }
+
+    fn storm(self: &Arc<Self>, lasts: Duration, rng: &mut SimRng) {
+        let weather = Weather {
+            jitter_micros: rng.range(300, 30_000),
+            loss_per_mille: rng.range(1, 60),
+            duplicate_per_mille: rng.range(1, 60),
+            hold_per_mille: rng.range(1, 60),
+        };
+        self.cluster.sim.hit(Fault::Storm.name());
+        self.cluster.net.set_weather(weather);
+        self.later(lasts, |nemesis| nemesis.cluster.net.set_weather(Weather::fair()));
+    }
+
+    fn transfer_leader(&self, at: usize) {
+        let cluster = &self.cluster;
+        let (Some(from), Some(to), Some(life)) = (self.leader(), cluster.replica(at), cluster.life(at)) else { return };
+        cluster.sim.hit(Fault::TransferLeader.name());
+        let to = to.status().node;
+        cluster.sim.spawn(life, Box::pin(async move { drop(from.transfer_leader(to).await) }));
     }
 
     fn leader(&self) -> Option<Arc<dyn pacsvault_consensus::Replica>> {
@@ -241,6 +253,8 @@ impl Nemesis {
         self.cluster.net.set_weather(Weather::fair());
         self.held().clear();
         self.each_disk(|disk| disk.set_thin_full(false));
+        // A power loss still to come is put off for ever.
+        self.each_disk(|disk| disk.crash_at(u64::MAX));
         for machine in self.cluster.machines().iter() {
             machine.speed.set(HEALTHY_MICROS);
             machine.fuse.light(0);
