@@ -36,7 +36,10 @@ fn download(path: &Path, bytes: &'static [u8]) {
     keep(&part, path).expect("kept");
 }
 
-const WRITERS: [(&str, fn(&Path, &'static [u8])); 2] = [("receipt", receipt), ("download", download)];
+/// Gives a file new content.
+type Writer = fn(&Path, &'static [u8]);
+
+const WRITERS: [(&str, Writer); 2] = [("receipt", receipt), ("download", download)];
 
 /// Not a test of its own: what the dying processes run.
 #[test]

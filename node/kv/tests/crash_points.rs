@@ -300,9 +300,9 @@ fn cross(scenario: &Scenario, prepared: &Path, tag: &str) -> usize {
         command.args(["child", "--exact", "--nocapture"]).env(DIR, &dir);
         let at = format!("{tag}#{passing}");
         let Some(told) = dies_at(&mut command, &at) else { return passing - 1 };
-        let acks = told.lines().filter_map(|line| line.rsplit_once("ack ")?.1.parse().ok());
+        let mut acks = told.lines().filter_map(|line| line.rsplit_once("ack ")?.1.parse().ok());
         let shown = format!("{} of {}", at, scenario.name);
-        (scenario.check)(&dir, &Death { tag, at: &shown, acked: acks.last() });
+        (scenario.check)(&dir, &Death { tag, at: &shown, acked: acks.next_back() });
     }
     0
 }

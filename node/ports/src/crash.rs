@@ -1,4 +1,4 @@
-//! Places where a crash matters, and the means to make one happen there. Each `// CRASH(name)` comment has a [`point`]
+//! Places where a crash matters, and the means to make one happen there. Each `CRASH(name)` comment has a [`point`]
 //! beside it, just before the step that it argues about; tests let the process die at each and look at what is left.
 //!
 //! Two ways to die. With `PACSVAULT_CRASH_AT=name` in the environment, the process aborts when it passes `name` for the
@@ -26,6 +26,8 @@ use std::{
 pub const CRASH_AT: &str = "PACSVAULT_CRASH_AT";
 /// Printed before a point's name when a crash happens there; `cargo xtask crash-points` reads it.
 pub const CROSSED: &str = "CRASH-CROSSED ";
+/// Before a point's name in a comment; in two parts, so that this line is not taken for one.
+const COMMENT: &str = concat!("// ", "CRASH(");
 
 const UNKNOWN: u8 = 0;
 const OFF: u8 = 1;
@@ -107,7 +109,7 @@ impl Drop for Trap {
 
 /// For tests: names of the `CRASH(name)` comments in a source file.
 pub fn tags_in(source: &str) -> BTreeSet<&str> {
-    let comments = source.lines().filter_map(|line| line.split_once("// CRASH("));
+    let comments = source.lines().filter_map(|line| line.split_once(COMMENT));
     comments.filter_map(|(_, rest)| rest.split_once(')')).map(|(tag, _)| tag).collect()
 }
 
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn tags_are_read_from_comments_alone() {
-        let source = "a // CRASH(x.1): why\n  // CRASH(x.2): why\nlet s = \"CRASH(x.3)\";\n";
-        assert_eq!(tags_in(source), BTreeSet::from(["x.1", "x.2"]));
+        let source = format!("a {COMMENT}x.1): why\n  {COMMENT}x.2): why\nlet s = \"CRASH(x.3)\";\n");
+        assert_eq!(tags_in(&source), BTreeSet::from(["x.1", "x.2"]));
     }
 }
