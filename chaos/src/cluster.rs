@@ -160,7 +160,7 @@ impl Cluster {
         net.plant(scenario.bug);
         let mut machines = Vec::new();
         for site in 0..SITES {
-            for number in 0..scenario.nodes_per_site {
+            for number in 0..scenario.nodes_of(site) {
                 machines.push(Machine::new(sim, &net, &scenario, site, number));
             }
         }
@@ -186,6 +186,10 @@ impl Cluster {
     /// How many machines there are.
     pub fn count(&self) -> usize {
         self.machines().len()
+    }
+
+    fn volumes(&self) -> usize {
+        self.machines().iter().map(|machine| machine.volumes.len()).sum()
     }
 
     /// Machines of one site.
@@ -329,7 +333,7 @@ impl Cluster {
             name: machine.name.clone(),
             site: site_name(machine.site),
             address: self.net.address(machine.host),
-            roles: Roles { storage: true, voter: true },
+            roles: Roles { storage: !self.scenario.is_witness(machine.site), voter: true },
             incarnation: machine.incarnation,
             // The first machine is founded; the others ask anybody.
             join: if at == 0 { Vec::new() } else { machines.iter().map(join).collect() },
@@ -374,10 +378,8 @@ impl Cluster {
                     Err(fault) => fault.to_string(),
                 };
             }
-            let complete = known.is_some_and(|layout| {
-                layout.nodes.len() == self.count()
-                    && layout.volumes.len() == self.count() * self.scenario.volumes_per_node
-            });
+            let complete = known
+                .is_some_and(|layout| layout.nodes.len() == self.count() && layout.volumes.len() == self.volumes());
             if complete && (0..self.count()).all(|at| self.replica(at).is_some()) {
                 return Ok(());
             }
@@ -398,7 +400,8 @@ impl Machine {
         let name = format!("{}-{number}", char::from(b"abc"[site]));
         let host = net.add_host(&name, site);
         let fuse = Arc::new(Fuse::default());
-        let volumes = (0..scenario.volumes_per_node).map(|_| {
+        let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
+        let volumes = (0..count).map(|_| {
             let burning = Arc::clone(&fuse);
             let options = pacsvault_simdisk::Options {
                 capacity_bytes: CAPACITY_BYTES * 2,

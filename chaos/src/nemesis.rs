@@ -160,7 +160,7 @@ impl Nemesis {
     fn lose_power_in_operation(&self, at: usize, rng: &mut SimRng) {
         self.cluster.sim.hit(Fault::PowerLossInOperation.name());
         let machines = self.cluster.machines();
-        if rng.chance(500) {
+        if rng.chance(500) || machines[at].volumes.is_empty() {
             machines[at].fuse.light(rng.range(1, 40));
         } else {
             let disk = &rng.pick(&machines[at].volumes).disk;
@@ -218,6 +218,9 @@ impl Nemesis {
     fn hurt_volume(self: &Arc<Self>, at: usize, kind: Fault, rng: &mut SimRng) {
         let (id, disk) = {
             let machines = self.cluster.machines();
+            if machines[at].volumes.is_empty() {
+                return;
+            }
             let volume = rng.pick(&machines[at].volumes);
             (volume.id, volume.disk.clone())
         };

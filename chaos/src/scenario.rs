@@ -157,6 +157,8 @@ pub struct Scenario {
     pub seed: u64,
     /// Nodes per site.
     pub nodes_per_site: usize,
+    /// Two sites hold everything; the third is one witness, which votes and holds no shards.
+    pub witness: bool,
     /// Volumes per node.
     pub volumes_per_node: usize,
     /// The default profile.
@@ -186,10 +188,21 @@ pub struct Scenario {
 }
 
 impl Scenario {
+    /// Nodes of `site`.
+    pub fn nodes_of(&self, site: usize) -> usize {
+        if self.is_witness(site) { 1 } else { self.nodes_per_site }
+    }
+
+    /// Whether `site` only votes.
+    pub fn is_witness(&self, site: usize) -> bool {
+        self.witness && site == SITES - 1
+    }
+
     /// The scenario of `seed`.
     pub fn draw(seed: u64) -> Self {
         let rng = &mut SimRng::new(splitmix(seed ^ 0x5ce7_a210));
         let nodes_per_site = *rng.pick(&[1, 2, 2, 2, 2, 3]);
+        let witness = nodes_per_site == 3 && rng.chance(500);
         let far = *rng.pick(&[500_u64, 2_000, 8_000, 8_000, 25_000, 40_000]);
         let latency_micros = (0..SITES)
             .map(|a| (0..SITES).map(|b| if a == b { 80 } else { far + 300 * (a + b) as u64 }).collect())
@@ -210,8 +223,9 @@ impl Scenario {
         Self {
             seed,
             nodes_per_site,
+            witness,
             volumes_per_node: if nodes_per_site == 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
-            profile: profile_for(nodes_per_site),
+            profile: profile_for(nodes_per_site, witness),
             stripe_bytes: *rng.pick(&[256, 1_000, 4_096]),
             latency_micros,
             snapshot_every: rng.range(8, 60),
@@ -227,12 +241,13 @@ impl Scenario {
     }
 }
 
-/// The profile that `pacsvault plan` would choose for three sites of so many nodes.
-fn profile_for(nodes_per_site: usize) -> Profile {
+/// The profile that suits three sites of so many nodes, or two and a witness.
+fn profile_for(nodes_per_site: usize, witness: bool) -> Profile {
     let site = Failures { sites: 1, nodes: 0 };
     let (data, parity, contract) = match nodes_per_site {
         1 => (2, 1, Contract::one(site)),
         2 => (4, 2, Contract::one(site)),
+        _ if witness => (3, 3, Contract::one(site)),
         _ => (5, 4, Contract::one(Failures { sites: 1, nodes: 1 })),
     };
     Profile {
@@ -255,6 +270,7 @@ mod tests {
         for fault in FAULTS {
             assert!((0..100).any(|seed| Scenario::draw(seed).faults.contains(&fault)), "{fault:?}");
         }
+        assert!((0..100).any(|seed| Scenario::draw(seed).witness));
         for nodes in 1..=3 {
             assert!((0..100).any(|seed| Scenario::draw(seed).nodes_per_site == nodes));
         }
