@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use pacsvault_coordinator::{Coordinator, GetQuery, Stored};
+use pacsvault_coordinator::{Coordinator, GetQuery, ShardFinding, Stored};
 use pacsvault_core::{
     catalog::{SealedInstance, StripeSeal},
     ids::{Digest, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId},
@@ -223,6 +223,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     let reader = work.client(rng.index(SITES)).coordinator();
     read_all(work, &reader, "after healing", |_| true).await;
     read_every_version(work, &reader).await;
+    verify_all(work, &reader).await;
     let site = rng.index(SITES);
     for at in work.cluster.of_site(site) {
         nemesis.down(at, Stop::Power);
@@ -284,6 +285,29 @@ async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str, promised: 
     for (key, sealed) in work.model(|model| model.must_live()) {
         if promised(&sealed) {
             read_version(work, reader, key, sealed.version, Some(when)).await;
+        }
+    }
+}
+
+/// Proves every shard that a living record calls persisted, on every volume that no fault hurt.
+async fn verify_all(work: &Arc<Work>, reader: &Coordinator) {
+    for (key, sealed) in work.model(|model| model.must_live()) {
+        let checks = match reader.verify(&sealed).await {
+            Ok(checks) => checks,
+            Err(fault) => return work.violation(format!("key {key} cannot be verified: {} {fault}", fault.code)),
+        };
+        for check in checks {
+            let hurt = work.cluster.hurt().contains(&check.volume);
+            match check.finding {
+                ShardFinding::Proven | ShardFinding::Missing => {}
+                ShardFinding::Away(_) | ShardFinding::Damaged(_) if hurt => {
+                    work.cluster.sim.hit("damage on a hurt volume found by verifying");
+                }
+                ShardFinding::Away(why) | ShardFinding::Damaged(why) => {
+                    let (stripe, shard, version) = (check.stripe, check.shard, sealed.version);
+                    work.violation(format!("shard {stripe}/{shard} of version {version} of key {key}: {why}"));
+                }
+            }
         }
     }
 }

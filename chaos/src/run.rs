@@ -50,6 +50,12 @@ pub fn run(scenario: &Scenario, trace: bool) -> Report {
     sim.trace(trace);
     let cluster = Cluster::new(&sim, scenario.clone());
     let work = Work::new(Arc::clone(&cluster));
+    sim.hit(match (scenario.witness, scenario.nodes_per_site) {
+        (true, _) => "topology: two sites of 3 nodes and a witness",
+        (false, 1) => "topology: three sites of 1 node",
+        (false, 2) => "topology: three sites of 2 nodes",
+        (false, _) => "topology: three sites of 3 nodes",
+    });
     let ended = catch_unwind(AssertUnwindSafe(|| sim.block_on(play(Arc::clone(&work)))));
     let mut violations = work.model(|model| model.violations.clone());
     if let Err(payload) = ended {
