@@ -178,16 +178,17 @@ fn clients_that_vanish_in_mid_stream_leave_neither_content_nor_memory() -> anyho
             })
         };
         // The first ones fill pools and caches that are kept on purpose.
-        for _ in 0..3 {
+        for _ in 0..10 {
             vanish(bed)?;
         }
         std::thread::sleep(Duration::from_secs(1));
         let before = bed.cluster.resident_bytes_max();
-        for _ in 0..10 {
+        for _ in 0..20 {
             vanish(bed)?;
         }
-        let allowed = before + (96 << 20);
-        bed.until(Duration::from_secs(20), "the memory of ten abandoned uploads to be given back", || {
+        // Twenty times 50 MiB were abandoned; allocators keep some of what was freed, but never a large share of that.
+        let allowed = before + (160 << 20);
+        bed.until(Duration::from_secs(20), "the memory of twenty abandoned uploads to be given back", || {
             let now = bed.cluster.resident_bytes_max();
             anyhow::ensure!(now <= allowed, "{} MiB before, {} MiB now", before >> 20, now >> 20);
             Ok(true)
