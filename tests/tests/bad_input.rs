@@ -33,6 +33,11 @@ fn key(text: &str) -> ObjectKey {
     format!("main/1.2.826.0.9/1.2.826.0.9.1/{text}").parse().expect("a valid key")
 }
 
+/// A key of another study than the treasure's, whose listing must show nothing but the ledger's.
+fn elsewhere(text: &str) -> ObjectKey {
+    format!("main/1.2.826.0.10/1.2.826.0.10.1/{text}").parse().expect("a valid key")
+}
+
 /// Writes a few contents whose survival every test proves at its end.
 fn treasure(client: &Client, bed: &Bed, ledger: &Ledger, label: u64) -> anyhow::Result<()> {
     for (index, size) in [0, 1, 70_000, 3 << 20, 20 << 20].into_iter().enumerate() {
@@ -109,7 +114,7 @@ fn uploads_that_break_their_word_store_nothing() -> anyhow::Result<()> {
             let mut archive = ArchiveClient::new(raw::channel(&address, &credentials).await?);
             let sized = |size_bytes| Part::Header(v1::PutHeader { size_bytes: Some(size_bytes), ..header(&bad) });
             let mismatch = ["PV-SIZE-MISMATCH", "declared", "nothing was stored"];
-            let invalid = Code::FailedPrecondition;
+            let invalid = Code::InvalidArgument;
             refusal(&mut archive, vec![sized(1_000_000), data(999_999)], invalid, &mismatch).await?;
             refusal(&mut archive, vec![sized(100), data(64), data(37)], invalid, &mismatch).await?;
             // Longer than declared by stripes, so that shards of it are on disk already.
@@ -128,7 +133,7 @@ fn uploads_that_break_their_word_store_nothing() -> anyhow::Result<()> {
             let mut nobody = header(&bad);
             nobody.profile = "platinum".to_owned();
             let words = ["PV-NO-PROFILE", "platinum", "there are"];
-            refusal(&mut archive, vec![Part::Header(nobody), data(1)], invalid, &words).await?;
+            refusal(&mut archive, vec![Part::Header(nobody), data(1)], Code::FailedPrecondition, &words).await?;
             for (uid, rule) in [("1..2", "empty"), ("1.2.03", "leading zero"), ("1.2.x", "digits"), ("", "empty")] {
                 let mut named = header(&bad);
                 let key = named.key.as_mut().context("a key")?;
@@ -391,7 +396,7 @@ fn a_writer_whose_clock_is_wrong_by_hours_is_served_or_told() -> anyhow::Result<
         let (client, ledger) = (bed.client(false)?, Ledger::default());
         treasure(&client, bed, &ledger, 4)?;
         for (number, hours) in [-23, -3, 3, 23].into_iter().enumerate() {
-            let key = key(&format!("1.2.826.0.9.68.{number}"));
+            let key = elsewhere(&format!("1.2.826.0.9.68.{number}"));
             put_with_clock(bed, hours, &key, b"by a wrong clock")?
                 .with_context(|| format!("a clock wrong by {hours} h was refused"))?;
             let found = bed.runtime.block_on(client.lookup(&key, None))?;
