@@ -260,6 +260,13 @@ impl Cluster {
         }
     }
 
+    /// Lets go of every node, so that nothing keeps the world alive in a cycle. Call at the end of a run.
+    pub fn end(&self) {
+        for at in 0..self.count() {
+            self.stop(at, Stop::Process);
+        }
+    }
+
     /// Starts machine `at`; fine if it runs.
     pub fn start(self: &Arc<Self>, at: usize) {
         if !self.is_down(at) {

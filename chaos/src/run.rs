@@ -72,6 +72,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Report {
         took: sim.now(),
         polls: sim.polls(),
     };
+    cluster.end();
     sim.end();
     report
 }
