@@ -12,7 +12,7 @@ use pacsvault_core::ids::{
     Digest, InstanceId, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Uid, VersionNumber, WallMillis,
 };
 use pacsvault_core::layout::survival::{Held, survives};
-use pacsvault_core::layout::{Layout, NodeState};
+use pacsvault_core::layout::{Contract, Failures, Layout, NodeState};
 use pacsvault_core::limits::WRITE_WINDOW_MILLIS;
 use proptest::prelude::*;
 
@@ -101,6 +101,21 @@ struct Version {
     deleted: Option<LogIndex>,
 }
 
+/// Everything that six nodes on three sites can suffer.
+fn failure_sets() -> impl Iterator<Item = Contract> {
+    (0..=3).flat_map(|sites| (0..=6).map(move |nodes| Contract::one(Failures { sites, nodes })))
+}
+
+/// True when every stripe survives `contract` by its shards that count by `layout`.
+fn keeps(seal: &Seal, contract: &Contract, layout: &Layout) -> bool {
+    seal.stripes.iter().all(|stripe| {
+        let placed = (0..).zip(&stripe.placement).filter(|(shard, _)| stripe.persisted & (1 << shard) != 0);
+        let held = placed.map(|(shard, volume)| Held { shard: ShardIndex(shard), volume: *volume });
+        let held: Vec<Held> = held.filter(|held| layout.counts(held.volume)).collect();
+        survives(&held, 4, contract, layout).is_ok()
+    })
+}
+
 /// The naive catalog: versions in a list per key, everything else by looking at all of them.
 #[derive(Default)]
 struct Model {
@@ -123,26 +138,22 @@ impl Model {
     fn seal(&mut self, layout: &Layout, seal: &Seal) -> String {
         if let Some((number, known)) = self.find(seal.instance) {
             let same = known.seal.key == seal.key && known.seal.digest == seal.digest;
-            return if same { format!("version {number} again") } else { "malformed".to_owned() };
+            let again = format!("version {number} again, degraded {}", known.degraded);
+            return if same { again } else { "malformed".to_owned() };
         }
-        let same = |known: &Version| known.seal.digest == seal.digest && !(seal.strict && known.degraded);
-        if let Some((number, _)) = self.newest(&seal.key).filter(|(_, known)| same(known)) {
-            return format!("version {number} again");
+        let promise = profile();
+        if let Some((number, known)) = self.newest(&seal.key).filter(|(_, known)| known.seal.digest == seal.digest) {
+            let as_good = failure_sets().all(|one| !keeps(seal, &one, layout) || keeps(&known.seal, &one, layout));
+            let degraded = known.degraded || !keeps(&known.seal, &promise.contract, layout);
+            if as_good && keeps(&known.seal, &promise.floor, layout) && !(seal.strict && degraded) {
+                return format!("version {number} again, degraded {degraded}");
+            }
         }
         if seal.instance.time().0 + WRITE_WINDOW_MILLIS < self.time {
             return "window closed".to_owned();
         }
-        let keeps = |contract| {
-            seal.stripes.iter().all(|stripe| {
-                let placed = (0..).zip(&stripe.placement).filter(|(shard, _)| stripe.persisted & (1 << shard) != 0);
-                let held: Vec<Held> =
-                    placed.map(|(shard, volume)| Held { shard: ShardIndex(shard), volume: *volume }).collect();
-                survives(&held, 4, contract, layout).is_ok()
-            })
-        };
-        let promise = profile();
-        let whole = keeps(&promise.contract);
-        if !keeps(&promise.floor) || (seal.strict && !whole) {
+        let whole = keeps(seal, &promise.contract, layout);
+        if !keeps(seal, &promise.floor, layout) || (seal.strict && !whole) {
             return "too weak".to_owned();
         }
         let versions = self.objects.entry(seal.key.clone()).or_default();
@@ -171,7 +182,9 @@ fn said(outcome: &Outcome) -> String {
         Outcome::Sealed { sealed, first: true } => {
             format!("version {} first, degraded {}", sealed.version, sealed.degraded)
         }
-        Outcome::Sealed { sealed, first: false } => format!("version {} again", sealed.version),
+        Outcome::Sealed { sealed, first: false } => {
+            format!("version {} again, degraded {}", sealed.version, sealed.degraded)
+        }
         Outcome::Deleted(versions) => format!("deleted {versions:?}"),
         Outcome::Rejected(Rejection::Malformed(_)) => "malformed".to_owned(),
         Outcome::Rejected(Rejection::WindowClosed { .. }) => "window closed".to_owned(),

@@ -156,6 +156,75 @@ fn the_same_attempt_and_the_same_content_answer_the_first_record() {
     assert_eq!(lookup(&replica.state, &key(KEY), None).unwrap(), Some(second));
 }
 
+/// A fresh seal of the content that all of these tests store, without shard `lost`.
+fn around(lost: u8, number: u64) -> Seal {
+    let mut fresh = seal(KEY, "a", instance(START, number));
+    fresh.stripes[0].persisted = ALL & !(1 << lost);
+    fresh
+}
+
+#[test]
+fn a_record_that_lost_shards_since_does_not_answer_for_better_ones() {
+    let fence = |node| Command::SetVolumeState { volume: volume(node), state: VolumeState::Fenced };
+    let mut replica = Replica::with_cluster();
+    let (old, _) = replica.sealed(START, seal(KEY, "a", instance(START, 1)));
+    assert!(!old.degraded);
+    assert_eq!(replica.one(START, fence(3)), Outcome::Done);
+    // As weak as the old record is now: it answers, and says what it is worth now.
+    let (again, first) = replica.sealed(START, around(3, 2));
+    assert_eq!((again.version, first), (VersionNumber(1), false));
+    assert_eq!((again.survives, again.degraded), (vec![Failures { sites: 0, nodes: 1 }], true));
+    assert_eq!(lookup(&replica.state, &key(KEY), None).unwrap(), Some(old), "what is stored stays");
+    // Below the floor, it answers for nothing.
+    assert_eq!(replica.one(START, fence(0)), Outcome::Done);
+    let mut weak = around(3, 3);
+    weak.stripes[0].persisted &= !1;
+    assert!(matches!(replica.refused(START, as_command(weak)), Rejection::TooWeak { .. }));
+    // Fresh shards on what is left are worth more than the old ones: a version of their own.
+    let spare = VolumeId([60; 16]);
+    let add = Command::AddVolume { node: NodeId(4), volume: spare, capacity_bytes: 1 << 40 };
+    assert_eq!(replica.one(START, add), Outcome::Done);
+    let mut fresh = around(0, 4);
+    fresh.stripes[0].placement[3] = spare;
+    let (fresh, first) = replica.sealed(START, fresh);
+    assert_eq!((fresh.version, first), (VersionNumber(2), true));
+    assert_eq!(fresh.survives, [Failures { sites: 0, nodes: 1 }]);
+    assert!(by_instance(&replica.state, instance(START, 4)).unwrap().is_some(), "its shards are no orphans");
+}
+
+#[test]
+fn a_strict_seal_is_answered_only_by_what_keeps_its_contract_now() {
+    let mut replica = Replica::with_cluster();
+    replica.sealed(START, seal(KEY, "a", instance(START, 1)));
+    replica.one(START, set_node(1, NodeState::Removed));
+    let mut strict = around(0, 2);
+    strict.strict = true;
+    assert!(matches!(replica.refused(START, as_command(strict)), Rejection::TooWeak { .. }));
+    let (answer, first) = replica.sealed(START, around(0, 3));
+    assert_eq!((answer.version, answer.degraded, first), (VersionNumber(1), true, false));
+}
+
+#[test]
+fn a_record_of_a_weaker_profile_does_not_answer_for_a_stronger_one() {
+    let mut replica = Replica::with_cluster();
+    let node = Contract::one(Failures { sites: 0, nodes: 1 });
+    let weak = Profile { name: "weak".parse().unwrap(), contract: node.clone(), floor: node, ..profile() };
+    assert_eq!(replica.one(START, Command::SetProfile { profile: weak.clone(), make_default: false }), Outcome::Done);
+    let mut old = around(5, 1);
+    old.profile = weak.name.clone();
+    let (old, _) = replica.sealed(START, old);
+    assert!(!old.degraded, "of its own profile");
+    // No better than the old record, which would pass for whole: it becomes a version, marked as degraded.
+    let (fresh, first) = replica.sealed(START, around(4, 2));
+    assert_eq!((fresh.version, fresh.degraded, first), (VersionNumber(2), true, true));
+    let (whole, first) = replica.sealed(START, seal(KEY, "a", instance(START, 3)));
+    assert_eq!((whole.version, whole.degraded, first), (VersionNumber(3), false, true));
+    // The stronger one answers for the weaker.
+    let mut again = seal(KEY, "a", instance(START, 4));
+    again.profile = weak.name;
+    assert_eq!(replica.sealed(START, again), (whole, false));
+}
+
 #[test]
 fn an_attempt_older_than_the_window_is_never_sealed_whatever_later_clocks_say() {
     let mut replica = Replica::with_cluster();

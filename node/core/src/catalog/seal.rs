@@ -3,8 +3,10 @@
 //! **Invariants.**
 //! - A record exists only if, by the layout of that moment, every stripe survived the floor of the newest version of
 //!   its profile, and its contract too when the seal is strict. `survives` is what *every* stripe survives.
-//! - One instance id names one content for ever. Sealing is idempotent by instance id, and by digest against the
-//!   newest live version of the key.
+//! - One instance id names one content for ever. Sealing is idempotent by instance id, whatever became of the record.
+//! - It is idempotent by content too, against the newest live version of the key and no older one, but only while that
+//!   record's shards are worth, by the layout of this moment, all that the new attempt's are, and the floor of the profile
+//!   asked for. What is acknowledged is never more than what holds now; otherwise the attempt is a version of its own.
 //! - Once `id.time < catalog_time − WRITE_WINDOW_MILLIS`, an unsealed id is never sealed: the sweeper relies on it.
 //! - The object record, the study's sums and all indexes change in the same batch.
 
@@ -44,8 +46,10 @@ struct Judgement {
 
 struct Judged {
     persisted: u32,
-    profile: ProfileName,
-    profile_version: u32,
+    /// Data shards of the stripe's code.
+    data: usize,
+    /// Whose newest version was asked about; it is of this layout.
+    promise: ProfileName,
     judgement: Arc<Judgement>,
 }
 
@@ -61,13 +65,11 @@ impl Judgements {
         *self = Self::default();
     }
 
-    fn of(&mut self, layout: &Layout, seal: &Seal, promise: &Profile, stripe: &StripeSeal) -> Arc<Judgement> {
+    /// What `stripe` of a code with `data` data shards is worth to `promise`, the newest version of its profile.
+    fn of(&mut self, layout: &Layout, data: usize, promise: &Profile, stripe: &StripeSeal) -> Arc<Judgement> {
         let known = self.by_volumes.get(&stripe.placement).and_then(|all| {
-            all.iter().find(|one| {
-                one.persisted == stripe.persisted
-                    && one.profile_version == seal.profile_version
-                    && one.profile == seal.profile
-            })
+            let same = |one: &&Judged| one.persisted == stripe.persisted && one.data == data;
+            all.iter().filter(same).find(|one| one.promise == promise.name)
         });
         if let Some(known) = known {
             return Arc::clone(&known.judgement);
@@ -75,15 +77,33 @@ impl Judgements {
         if self.count >= JUDGEMENTS_CACHED {
             self.clear();
         }
-        let judgement = Arc::new(judge(layout, seal.code.data(), promise, stripe));
+        let judgement = Arc::new(judge(layout, data, promise, stripe));
         self.count += 1;
         self.by_volumes.entry(stripe.placement.clone()).or_default().push(Judged {
             persisted: stripe.persisted,
-            profile: seal.profile.clone(),
-            profile_version: seal.profile_version,
+            data,
+            promise: promise.name.clone(),
             judgement: Arc::clone(&judgement),
         });
         judgement
+    }
+}
+
+/// What all stripes of a seal are worth, by the present layout.
+struct Worth {
+    /// What every stripe survives, strongest first.
+    survives: Vec<Failures>,
+    /// The first stripe that breaks the floor.
+    below_floor: Option<Rejection>,
+    /// The first stripe that breaks the contract.
+    below_contract: Option<Rejection>,
+}
+
+/// What every stripe survives; refuses when one is below what is required.
+fn accepted(strict: bool, worth: Worth) -> Result<Vec<Failures>, Rejection> {
+    match worth.below_floor.or(worth.below_contract.filter(|_| strict)) {
+        Some(weak) => Err(weak),
+        None => Ok(worth.survives),
     }
 }
 
@@ -118,12 +138,15 @@ impl Machine {
         }
         let name = keys::object_name(&seal.key);
         let object = read_object(overlay, &name)?.unwrap_or_default();
-        if let Some(same) = same_content(overlay, seal, object.live.as_ref())? {
+        let worth = self.worth(&layout, seal, promise);
+        if let Some(same) = same_content(overlay, seal, object.live.as_ref())?
+            && let Some(same) = self.still_true(&layout, same, seal.strict, promise, &worth.survives)
+        {
             return Ok(Outcome::Sealed { sealed: Box::new(same), first: false });
         }
         check_window(seal.instance.time(), at.time)?;
         check_fences(seal, &layout)?;
-        let survives = self.judge_all(&layout, seal, promise)?;
+        let survives = accepted(seal.strict, worth)?;
         let version = object
             .newest
             .checked_add(1)
@@ -143,20 +166,43 @@ impl Machine {
         Ok(Outcome::Sealed { sealed: Box::new(sealed), first: true })
     }
 
-    /// What every stripe survives; refuses when one is below what is required.
-    fn judge_all(&mut self, layout: &Layout, seal: &Seal, promise: &Profile) -> Result<Vec<Failures>, Rejection> {
+    /// What all stripes of `seal` are worth to `promise` by the present layout.
+    fn worth(&mut self, layout: &Layout, seal: &Seal, promise: &Profile) -> Worth {
         let mut claims: BTreeSet<Vec<Failures>> = BTreeSet::new();
+        let (mut below_floor, mut below_contract) = (None, None);
         for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
-            let judgement = self.judgements.of(layout, seal, promise, stripe);
-            let strict = judgement.below_contract.as_ref().filter(|_| seal.strict);
-            if let Some(why) = judgement.below_floor.as_ref().or(strict) {
-                return Err(Rejection::TooWeak { stripe: index, why: why.clone() });
-            }
+            let judgement = self.judgements.of(layout, seal.code.data(), promise, stripe);
+            let weak = |why: &String| Rejection::TooWeak { stripe: index, why: why.clone() };
+            below_floor = below_floor.or_else(|| judgement.below_floor.as_ref().map(weak));
+            below_contract = below_contract.or_else(|| judgement.below_contract.as_ref().map(weak));
             if !claims.contains(&judgement.survives) {
                 claims.insert(judgement.survives.clone());
             }
         }
-        Ok(common(claims))
+        Worth { survives: common(claims), below_floor, below_contract }
+    }
+
+    /// An earlier record of the same content as the answer to a new attempt whose shards survive `wanted`: saying no more
+    /// than what holds by the present layout. `None` when that is less than the new attempt offers, or than is asked of it.
+    fn still_true(
+        &mut self,
+        layout: &Layout,
+        mut earlier: SealedInstance,
+        strict: bool,
+        promise: &Profile,
+        wanted: &[Failures],
+    ) -> Option<SealedInstance> {
+        let now = self.worth(layout, &earlier.seal, promise);
+        let as_good = wanted.iter().all(|one| covers(&now.survives, &Contract::one(*one)));
+        if !as_good || now.below_floor.is_some() {
+            return None;
+        }
+        // Nodes that were away at sealing may be back; the record still promised no more than it did then.
+        earlier.survives = common(BTreeSet::from([earlier.survives, now.survives]));
+        earlier.degraded = !covers(&earlier.survives, &earlier.contract);
+        // It may be of a profile that promises less: then, unless it is marked as degraded, nobody would be told.
+        let enough = if earlier.degraded { !strict } else { now.below_contract.is_none() };
+        enough.then_some(earlier)
     }
 
     fn store_sealed(
@@ -282,15 +328,15 @@ fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outcome, Reject
     }
 }
 
-/// The newest live version, when it has the content to be sealed and is as strong as asked: the shards of the new
-/// attempt are then orphans. A strict seal is not answered with a degraded record; it becomes a version of its own.
+/// The newest live version, when it has the content to be sealed. Older versions with that content are not looked for:
+/// then the newest has other content, and the attempt is to be the newest.
 fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> Result<Option<SealedInstance>, Error> {
     let Some(live) = live else { return Ok(None) };
     let same = live
         .seal
         .as_ref()
         .is_some_and(|known| known.digest == seal.digest.0.as_slice() && known.size_bytes == seal.size_bytes);
-    if !same || (seal.strict && live.degraded) {
+    if !same {
         return Ok(None);
     }
     let mut placements = Placements::new(view);
