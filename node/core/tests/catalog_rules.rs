@@ -3,10 +3,12 @@
 
 mod catalog_support;
 
-use catalog_support::{ALL, NODES, Replica, START, init, instance, join, key, profile, seal, stripe, volume};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use catalog_support::{ALL, NODES, Replica, START, State, init, instance, join, key, profile, seal, stripe, volume};
 use pacsvault_core::catalog::command::{Command, Outcome, Rejection, Reserved, Seal};
 use pacsvault_core::catalog::query::{by_instance, deleted_instances, lookup, missing_shards, stripes_on};
-use pacsvault_core::catalog::{Entry, Error};
+use pacsvault_core::catalog::{Entry, Error, View, ViewError};
 use pacsvault_core::ids::{
     Digest, Incarnation, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis,
 };
@@ -421,4 +423,47 @@ fn a_receipt_reads_back_what_it_says_and_nothing_else() {
     }
     assert!(Receipt::decode(&[&bytes[..], &[0xf8, 0x07, 1]].concat()).is_err(), "an unknown field");
     assert!(Receipt::decode(&[&[9], &bytes[1..]].concat()).is_err(), "an unknown format");
+}
+
+/// A store that takes over `after` when `reads` single reads were answered.
+struct Moving {
+    before: State,
+    after: State,
+    reads: AtomicUsize,
+}
+
+impl Moving {
+    fn now(&self) -> &State {
+        let spent = self.reads.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_err();
+        if spent { &self.after } else { &self.before }
+    }
+}
+
+impl View for Moving {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ViewError> {
+        View::get(self.now(), key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ViewError> {
+        self.now().scan(from, to, limit)
+    }
+
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, ViewError> {
+        self.now().last(from, to)
+    }
+}
+
+#[test]
+fn a_delete_between_two_reads_hides_nothing_that_is_stored() {
+    let mut replica = Replica::with_cluster();
+    let (old, _) = replica.sealed(START, seal(KEY, "a", instance(START, 1)));
+    replica.sealed(START, seal(KEY, "b", instance(START, 2)));
+    let before = replica.state.clone();
+    replica.one(START, Command::Delete { key: key(KEY), version: Some(VersionNumber(2)) });
+    for reads in 0..8 {
+        let view = || Moving { before: before.clone(), after: replica.state.clone(), reads: AtomicUsize::new(reads) };
+        let found = lookup(&view(), &key(KEY), Some(VersionNumber(1))).unwrap();
+        assert_eq!(found.as_ref(), Some(&old), "after {reads} reads");
+        assert_eq!(by_instance(&view(), instance(START, 1)).unwrap().as_ref(), Some(&old), "after {reads} reads");
+    }
 }
