@@ -79,14 +79,14 @@ impl FromStr for Failures {
             let [count, what] = words[..] else {
                 return Err(fault(format!("{:?} is not a count and 'site' or 'node'", part.trim())));
             };
-            let known = match count {
+            let number = match count {
                 "one" => Some(1),
                 "two" => Some(2),
                 "three" => Some(3),
                 digits => digits.parse::<u8>().ok().filter(|&count| usize::from(count) <= SHARDS_MAX),
             };
-            let count = known.filter(|&count| count > 0);
-            let count = count.ok_or_else(|| fault(format!("{count:?} is not a count from 1 to {SHARDS_MAX}")))?;
+            let number = number.filter(|&number| number > 0);
+            let number = number.ok_or_else(|| fault(format!("{count:?} is not a count from 1 to {SHARDS_MAX}")))?;
             let field = match what {
                 "site" | "sites" => &mut failures.sites,
                 "node" | "nodes" => &mut failures.nodes,
@@ -95,7 +95,7 @@ impl FromStr for Failures {
             if *field > 0 {
                 return Err(fault(format!("{what:?} is named twice")));
             }
-            *field = count;
+            *field = number;
         }
         Ok(failures)
     }
@@ -282,8 +282,9 @@ mod tests {
         for (text, why) in [
             ("", "not a count and"),
             ("1 rack", "neither 'site' nor 'node'"),
-            ("0 sites", "not a count from 1"),
-            ("99 nodes", "not a count from 1"),
+            ("0 sites", "\"0\" is not a count from 1"),
+            ("99 nodes", "\"99\" is not a count from 1"),
+            ("many nodes", "\"many\" is not a count from 1"),
             ("1 site + 1 site", "named twice"),
             ("1 site;", "not a count and"),
         ] {
