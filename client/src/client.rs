@@ -8,6 +8,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use futures::{StreamExt, TryStreamExt, stream};
 use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner, ShardCheck};
 use pacsvault_core::{
     catalog::SealedInstance,
@@ -34,6 +35,9 @@ pub enum Error {
     #[error(transparent)]
     Trust(#[from] pacsvault_security::Error),
 }
+
+/// Lookups under way at once when the versions of an object are listed.
+const LOOKUPS_AT_ONCE: usize = 16;
 
 /// How content travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,9 +157,34 @@ impl Client {
         targets
     }
 
-    /// One stored version; the newest when none is named.
+    /// One stored version; the newest when none is named. When the version is not there but others are, the fault says so.
     pub async fn lookup(&self, key: &ObjectKey, version: Option<VersionNumber>) -> Result<SealedInstance, Fault> {
-        self.coordinator.lookup(key, version, Freshness::AtLeast(LogIndex(0))).await
+        let sought = self.coordinator.lookup(key, version, Freshness::AtLeast(LogIndex(0))).await;
+        match (sought, version) {
+            (Err(fault), Some(version)) if fault.class == Class::NotFound => {
+                let newest = self.coordinator.lookup(key, None, Freshness::AtLeast(LogIndex(0))).await;
+                Err(newest.map_or(fault, |newest| missing_version(key, version, newest.version)))
+            }
+            (sought, _) => sought,
+        }
+    }
+
+    /// All versions that are still stored under the key of `newest`, oldest first, `newest` last.
+    pub async fn versions_of(&self, newest: &SealedInstance) -> Result<Vec<SealedInstance>, Fault> {
+        let (key, freshness) = (&newest.seal.key, Freshness::AtLeast(newest.index));
+        // Version numbers count from 1 and are never reused; those of deleted versions are holes.
+        let older = stream::iter(1..newest.version.0)
+            .map(|number| self.coordinator.lookup(key, Some(VersionNumber(number)), freshness))
+            .buffered(LOOKUPS_AT_ONCE);
+        let found = older.filter_map(|found| async move {
+            match found {
+                Err(fault) if fault.class == Class::NotFound => None,
+                other => Some(other),
+            }
+        });
+        let mut versions: Vec<SealedInstance> = found.try_collect().await?;
+        versions.push(newest.clone());
+        Ok(versions)
     }
 
     /// One page of studies, or of what is stored in a study or series. Linearizable: what was acknowledged to anyone is in it.
@@ -192,6 +221,13 @@ impl Client {
     pub async fn layout(&self) -> Result<Arc<Layout>, Fault> {
         self.coordinator.layout().await
     }
+}
+
+fn missing_version(key: &ObjectKey, version: VersionNumber, newest: VersionNumber) -> Fault {
+    let text = format!(
+        "version {version} of {key} is not stored, the newest is {newest}; `pacsvault head KEY --versions` lists all"
+    );
+    Fault::new(Class::NotFound, "PV-NOT-FOUND", text)
 }
 
 /// How to reach a node of the layout.

@@ -102,7 +102,26 @@ fn a_cluster_that_does_not_answer_is_a_failure_with_a_hint() {
     assert_eq!(output.status.code(), Some(1));
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!((&value["nodes"][0]["state"], &value["leader"]), (&"away".into(), &serde_json::Value::Null));
-    assert!(stderr(&output).contains("hint: "), "{}", stderr(&output));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("one JSON object");
+    assert!(error["error"]["code"].is_string() && error["error"]["hint"].is_string(), "{error}");
+    let words = pacsvault(dir.path(), &["status"]);
+    assert!(stderr(&words).contains("hint: "), "{}", stderr(&words));
+}
+
+#[test]
+fn failures_are_json_for_those_who_ask_for_it() {
+    let dir = tempfile::tempdir().expect("a directory");
+    for (arguments, code, word) in [
+        (&["status", "--json"][..], "PV-CONFIG", "endpoints"),
+        (&["put", "--json"][..], "PV-USAGE", "<PATH>"),
+        (&["--json", "plan", "--sites", "2,2,2", "--profile", "a=4+2:many sites"][..], "PV-USAGE", "not a count"),
+    ] {
+        let output = pacsvault(dir.path(), arguments);
+        let value: serde_json::Value = serde_json::from_slice(&output.stderr).expect("one JSON object");
+        assert_eq!((output.status.code(), &value["error"]["code"]), (Some(2), &code.into()), "{value}");
+        let message = value["error"]["message"].as_str().unwrap_or_default();
+        assert!(message.contains(word) && !message.contains("None"), "{value}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::{fmt, process::ExitCode};
 
 use pacsvault_client::{client, config, receipt};
 use pacsvault_ports::peer::{Class, Fault};
+use serde_json::{Value, json};
 
 /// How the process ends when not well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,16 @@ impl Failure {
         Self::failed("PV-FILE", format!("cannot {what} {}: {error}", path.display()))
     }
 
+    /// As JSON, for callers that asked for it.
+    pub fn value(&self) -> Value {
+        json!({"error": {"code": self.code, "message": self.line(), "hint": self.hint}})
+    }
+
+    /// The message in one line.
+    fn line(&self) -> String {
+        self.message.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
     /// With this hint.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
@@ -65,8 +76,7 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let line = self.message.split_whitespace().collect::<Vec<_>>().join(" ");
-        write!(f, "error[{}]: {line}", self.code)?;
+        write!(f, "error[{}]: {}", self.code, self.line())?;
         match &self.hint {
             Some(hint) => write!(f, "\n  hint: {hint}"),
             None => Ok(()),

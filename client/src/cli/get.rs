@@ -35,7 +35,7 @@ use super::{
     failure::{Exit, Failure},
     inspect::everything,
     output::{counted, size_text},
-    put::part_of,
+    put::{check_replaceable, part_of},
 };
 
 /// Whole reads of one file before it is given up; what a single read survives is decided by the coordinator.
@@ -110,10 +110,11 @@ async fn many(context: &Context, client: &Client, args: &Get) -> Result<(), Fail
             Err(failure) => {
                 failed += 1;
                 if context.out.json {
-                    let error = json!({"code": failure.code, "message": failure.message});
+                    let error = json!({"code": failure.code, "message": failure.message, "hint": failure.hint});
                     context.out.value(&json!({"key": sealed.seal.key.to_string(), "path": path, "error": error}));
+                } else {
+                    eprintln!("{}: {failure}", sealed.seal.key);
                 }
-                eprintln!("{}: {failure}", sealed.seal.key);
             }
         });
     }
@@ -194,6 +195,7 @@ async fn to_file(
     path: &Path,
     bar: &ProgressBar,
 ) -> Result<u64, Failure> {
+    check_replaceable(path)?;
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         fs::create_dir_all(parent).map_err(|error| Failure::file("make", parent, &error))?;
     }

@@ -1,23 +1,19 @@
-//! `ls`, `head`, `verify`, `rm`: what is stored, whether it is whole, and its end.
+//! `ls`, `head`, `rm`: what is stored, and its end.
 
 use std::collections::BTreeMap;
 
 use pacsvault_client::{Client, dicom::attributes};
-use pacsvault_coordinator::{ShardCheck, ShardFinding};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{Leaf, ObjectKey, Uid, VersionNumber},
-    layout::{
-        Contract, Failures, Layout,
-        survival::{Held, strongest, survives},
-    },
+    layout::Layout,
 };
 use pacsvault_ports::peer::{Class, Fault, ListPage};
 use serde_json::{Map, Value, json};
 
 use super::{
     Context,
-    args::{Head, Ls, Rm, Verify},
+    args::{Head, Ls, Rm},
     failure::Failure,
     get::parse_key,
     output::{counted, failures, size_text, table, time_text},
@@ -57,26 +53,27 @@ pub async fn ls(context: &Context, args: Ls) -> Result<(), Failure> {
             }
             rows.push(vec![row.study.to_string(), row.objects.to_string(), size_text(row.size_bytes)]);
         }
-        for sealed in &page.instances {
-            if context.out.json {
-                context.out.value(&instance_value(sealed));
+        for newest in &page.instances {
+            let all = if args.versions { client.versions_of(newest).await? } else { vec![newest.clone()] };
+            for sealed in &all {
+                if context.out.json {
+                    context.out.value(&instance_value(sealed));
+                }
+                rows.push(instance_row(sealed));
             }
-            rows.push(instance_row(sealed));
         }
         token = page.next_page_token;
         if token.is_empty() {
             break;
         }
     }
-    if context.out.json {
-        return Ok(());
-    }
     match (&args.study, rows.is_empty()) {
-        (None, true) => eprintln!("note: nothing is stored for tenant {}", client.config().tenant),
         (Some(study), true) => {
             let text = format!("nothing is stored in study {study}");
             return Err(Fault::new(Class::NotFound, "PV-NOT-FOUND", text).into());
         }
+        (None, true) => eprintln!("note: nothing is stored for tenant {}", client.config().tenant),
+        (_, false) if context.out.json => {}
         (None, false) => context.out.say(table(&["STUDY", "OBJECTS", "SIZE"], &rows)),
         (Some(_), false) => context.out.say(table(&["KEY", "VERSION", "SIZE", "KIND", "SURVIVES"], &rows)),
     }
@@ -114,6 +111,17 @@ fn instance_row(sealed: &SealedInstance) -> Vec<String> {
 pub async fn head(context: &Context, args: Head) -> Result<(), Failure> {
     let client = context.connect()?;
     let key = parse_key(&args.object, &client.config().tenant)?;
+    if args.versions {
+        let newest = client.lookup(&key, None).await?;
+        let all = client.versions_of(&newest).await?;
+        if context.out.json {
+            all.iter().for_each(|sealed| context.out.value(&instance_value(sealed)));
+        } else {
+            let rows: Vec<Vec<String>> = all.iter().map(version_row).collect();
+            context.out.say(table(&["VERSION", "STORED", "SIZE", "BLAKE3", "SURVIVES"], &rows));
+        }
+        return Ok(());
+    }
     let sealed = client.lookup(&key, args.number.map(VersionNumber)).await?;
     let layout = client.layout().await?;
     let seal = &sealed.seal;
@@ -134,6 +142,17 @@ pub async fn head(context: &Context, args: Head) -> Result<(), Failure> {
     }
     context.out.either(&value, || head_words(&sealed, &layout));
     Ok(())
+}
+
+fn version_row(sealed: &SealedInstance) -> Vec<String> {
+    let degraded = if sealed.degraded { " (degraded)" } else { "" };
+    vec![
+        sealed.version.to_string(),
+        time_text(sealed.time.0),
+        size_text(sealed.seal.size_bytes),
+        sealed.seal.digest.to_string(),
+        format!("{}{degraded}", failures(&sealed.survives).join("; ")),
+    ]
 }
 
 fn stripe_value(stripe: &pacsvault_core::catalog::StripeSeal, layout: &Layout) -> Value {
@@ -195,162 +214,6 @@ fn head_words(sealed: &SealedInstance, layout: &Layout) -> String {
     lines.join("\n")
 }
 
-#[derive(Default)]
-struct Counts {
-    proven: u64,
-    missing: u64,
-    away: u64,
-    damaged: u64,
-}
-
-impl Counts {
-    fn add(&mut self, finding: &ShardFinding) {
-        match finding {
-            ShardFinding::Proven => self.proven += 1,
-            ShardFinding::Missing => self.missing += 1,
-            ShardFinding::Away(_) => self.away += 1,
-            ShardFinding::Damaged(_) => self.damaged += 1,
-        }
-    }
-}
-
-/// Re-reads every shard.
-pub async fn verify(context: &Context, args: Verify) -> Result<(), Failure> {
-    let client = context.connect()?;
-    let found = objects(&client, args.object.as_deref(), args.study.clone()).await?;
-    let layout = client.layout().await?;
-    let mut total: BTreeMap<(String, String), Counts> = BTreeMap::new();
-    let (mut damaged, mut unreadable, mut whole) = (0_u64, 0_u64, 0_u64);
-    for sealed in &found {
-        let checks = client.verify(sealed).await?;
-        let claims = claims(sealed, &checks, &layout);
-        let bad = checks.iter().any(|check| matches!(check.finding, ShardFinding::Damaged(_)));
-        let good = checks.iter().all(|check| check.finding == ShardFinding::Proven);
-        damaged += u64::from(bad);
-        unreadable += u64::from(claims.is_empty());
-        whole += u64::from(good);
-        for check in &checks {
-            total.entry(place_of(check, &layout)).or_default().add(&check.finding);
-        }
-        if context.out.json {
-            context.out.value(&verify_value(sealed, &checks, &claims, &layout));
-        } else if !good {
-            context.out.say(format!("{} v{}: survives {}", sealed.seal.key, sealed.version, survives_text(&claims)));
-            for (check, what) in checks.iter().filter_map(|check| Some((check, fault_text(&check.finding)?))) {
-                let (site, node) = place_of(check, &layout);
-                context.out.say(format!("  stripe {} shard {} on {node} ({site}): {what}", check.stripe, check.shard));
-            }
-        }
-    }
-    if context.out.json {
-        let summary = json!({"objects": found.len(), "whole": whole, "damaged": damaged, "unreadable": unreadable});
-        context.out.value(&json!({ "summary": summary }));
-    } else {
-        context.out.say(totals_table(&total));
-        context.out.say(format!("{whole} of {} objects are whole: every shard was read back and proven", found.len()));
-    }
-    if damaged + unreadable > 0 {
-        let text = format!("{damaged} objects have damaged shards, {unreadable} cannot be read now");
-        return Err(
-            Failure::failed("PV-DAMAGED", text).hint("damaged shards are read around until repair replaces them")
-        );
-    }
-    Ok(())
-}
-
-async fn objects(client: &Client, object: Option<&str>, study: Option<Uid>) -> Result<Vec<SealedInstance>, Failure> {
-    if let Some(text) = object {
-        let key = parse_key(text, &client.config().tenant)?;
-        return Ok(vec![client.lookup(&key, None).await?]);
-    }
-    let study = study.ok_or_else(|| Failure::usage("give a key or --study"))?;
-    let found = everything(client, Some(study.clone()), None).await?.instances;
-    if found.is_empty() {
-        let text = format!("nothing is stored in study {study}");
-        return Err(Fault::new(Class::NotFound, "PV-NOT-FOUND", text).into());
-    }
-    Ok(found)
-}
-
-fn place_of(check: &ShardCheck, layout: &Layout) -> (String, String) {
-    let unknown = || "unknown".to_owned();
-    let site = check.site.as_ref().map_or_else(unknown, ToString::to_string);
-    let node = check.node.and_then(|id| layout.nodes.get(&id)).map_or_else(unknown, |node| node.name.to_string());
-    (site, node)
-}
-
-fn fault_text(finding: &ShardFinding) -> Option<String> {
-    match finding {
-        ShardFinding::Proven => None,
-        ShardFinding::Missing => Some("missing: not stored when the write was acknowledged".to_owned()),
-        ShardFinding::Away(why) => Some(format!("away: {why}")),
-        ShardFinding::Damaged(why) => Some(format!("DAMAGED: {why}")),
-    }
-}
-
-fn survives_text(claims: &[Failures]) -> String {
-    if claims.is_empty() { "NOTHING: it cannot be read now".to_owned() } else { failures(claims).join("; ") }
-}
-
-fn totals_table(total: &BTreeMap<(String, String), Counts>) -> String {
-    let rows: Vec<Vec<String>> = total
-        .iter()
-        .map(|((site, node), counts)| {
-            let numbers = [counts.proven, counts.missing, counts.away, counts.damaged].map(|count| count.to_string());
-            [site.clone(), node.clone()].into_iter().chain(numbers).collect()
-        })
-        .collect();
-    table(&["SITE", "NODE", "PROVEN", "MISSING", "AWAY", "DAMAGED"], &rows)
-}
-
-fn verify_value(sealed: &SealedInstance, checks: &[ShardCheck], claims: &[Failures], layout: &Layout) -> Value {
-    let mut sites: BTreeMap<String, Counts> = BTreeMap::new();
-    let mut faults = Vec::new();
-    for check in checks {
-        let (site, node) = place_of(check, layout);
-        let (kind, why) = match &check.finding {
-            ShardFinding::Proven => ("proven", ""),
-            ShardFinding::Missing => ("missing", ""),
-            ShardFinding::Away(why) => ("away", why.as_str()),
-            ShardFinding::Damaged(why) => ("damaged", why.as_str()),
-        };
-        if check.finding != ShardFinding::Proven {
-            faults.push(json!({
-                "stripe": check.stripe.0, "shard": check.shard.0, "volume": check.volume.to_string(), "node": node,
-                "site": site, "finding": kind, "reason": why,
-            }));
-        }
-        sites.entry(site).or_default().add(&check.finding);
-    }
-    let sites: Vec<Value> = sites
-        .into_iter()
-        .map(|(site, it)| {
-            json!({"site": site, "proven": it.proven, "missing": it.missing, "away": it.away, "damaged": it.damaged})
-        })
-        .collect();
-    json!({
-        "key": sealed.seal.key.to_string(), "version": sealed.version.0, "whole": faults.is_empty(),
-        "readable": !claims.is_empty(), "survives": failures(claims), "shards": checks.len(), "sites": sites,
-        "faults": faults,
-    })
-}
-
-/// What every stripe survives with the shards that were proven; empty when it cannot be read.
-fn claims(sealed: &SealedInstance, checks: &[ShardCheck], layout: &Layout) -> Vec<Failures> {
-    let k = sealed.seal.code.data();
-    let proven = |stripe: u32| {
-        let of_stripe = checks.iter().filter(move |check| check.stripe.0 == stripe);
-        let proven = of_stripe.filter(|check| check.finding == ShardFinding::Proven);
-        proven.map(|check| Held { shard: check.shard, volume: check.volume }).collect::<Vec<Held>>()
-    };
-    let stripes: Vec<Vec<Held>> = sealed.seal.stripes.iter().zip(0..).map(|(_, stripe)| proven(stripe)).collect();
-    let mut claims: Vec<Failures> = stripes.iter().flat_map(|held| strongest(held, k, layout)).collect();
-    claims.sort_unstable_by(|a, b| b.cmp(a));
-    claims.dedup();
-    claims.retain(|claim| stripes.iter().all(|held| survives(held, k, &Contract::one(*claim), layout).is_ok()));
-    claims
-}
-
 /// Deletes through the log.
 pub async fn rm(context: &Context, args: Rm) -> Result<(), Failure> {
     let client = context.connect()?;
@@ -386,4 +249,23 @@ pub async fn rm(context: &Context, args: Rm) -> Result<(), Failure> {
         context.out.value(&json!({"summary": {"versions": deleted}}));
     }
     Ok(())
+}
+
+/// One object, or all of a study; at least one.
+pub async fn objects(
+    client: &Client,
+    object: Option<&str>,
+    study: Option<Uid>,
+) -> Result<Vec<SealedInstance>, Failure> {
+    if let Some(text) = object {
+        let key = parse_key(text, &client.config().tenant)?;
+        return Ok(vec![client.lookup(&key, None).await?]);
+    }
+    let study = study.ok_or_else(|| Failure::usage("give a key or --study"))?;
+    let found = everything(client, Some(study.clone()), None).await?.instances;
+    if found.is_empty() {
+        let text = format!("nothing is stored in study {study}");
+        return Err(Fault::new(Class::NotFound, "PV-NOT-FOUND", text).into());
+    }
+    Ok(found)
 }

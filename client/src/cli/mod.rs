@@ -1,7 +1,7 @@
 //! The command line: arguments in, library calls, words or JSON out.
 //!
 //! **Invariants.** Results go to standard output, everything else to standard error. An error is one line
-//! `error[PV-CODE]: message`, then a hint if there is one. Exit codes: 0 done, 1 failed, 2 usage, 3 outcome unknown.
+//! `error[PV-CODE]: message`, then a hint if there is one; with `--json` one line `{"error":{"code","message","hint"}}`. Exit codes: 0 done, 1 failed, 2 usage, 3 outcome unknown.
 
 mod admin;
 mod args;
@@ -18,6 +18,7 @@ mod probe;
 mod put;
 mod receipt;
 mod status;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -58,19 +59,24 @@ impl Context {
 
 /// Parses, runs, reports.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     log_to_stderr(cli.global.verbose);
     let context = Context { out: Out { json: cli.global.json }, global: cli.global };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return report(&Failure::failed("PV-SYSTEM", format!("cannot start threads: {error}"))),
+        Err(error) => {
+            return report(context.out, &Failure::failed("PV-SYSTEM", format!("cannot start threads: {error}")));
+        }
     };
     let result = runtime.block_on(run(&context, cli.command));
     // Blocked reads of files and standard input must not keep the process.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => report(&failure),
+        Err(failure) => report(context.out, &failure),
     }
 }
 
@@ -82,7 +88,7 @@ async fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Get(args) => get::run(context, args).await,
         Command::Ls(args) => inspect::ls(context, args).await,
         Command::Head(args) => inspect::head(context, args).await,
-        Command::Verify(args) => inspect::verify(context, args).await,
+        Command::Verify(args) => verify::verify(context, args).await,
         Command::Rm(args) => inspect::rm(context, args).await,
         Command::Receipt(command) => receipt::run(context, command).await,
         Command::Status(args) => status::run(context, args).await,
@@ -94,8 +100,23 @@ async fn run(context: &Context, command: Command) -> Result<(), Failure> {
     }
 }
 
-fn report(failure: &Failure) -> ExitCode {
-    eprintln!("{failure}");
+/// Arguments that are no command: help and versions go to standard output, the rest is a failure like others.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let json = std::env::args_os().any(|argument| argument == "--json");
+    if !error.use_stderr() || !json {
+        error.exit();
+    }
+    let text = error.to_string();
+    let message = text.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+    report(Out { json }, &Failure::usage(message).hint("`pacsvault help` and `pacsvault COMMAND --help` show examples"))
+}
+
+fn report(out: Out, failure: &Failure) -> ExitCode {
+    if out.json {
+        eprintln!("{}", failure.value());
+    } else {
+        eprintln!("{failure}");
+    }
     failure.exit.into()
 }
 

@@ -12,7 +12,7 @@ use super::{
     failure::Failure,
     get::parse_key,
     output::{counted, failures, size_text, time_text},
-    put::write_whole,
+    put::{check_replaceable, write_whole},
 };
 
 /// Shows, proves, fetches.
@@ -31,6 +31,7 @@ pub async fn run(context: &Context, command: Receipt) -> Result<(), Failure> {
             let client = context.connect()?;
             let key = parse_key(&object, &client.config().tenant)?;
             let sealed = client.lookup(&key, number.map(VersionNumber)).await?;
+            check_replaceable(&out)?;
             let (receipt, signed) = client.receipt(&sealed).await?;
             write_whole(&out, &signed).map_err(|error| Failure::file("write", &out, &error))?;
             let mut shown = value(&receipt);

@@ -47,6 +47,8 @@ pub const INDEXED: [Tag; 31] = [
 ];
 /// Under this pseudo-tag, of the file meta group, the transfer syntax is kept.
 pub const TRANSFER_SYNTAX: Tag = tags::TRANSFER_SYNTAX_UID;
+/// SOP class of a DICOMDIR (`SPEC: PS3.4 §I.4`, Media Storage Directory Storage).
+const MEDIA_DIRECTORY: &str = "1.2.840.10008.1.3.10";
 /// Most bytes of one value kept; longer ones are cut at a character, since the index serves search, not display.
 const VALUE_BYTES_MAX: usize = 512;
 
@@ -57,6 +59,9 @@ pub enum Error {
     /// Not a Part 10 file, or damaged before its pixel data.
     #[error("not a readable DICOM Part 10 file: {0}")]
     Unreadable(String),
+    /// A DICOMDIR: it lists other files of a medium, and belongs to no study itself.
+    #[error("this is a DICOMDIR: it lists the other files of a medium and belongs to no study")]
+    MediaDirectory,
     /// A UID that makes the key is absent or empty.
     #[error("the {name} {tag} is missing, so the file has no place in a study")]
     Missing {
@@ -106,6 +111,9 @@ pub fn describe(path: &Path, tenant: &Tenant) -> Result<Described, Error> {
 }
 
 fn describe_object(object: &FileDicomObject<InMemDicomObject>, tenant: &Tenant) -> Result<Described, Error> {
+    if object.meta().media_storage_sop_class_uid().trim_end_matches(['\0', ' ']) == MEDIA_DIRECTORY {
+        return Err(Error::MediaDirectory);
+    }
     let study = uid(object, tags::STUDY_INSTANCE_UID, "Study Instance UID")?;
     let series = uid(object, tags::SERIES_INSTANCE_UID, "Series Instance UID")?;
     let instance = uid(object, tags::SOP_INSTANCE_UID, "SOP Instance UID")?;
