@@ -34,6 +34,8 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a node that gave no answer is asked after all others: longer than asking a whole site of them in turn.
 const SILENT_FOR: Duration = Duration::from_secs(30);
+/// How long nodes may all say that they are no members before that is believed: longer than a join takes.
+const JOINING_MAX: Duration = Duration::from_secs(3);
 /// Latencies kept per node, for the hedging delay.
 const LATENCIES_MAX: usize = 64;
 
@@ -59,6 +61,13 @@ struct PlacerKey {
     profile: ProfileName,
     profile_version: u32,
     avoid: BTreeSet<VolumeId>,
+}
+
+/// The reply to a request that may have been sent more than once.
+pub struct Answer {
+    pub reply: Reply,
+    /// An earlier try may have been carried out too.
+    pub doubtful: bool,
 }
 
 /// The cluster as one coordinator sees it.
@@ -187,55 +196,80 @@ impl Cluster {
     }
 
     /// Asks nodes in turn until one answers, round after round until the operation deadline. Every request is safe to
-    /// repeat. If any try may have been carried out and none answered, the outcome is unknown and said so.
+    /// repeat.
     pub async fn ask(&self, request: &Request) -> Result<Reply, Fault> {
-        let end = self.env.now().0 + self.options.operation_deadline;
-        let mut unknown = false;
+        Ok(self.ask_told(request).await?.reply)
+    }
+
+    /// As [`Cluster::ask`], and says whether an earlier try may have been carried out too. Once one may have been, no
+    /// fault of a later try is definite: the outcome is unknown, and said so. A request that changes nothing has no
+    /// outcome to be unsure of.
+    pub async fn ask_told(&self, request: &Request) -> Result<Answer, Fault> {
+        let began = self.env.now().0;
+        let end = began + self.options.operation_deadline;
+        let mut doubtful = false;
         let mut last =
             Fault::new(Class::Retry, "PV-NO-NODE", "no node of the cluster is known: name at least one endpoint");
         loop {
+            let mut codes = BTreeSet::new();
             for target in self.targets() {
                 let left = end.saturating_sub(self.env.now().0);
                 if left.is_zero() {
-                    return Err(self.gave_up(unknown, &last));
+                    return Err(self.gave_up(doubtful, &last));
                 }
                 let deadline = self.options.catalog_deadline.min(left);
-                match self.peer.call(&target, request.clone(), deadline).await {
+                let fault = match self.peer.call(&target, request.clone(), deadline).await {
                     Ok(reply) => {
-                        let mut known = self.known();
-                        known.silent.remove(&target.address);
-                        known.preferred = Some(target);
-                        return Ok(reply);
+                        self.note_answer(target);
+                        return Ok(Answer { reply, doubtful });
                     }
-                    Err(fault) => {
-                        let mut known = self.known();
-                        if known.preferred.as_ref() == Some(&target) {
-                            known.preferred = None;
-                        }
-                        if matches!(fault.class, Class::Unknown | Class::Retry) {
-                            let until = MonoTime(self.env.now().0 + SILENT_FOR);
-                            known.silent.insert(target.address.clone(), until);
-                        }
-                        drop(known);
-                        match fault.class {
-                            Class::Unknown => unknown = true,
-                            Class::Retry | Class::Exhausted => {}
-                            Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => return Err(fault),
-                        }
-                        last = fault;
+                    Err(fault) => fault,
+                };
+                self.note_no_answer(&target, &fault);
+                match fault.class {
+                    Class::Unknown => doubtful |= !only_reads(request),
+                    Class::Retry | Class::Exhausted => {}
+                    Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => {
+                        return Err(if doubtful { in_doubt(&fault) } else { fault });
                     }
                 }
+                codes.insert(fault.code);
+                last = fault;
             }
-            if self.env.now().0 + ROUND_PAUSE >= end {
-                return Err(self.gave_up(unknown, &last));
+            let now = self.env.now().0;
+            if hopeless(&codes, now.saturating_sub(began)) {
+                if last.code == "PV-TRUST" {
+                    last.class = Class::Reject;
+                }
+                return Err(if doubtful { in_doubt(&last) } else { last });
+            }
+            if now + ROUND_PAUSE >= end {
+                return Err(self.gave_up(doubtful, &last));
             }
             self.env.sleep(ROUND_PAUSE).await;
         }
     }
 
-    fn gave_up(&self, unknown: bool, last: &Fault) -> Fault {
+    fn note_answer(&self, target: Target) {
+        let mut known = self.known();
+        known.silent.remove(&target.address);
+        known.preferred = Some(target);
+    }
+
+    fn note_no_answer(&self, target: &Target, fault: &Fault) {
+        let mut known = self.known();
+        if known.preferred.as_ref() == Some(target) {
+            known.preferred = None;
+        }
+        if matches!(fault.class, Class::Unknown | Class::Retry) {
+            let until = MonoTime(self.env.now().0 + SILENT_FOR);
+            known.silent.insert(target.address.clone(), until);
+        }
+    }
+
+    fn gave_up(&self, doubtful: bool, last: &Fault) -> Fault {
         let seconds = self.options.operation_deadline.as_secs();
-        if unknown {
+        if doubtful {
             let text = format!("outcome unknown after {seconds} s: {last}; trying again with the same content is safe");
             Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
         } else {
@@ -300,6 +334,37 @@ impl Cluster {
         let p95 = sorted[(sorted.len() - 1) * 95 / 100];
         (p95 * 2).clamp(Duration::from_millis(10).min(self.options.hedge_after), self.options.hedge_after)
     }
+}
+
+/// Requests that leave everything as it is, whether or not they were carried out.
+fn only_reads(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Layout(_)
+            | Request::Lookup(_)
+            | Request::List(_)
+            | Request::Status
+            | Request::ReadIndex
+            | Request::GetShard(_)
+            | Request::SnapshotFiles { .. }
+            | Request::SnapshotRead { .. }
+    )
+}
+
+/// A whole round was refused, every node for the same reason, and asking again will not help.
+fn hopeless(codes: &BTreeSet<&'static str>, asked_for: Duration) -> bool {
+    let only = |code: &str| codes.len() == 1 && codes.contains(code);
+    // A node that is being let in says that it is no member, but not for long.
+    only("PV-TRUST") || (only("PV-NOT-MEMBER") && asked_for >= JOINING_MAX)
+}
+
+/// The fault of a try, when an earlier try of the same request may have been carried out.
+pub fn in_doubt(later: &Fault) -> Fault {
+    let text = format!(
+        "outcome unknown: an earlier try may have been carried out, and a later one was refused: {later}; trying again \
+         with the same content is safe"
+    );
+    Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
 }
 
 /// How to reach a node.

@@ -243,7 +243,11 @@ impl Coordinator {
             let commands = chunk.iter().map(|version| Command::Delete { key: key.clone(), version: Some(*version) });
             for outcome in self.propose(commands.collect()).await? {
                 match outcome {
-                    Outcome::Deleted(versions) => deleted.extend(versions),
+                    // What reads after this delete waits for it, on whichever node.
+                    Outcome::Deleted { versions, index } => {
+                        self.cluster.saw(index);
+                        deleted.extend(versions);
+                    }
                     Outcome::Rejected(rejection) => return Err(rejected(&rejection)),
                     _ => return Err(Fault::new(Class::Bug, "PV-BUG", "a delete answered something else")),
                 }
@@ -269,10 +273,23 @@ impl Coordinator {
     }
 
     /// Proposes commands, for administration. Repeats them while their outcome is unknown, so they must be idempotent.
+    ///
+    /// A rejection counts only if no earlier try can have been applied: otherwise it may be about a state that the
+    /// earlier try made or will still change, and the outcome is unknown. What was accepted is definite.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
-        match self.cluster.ask(&Request::Propose(commands)).await? {
-            Reply::Outcomes(outcomes) => Ok(outcomes),
-            other => Err(unexpected(&other)),
+        let cluster::Answer { reply, doubtful } = self.cluster.ask_told(&Request::Propose(commands)).await?;
+        let Reply::Outcomes(outcomes) = reply else { return Err(unexpected(&reply)) };
+        let refused = outcomes.iter().find_map(|outcome| match outcome {
+            Outcome::Rejected(rejection) => Some(rejected(rejection)),
+            _ => None,
+        });
+        match refused {
+            Some(fault) if doubtful => {
+                // The catalog knows better than the cached layout: see it before the next try.
+                let _ = self.cluster.refresh_layout().await;
+                Err(cluster::in_doubt(&fault))
+            }
+            _ => Ok(outcomes),
         }
     }
 
