@@ -142,8 +142,14 @@ async fn gather(
     let ask = |shard: ShardIndex| {
         let id = ShardId { instance: wanted.sealed.seal.instance, stripe: wanted.stripe, shard };
         let volume = stripe.placement[usize::from(shard.0)];
-        let question =
-            Question { id, volume, root: stripe.shard_root, columns: columns.clone(), code: wanted.sealed.seal.code };
+        let question = Question {
+            id,
+            volume,
+            root: stripe.shard_root,
+            columns: columns.clone(),
+            code: wanted.sealed.seal.code,
+            stripe_bytes: stripe.stripe_bytes,
+        };
         let (cluster, layout) = (cluster.clone(), layout.clone());
         async move {
             let answer = question.ask(&cluster, &layout).await;
@@ -232,6 +238,8 @@ pub struct Question {
     pub root: Digest,
     pub columns: Range<u64>,
     pub code: Code,
+    /// As the catalog has it: what a header says of it is not covered by the proof.
+    pub stripe_bytes: u64,
 }
 
 impl Question {
@@ -261,13 +269,13 @@ impl Question {
             let text = format!("volume {} sent {what} for shard {}; reading around it", self.volume, self.id);
             Fault::new(Class::Corrupt, "PV-CORRUPT", text)
         };
-        if header.id != self.id || header.code != self.code {
+        if header.id != self.id || header.code != self.code || header.stripe_bytes != self.stripe_bytes {
             return Err(wrong("another shard"));
         }
         if !proven_header(&header, &self.root) {
             return Err(wrong("a header that does not lead to the root in the catalog"));
         }
-        let shard_bytes = header.shard_bytes();
+        let shard_bytes = self.code.shard_bytes(self.stripe_bytes);
         if offset_bytes != self.columns.start || data.len() as u64 != self.columns.end - self.columns.start {
             return Err(wrong("another range"));
         }

@@ -69,6 +69,7 @@ fn questions(sealed: &SealedInstance) -> Vec<(Question, bool)> {
                 root: stripe.shard_root,
                 columns: 0..code.shard_bytes(stripe.stripe_bytes),
                 code,
+                stripe_bytes: stripe.stripe_bytes,
             };
             questions.push((question, stripe.persisted & (1 << shard) != 0));
         }
