@@ -1,7 +1,8 @@
 //! What a node keeps in its data directory to come back as itself: its incarnation, its id, its volumes.
 //!
 //! **Invariants.** The file is replaced as a whole; after a crash it is the old or the new one. A volume path that once held
-//! a volume and is empty now is refused: a disk that is not mounted must not look like a fresh one.
+//! a volume and is empty now is refused: a disk that is not mounted must not look like a fresh one. So is a node whose log
+//! and state were in use and are gone: under its old id it could vote twice in one term and forget what it acknowledged.
 //!
 //! Layout: TOML text, so that an operator can read it; `format = 1` first.
 
@@ -34,6 +35,9 @@ struct Content {
     node: Option<u64>,
     #[serde(default)]
     founder: bool,
+    /// The stores were made, and consensus may have relied on them since.
+    #[serde(default)]
+    stores: bool,
     #[serde(default)]
     volumes: BTreeMap<String, String>,
 }
@@ -68,6 +72,7 @@ impl IdentityFile {
                     incarnation: fresh.to_string(),
                     node: None,
                     founder: false,
+                    stores: false,
                     volumes: BTreeMap::new(),
                 }
             }
@@ -96,6 +101,17 @@ impl IdentityFile {
     /// Remembers that `path` holds `volume`.
     pub fn remember_volume(&self, path: &Path, volume: VolumeId) -> Result<(), Fault> {
         self.content().volumes.insert(path.display().to_string(), volume.to_string());
+        self.write()
+    }
+
+    /// True when consensus may have relied on the stores: from then on they must be there.
+    pub fn has_stores(&self) -> bool {
+        self.content().stores
+    }
+
+    /// Remembers that the stores were made. To be called before anything relies on them.
+    pub fn remember_stores(&self) -> Result<(), Fault> {
+        self.content().stores = true;
         self.write()
     }
 

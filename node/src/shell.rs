@@ -26,6 +26,9 @@ use crate::{
     volumes,
 };
 
+/// How often the replica is asked whether it still works.
+const FATAL_POLL: Duration = Duration::from_millis(500);
+
 /// Signs with the node's certificate key.
 struct NodeSigner(Signer);
 
@@ -45,6 +48,7 @@ struct Starter {
     profile: Profile,
     env: SharedEnv,
     peer: Arc<dyn Peer>,
+    identity: Arc<IdentityFile>,
 }
 
 impl ReplicaStarter for Starter {
@@ -56,11 +60,13 @@ impl ReplicaStarter for Starter {
         options.election_min = Duration::from_millis(self.config.pace.election_min_ms);
         options.election_max = Duration::from_millis(self.config.pace.election_max_ms);
         let (env, peer, dir) = (self.env.clone(), self.peer.clone(), self.config.data_dir.clone());
+        let identity = self.identity.clone();
         Box::pin(async move {
             let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "this node is stopping");
-            let opened = blocking(env.as_ref(), move || open_stores(&dir)).await.ok_or_else(stopping)?;
-            let stores = opened.map_err(|error| Fault::new(Class::Reject, "PV-STORE", error))?;
-            let replica = pacsvault_consensus::start::<TokioRuntime>(options, env, peer, stores.log, stores.state).await;
+            let opened = blocking(env.as_ref(), move || open_stores(&dir, &identity)).await;
+            let stores = opened.ok_or_else(stopping)??;
+            let replica =
+                pacsvault_consensus::start::<TokioRuntime>(options, env, peer, stores.log, stores.state).await;
             let replica = replica.map_err(|error| Fault::new(Class::Reject, "PV-STORE", chain(&error)))?;
             Ok(Arc::new(replica) as Arc<dyn Replica>)
         })
@@ -73,14 +79,30 @@ struct Stores {
     state: Arc<dyn Kv>,
 }
 
-fn open_stores(dir: &std::path::Path) -> Result<Stores, String> {
+/// Opens the stores in `dir`; makes them only for an identity that never relied on stores. Without its votes and its log a
+/// replica could vote twice in one term and deny what it acknowledged, so under its old id it must not start without them.
+fn open_stores(dir: &std::path::Path, identity: &IdentityFile) -> Result<Stores, Fault> {
+    let made = identity.has_stores();
     let open = |name: &str, options| {
         let path: PathBuf = dir.join(name);
-        let store =
-            RocksKv::open(&path, options).map_err(|error| format!("cannot open {}: {error}", path.display()))?;
-        Ok::<Arc<dyn Kv>, String>(Arc::new(store))
+        let opened = if made { RocksKv::reopen(&path, options) } else { RocksKv::open(&path, options) };
+        let store = opened.map_err(|error| {
+            let advice = "mount or restore it and start again; a node that lost its log or state for good is removed from the \
+                          cluster, and joins again as a new one from an empty data directory";
+            let advice = if made { format!("; {advice}") } else { String::new() };
+            Fault::new(Class::Reject, "PV-STORE", format!("cannot open {}: {error}{advice}", path.display()))
+        })?;
+        Ok::<Arc<dyn Kv>, Fault>(Arc::new(store))
     };
-    Ok(Stores { log: open("log", pacsvault_kv::Options::log())?, state: open("state", pacsvault_kv::Options::state())? })
+    let stores = Stores {
+        log: open("log", pacsvault_kv::Options::log())?,
+        state: open("state", pacsvault_kv::Options::state())?,
+    };
+    if !made {
+        // Both are durably there and nothing was ever asked of them: a crash before this is known makes no difference.
+        identity.remember_stores()?;
+    }
+    Ok(stores)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -137,8 +159,13 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
 
     let remote = Arc::new(TonicPeer::new(credentials.clone()));
     let peer = LocalFirst::new(config.name.clone(), env.clone(), remote.clone());
-    let starter =
-        Arc::new(Starter { config: config.clone(), profile: profile.clone(), env: env.clone(), peer: peer.clone() });
+    let starter = Arc::new(Starter {
+        config: config.clone(),
+        profile: profile.clone(),
+        env: env.clone(),
+        peer: peer.clone(),
+        identity: identity.clone(),
+    });
     let registry: Arc<dyn Registry> = identity;
     let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, volumes);
     let front: Arc<dyn Service> = Arc::new(Front(node.clone()));
@@ -179,9 +206,11 @@ async fn serve(
     tokio::spawn(node.clone().run_sweeper(Duration::from_secs(config.sweep_every_s)));
     let membership = tokio::spawn(node.clone().run());
     tracing::info!(name = %config.name, site = %config.site, listen = %config.listen, "node serves");
+    let watched = node.clone();
+    let fatal = move || watched.replica().and_then(|replica| replica.status().fatal);
     let reason = tokio::select! {
         () = told_to_stop() => None,
-        why = stopped_for_good(node.clone(), membership) => Some(why),
+        why = stopped_for_good(fatal, membership) => Some(why),
     };
     // A receiver that is gone has stopped already.
     let _ = stop.send(());
@@ -198,18 +227,30 @@ async fn serve(
     }
 }
 
-/// Resolves when the node cannot go on: it was refused, or its replica stopped.
-async fn stopped_for_good(node: Arc<Node>, membership: tokio::task::JoinHandle<Result<(), Fault>>) -> anyhow::Error {
-    match membership.await {
-        Ok(Ok(())) => {}
-        Ok(Err(fault)) => return anyhow::Error::new(fault),
-        Err(error) => return anyhow::Error::new(error),
-    }
-    loop {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        if let Some(why) = node.replica().and_then(|replica| replica.status().fatal) {
-            return anyhow::anyhow!("the replica stopped and must recover by a restart: {why}");
+/// Resolves when the node cannot go on: it was refused, or its replica stopped. The replica is watched from the start,
+/// for it may die while membership still waits for an answer that only a living replica could give.
+async fn stopped_for_good(
+    fatal: impl Fn() -> Option<String>,
+    membership: tokio::task::JoinHandle<Result<(), Fault>>,
+) -> anyhow::Error {
+    let refused = async {
+        match membership.await {
+            Ok(Ok(())) => std::future::pending().await,
+            Ok(Err(fault)) => anyhow::Error::new(fault),
+            Err(error) => anyhow::Error::new(error),
         }
+    };
+    let died = async {
+        loop {
+            tokio::time::sleep(FATAL_POLL).await;
+            if let Some(why) = fatal() {
+                return anyhow::anyhow!("the replica stopped and must recover by a restart: {why}");
+            }
+        }
+    };
+    tokio::select! {
+        why = refused => why,
+        why = died => why,
     }
 }
 
@@ -242,4 +283,68 @@ async fn told_to_stop() {
         _ = interrupt.recv() => {}
     }
     tracing::info!("told to stop");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use pacsvault_core::ids::ClusterId;
+    use pacsvault_ports::kv::{Batch, Durability};
+
+    use super::*;
+
+    fn identity(dir: &std::path::Path) -> IdentityFile {
+        let name = "a1".parse().expect("a name");
+        IdentityFile::open(dir, &name, ClusterId([7; 16]), Incarnation([1; 16])).expect("an identity")
+    }
+
+    #[test]
+    fn a_node_that_lost_a_store_does_not_start_under_its_old_id() {
+        for lost in ["log", "state"] {
+            let dir = tempfile::tempdir().expect("a directory");
+            drop(open_stores(dir.path(), &identity(dir.path())).expect("made"));
+            drop(open_stores(dir.path(), &identity(dir.path())).expect("opened again"));
+            fs::remove_dir_all(dir.path().join(lost)).expect("removed");
+            let gone = open_stores(dir.path(), &identity(dir.path())).err().expect("refused");
+            assert_eq!((gone.class, gone.code), (Class::Reject, "PV-STORE"));
+            assert!(gone.message.contains("joins again as a new one"), "{gone}");
+            assert!(!dir.path().join(lost).exists(), "nothing was made where {lost} was");
+            // An empty mount point is no store either.
+            fs::create_dir(dir.path().join(lost)).expect("made");
+            assert!(open_stores(dir.path(), &identity(dir.path())).is_err(), "{lost}");
+            assert_eq!(fs::read_dir(dir.path().join(lost)).expect("readable").count(), 0);
+        }
+    }
+
+    #[test]
+    fn stores_of_a_start_that_was_cut_short_are_used() {
+        let dir = tempfile::tempdir().expect("a directory");
+        // The log was made, then the power went: nobody had voted on it.
+        drop(RocksKv::open(&dir.path().join("log"), pacsvault_kv::Options::log()).expect("made"));
+        fs::write(
+            dir.path().join("identity.toml"),
+            format!(
+                "format = 1\nname = \"a1\"\ncluster = \"{}\"\nincarnation = \"{}\"\nnode = 4\n",
+                ClusterId([7; 16]),
+                Incarnation([1; 16])
+            ),
+        )
+        .expect("written");
+        let stores = open_stores(dir.path(), &identity(dir.path())).expect("opened");
+        let mut batch = Batch::default();
+        batch.put(b"vote".to_vec(), b"kept".to_vec());
+        stores.log.write(batch, Durability::Synced).expect("written");
+        drop(stores);
+        let stores = open_stores(dir.path(), &identity(dir.path())).expect("opened");
+        assert_eq!(stores.log.get(b"vote").expect("read"), Some(b"kept".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_dies_while_the_node_introduces_itself_ends_the_process() {
+        let membership = tokio::spawn(std::future::pending());
+        let died = stopped_for_good(|| Some("its disk failed".to_owned()), membership);
+        let why = tokio::time::timeout(Duration::from_secs(60), died).await.expect("it ends");
+        assert!(why.to_string().contains("its disk failed"), "{why}");
+    }
 }

@@ -59,6 +59,15 @@ impl Directory {
         Ok(Self { path: path.to_owned(), _lock: lock })
     }
 
+    /// [`Directory::open`] for a store that must be there: an empty or absent directory is an error and stays as it is.
+    pub(crate) fn reopen(path: &Path) -> Result<Self, KvError> {
+        match path.join(CURRENT).try_exists() {
+            Ok(true) => Self::open(path),
+            Ok(false) => Err(gone(path)),
+            Err(reason) => Err(failed(STEP)(reason)),
+        }
+    }
+
     /// Where a generation lives.
     pub(crate) fn generation(&self, number: u64) -> PathBuf {
         self.path.join(format!("gen-{number:08}"))
@@ -179,6 +188,11 @@ impl Directory {
         numbers.sort_unstable();
         Ok(numbers)
     }
+}
+
+/// The error of a store that was there once.
+pub(crate) fn gone(path: &Path) -> KvError {
+    error(STEP, format!("there is no store in {}, where there was one", path.display()))
 }
 
 /// Makes names in `path` durable.

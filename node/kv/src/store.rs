@@ -16,7 +16,7 @@ use rocksdb::{DBRawIterator, ReadOptions, WriteBatch, WriteOptions};
 
 use crate::{
     checkpoint::RocksCheckpoint,
-    directory::{Directory, Pointer},
+    directory::{Directory, Pointer, gone},
     failed,
     generation::{Expect, Generation, discard},
     install::RocksInstall,
@@ -105,6 +105,26 @@ impl RocksKv {
                 create(&directory, number, &options)?
             }
         };
+        Ok(Self::of(directory, generation, options))
+    }
+
+    /// Opens the store that is known to be in `dir`: for a caller that has relied on it before.
+    ///
+    /// # Errors
+    /// As [`RocksKv::open`], and when there is no finished store: nothing is made in its place, not even a directory.
+    pub fn reopen(dir: &Path, options: Options) -> Result<Self, KvError> {
+        let directory = Directory::reopen(dir)?;
+        match directory.pointer()? {
+            Pointer::At(number) => {
+                directory.tidy(number)?;
+                let generation = Generation::open(directory.generation(number), number, &options, Expect::Existing)?;
+                Ok(Self::of(directory, generation, options))
+            }
+            Pointer::Absent | Pointer::Creating(_) => Err(gone(dir)),
+        }
+    }
+
+    fn of(directory: Directory, generation: Generation, options: Options) -> Self {
         let shared = Shared {
             present: RwLock::new(Arc::new(generation)),
             options,
@@ -113,7 +133,7 @@ impl RocksKv {
             failure: OnceLock::new(),
             directory,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Self { shared: Arc::new(shared) }
     }
 
     /// Bytes of memory and disk in use, by RocksDB's own count: `(memtables, tables)`. For metrics.
