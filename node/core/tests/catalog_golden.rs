@@ -74,9 +74,11 @@ fn outcomes() -> Vec<Outcome> {
         Rejection::Malformed("size".to_owned()),
         Rejection::NotFound("key".to_owned()),
     ];
-    let mut outcomes =
-        vec![Outcome::Done, Outcome::Joined(NodeId(3)), Outcome::Deleted(vec![VersionNumber(1), VersionNumber(300)])];
+    let deleted = |index| Outcome::Deleted { versions: vec![VersionNumber(1), VersionNumber(300)], index };
+    // Before deletes told their index, it was left out, as 0 is.
+    let mut outcomes = vec![Outcome::Done, Outcome::Joined(NodeId(3)), deleted(LogIndex(0))];
     outcomes.extend(rejections.into_iter().map(Outcome::Rejected));
+    outcomes.push(deleted(LogIndex(70_000)));
     outcomes
 }
 

@@ -185,7 +185,7 @@ fn said(outcome: &Outcome) -> String {
         Outcome::Sealed { sealed, first: false } => {
             format!("version {} again, degraded {}", sealed.version, sealed.degraded)
         }
-        Outcome::Deleted(versions) => format!("deleted {versions:?}"),
+        Outcome::Deleted { versions, .. } => format!("deleted {versions:?}"),
         Outcome::Rejected(Rejection::Malformed(_)) => "malformed".to_owned(),
         Outcome::Rejected(Rejection::WindowClosed { .. }) => "window closed".to_owned(),
         Outcome::Rejected(Rejection::TooWeak { .. }) => "too weak".to_owned(),

@@ -27,6 +27,11 @@ fn set_node(node: u64, state: NodeState) -> Command {
     Command::SetNodeState { node: NodeId(node), state }
 }
 
+/// What a delete in the last entry answers: a state that has applied that entry does not show the versions.
+fn deleted(replica: &Replica, versions: Vec<VersionNumber>) -> Outcome {
+    Outcome::Deleted { versions, index: LogIndex(replica.index) }
+}
+
 #[test]
 fn nothing_is_accepted_before_the_cluster_is_initialised_and_it_is_initialised_once() {
     let mut replica = Replica::new();
@@ -304,14 +309,17 @@ fn deleting_names_what_it_deleted_and_keeps_the_proof() {
         replica.sealed(START, seal(KEY, content, instance(START, number)));
     }
     let delete = |version: Option<u32>| Command::Delete { key: key(KEY), version: version.map(VersionNumber) };
-    assert_eq!(replica.one(START, delete(Some(3))), Outcome::Deleted(vec![VersionNumber(3)]));
+    let answer = replica.one(START, delete(Some(3)));
+    assert_eq!(answer, deleted(&replica, vec![VersionNumber(3)]));
     let index = LogIndex(replica.index);
-    assert_eq!(replica.one(START, delete(Some(3))), Outcome::Deleted(Vec::new()));
+    let answer = replica.one(START, delete(Some(3)));
+    assert_eq!(answer, deleted(&replica, Vec::new()));
     assert_eq!(lookup(&replica.state, &key(KEY), None).unwrap().unwrap().version, VersionNumber(2));
     assert_eq!(lookup(&replica.state, &key(KEY), Some(VersionNumber(3))).unwrap(), None);
     assert_eq!(by_instance(&replica.state, instance(START, 3)).unwrap().unwrap().deleted, Some(index));
     assert_eq!(deleted_instances(&replica.state, None, 9).unwrap(), [(index, instance(START, 3))]);
-    assert_eq!(replica.one(START, delete(None)), Outcome::Deleted(vec![VersionNumber(1), VersionNumber(2)]));
+    let answer = replica.one(START, delete(None));
+    assert_eq!(answer, deleted(&replica, vec![VersionNumber(1), VersionNumber(2)]));
     assert!(matches!(replica.refused(START, delete(Some(4))), Rejection::NotFound(_)));
     assert_eq!(lookup(&replica.state, &key(KEY), None).unwrap(), None);
     // Version numbers are not given again, and deleted content may be written anew.
@@ -330,7 +338,8 @@ fn content_under_retention_is_not_deleted() {
     replica.sealed(START, kept);
     let delete = Command::Delete { key: key(KEY), version: None };
     assert!(matches!(replica.refused(START + 99, delete.clone()), Rejection::NotAllowed(_)));
-    assert_eq!(replica.one(START + 100, delete), Outcome::Deleted(vec![VersionNumber(1)]));
+    let answer = replica.one(START + 100, delete);
+    assert_eq!(answer, deleted(&replica, vec![VersionNumber(1)]));
 }
 
 #[test]

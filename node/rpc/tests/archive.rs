@@ -114,7 +114,7 @@ impl Cluster {
             }
             Command::Delete { key, .. } => {
                 kept.sealed.retain(|sealed| sealed.seal.key != key);
-                Outcome::Deleted(vec![VersionNumber(1)])
+                Outcome::Deleted { versions: vec![VersionNumber(1)], index: LogIndex(1) }
             }
             _ => Outcome::Done,
         }

@@ -270,8 +270,13 @@ pub enum Outcome {
         /// False when an earlier attempt with the same id or the same key and digest had sealed it.
         first: bool,
     },
-    /// These versions were marked as deleted.
-    Deleted(Vec<VersionNumber>),
+    /// Marked as deleted, now or before.
+    Deleted {
+        /// Versions that this command marked; none when all were marked before.
+        versions: Vec<VersionNumber>,
+        /// Index of this command's entry: a state that has applied it does not show what was to be deleted.
+        index: LogIndex,
+    },
     /// Refused.
     Rejected(Rejection),
 }

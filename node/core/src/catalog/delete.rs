@@ -20,7 +20,8 @@ use crate::ids::{ObjectKey, StripeIndex, VersionNumber, WallMillis};
 const VERSION_ROWS: usize = 64;
 
 impl Machine {
-    /// Answers the versions that this command deleted: none when all were deleted before.
+    /// Answers the versions that this command deleted, none when all were deleted before, and from which index on a reader
+    /// no longer finds them.
     pub(super) fn delete(
         &mut self,
         overlay: &mut Overlay<'_>,
@@ -47,7 +48,7 @@ impl Machine {
             check_retention(record, at.time, key)?;
         }
         if doomed.is_empty() {
-            return Ok(Outcome::Deleted(Vec::new()));
+            return Ok(Outcome::Deleted { versions: Vec::new(), index: at.index });
         }
         let versions = doomed.iter().map(|record| VersionNumber(record.version)).collect();
         for record in doomed {
@@ -60,7 +61,7 @@ impl Machine {
         let size = newest_live.as_ref().and_then(|one| one.seal.as_ref()).map(|seal| seal.size_bytes);
         overlay.put(keys::object(&name), frame(&ObjectMessage { newest: object.newest, live: newest_live }));
         change_study(overlay, key, newest_size, size)?;
-        Ok(Outcome::Deleted(versions))
+        Ok(Outcome::Deleted { versions, index: at.index })
     }
 }
 

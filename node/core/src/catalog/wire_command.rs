@@ -200,6 +200,9 @@ pub(super) struct OutcomeMessage {
     pub versions: Vec<u32>,
     #[prost(message, optional, tag = "6")]
     pub rejection: Option<RejectionMessage>,
+    /// Of a delete; 0 from a version that did not tell, which no reader waits for.
+    #[prost(uint64, tag = "7")]
+    pub index: u64,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -230,9 +233,12 @@ pub(super) fn outcome_message(outcome: &Outcome) -> OutcomeMessage {
             first: *first,
             ..Default::default()
         },
-        Outcome::Deleted(versions) => {
-            OutcomeMessage { kind: 4, versions: versions.iter().map(|one| one.0).collect(), ..Default::default() }
-        }
+        Outcome::Deleted { versions, index } => OutcomeMessage {
+            kind: 4,
+            versions: versions.iter().map(|one| one.0).collect(),
+            index: index.0,
+            ..Default::default()
+        },
         Outcome::Rejected(rejection) => {
             OutcomeMessage { kind: 5, rejection: Some(rejection_message(rejection)), ..Default::default() }
         }
@@ -267,7 +273,10 @@ impl TryFrom<OutcomeMessage> for Outcome {
                 let record = sealed(present("sealed record", message.sealed)?, &mut no_placements)?;
                 Self::Sealed { sealed: Box::new(record), first: message.first }
             }
-            4 => Self::Deleted(message.versions.into_iter().map(VersionNumber).collect()),
+            4 => Self::Deleted {
+                versions: message.versions.into_iter().map(VersionNumber).collect(),
+                index: LogIndex(message.index),
+            },
             5 => Self::Rejected(present("rejection", message.rejection)?.try_into()?),
             tag => return Err(Error::UnknownTag { what: "outcome", tag }),
         })
