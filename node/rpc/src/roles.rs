@@ -3,6 +3,14 @@
 //! **Invariants.** A request whose kind and role are not paired in [`ALLOWED`] never reaches the service. The role comes
 //! from the caller's certificate, which the handshake has verified, and from nothing else. What commands a gateway
 //! may propose is decided here too ([`check_commands`]).
+//!
+//! **What a gateway is trusted with.** A gateway hashes, encodes and sends the shards itself, and its seal is believed as
+//! far as nobody else can check it: that the shards it names as persisted are persisted, and that they are the content of
+//! the digest it names. A stolen gateway key can so seal a digest for which no shards exist, and as long as that record is
+//! the newest of its key, an honest gateway that writes the same content is answered with it and drops its own shards
+//! (sealing is idempotent by content). Scrubbing and `verify` find such a record, its `coordinator` names the culprit's
+//! certificate, and deleting it lets the content be written again; that name is therefore taken from the certificate and
+//! cannot be another's. A gateway cannot make content undeletable, nor fence, join or stop nodes.
 
 use pacsvault_core::catalog::Command;
 use pacsvault_ports::peer::{Caller, Class, Fault};
@@ -69,22 +77,52 @@ pub fn check(identity: &Identity, kind: Kind) -> Result<Caller, Fault> {
 }
 
 /// Refuses commands that `caller` may not propose.
+///
+/// Digests of states are compared by the leader's own proposals alone, which do not come this way: a replica that
+/// differs from one stops, so a wrong one from outside would stop them all.
 pub fn check_commands(caller: &Caller, commands: &[Command]) -> Result<(), Fault> {
-    let gateway_may = |command: &Command| matches!(command, Command::Seal(_) | Command::Delete { .. });
-    match caller {
-        Caller::Gateway(name) if !commands.iter().all(gateway_may) => {
-            let text = format!(
-                "gateway {name} may seal and delete only; for other changes a certificate of role operator is needed"
-            );
-            Err(Fault::new(Class::Reject, DENIED, text))
-        }
-        Caller::Node(_) | Caller::Gateway(_) | Caller::Operator(_) | Caller::Local => Ok(()),
+    if commands.iter().any(|command| matches!(command, Command::CompareDigest { .. })) {
+        return Err(denied("only the leader itself proposes to compare digests".to_owned()));
     }
+    match caller {
+        Caller::Gateway(name) => commands.iter().try_for_each(|command| check_gateway(name, command)),
+        Caller::Node(_) | Caller::Operator(_) | Caller::Local => Ok(()),
+    }
+}
+
+/// Refuses what the gateway `name` may not propose.
+fn check_gateway(name: &str, command: &Command) -> Result<(), Fault> {
+    match command {
+        Command::Delete { .. } => Ok(()),
+        Command::Seal(seal) if seal.coordinator != name => {
+            Err(denied(format!("gateway {name} may not seal in the name of {:?}", seal.coordinator)))
+        }
+        // Until there is a policy of who may retain what: nobody could delete it.
+        Command::Seal(seal) if seal.reserved.retain_until.is_some() => {
+            Err(denied(format!("gateway {name} may not set how long content must be retained")))
+        }
+        Command::Seal(_) => Ok(()),
+        // Refused until someone decides otherwise, also what a later version adds.
+        _ => Err(denied(format!(
+            "gateway {name} may seal and delete only; for other changes a certificate of role operator is needed"
+        ))),
+    }
+}
+
+fn denied(text: String) -> Fault {
+    Fault::new(Class::Reject, DENIED, text)
 }
 
 #[cfg(test)]
 mod tests {
-    use pacsvault_core::ids::ClusterId;
+    use pacsvault_core::{
+        catalog::{
+            Seal,
+            command::{Reserved, StripeSeal},
+        },
+        ids::{ClusterId, Digest, InstanceId, LayoutVersion, LogIndex, WallMillis},
+        layout::profile::Code,
+    };
 
     use super::*;
 
@@ -120,5 +158,52 @@ mod tests {
         assert!(check_commands(&gateway, std::slice::from_ref(&delete)).is_ok());
         assert!(check_commands(&gateway, &[delete, fence.clone()]).is_err());
         assert!(check_commands(&Caller::Operator("o".to_owned()), &[fence]).is_ok());
+    }
+
+    fn seal_by(coordinator: &str, retain_until: Option<WallMillis>) -> Command {
+        let digest = Digest::of(b"");
+        let stripe = StripeSeal { stripe_bytes: 0, shard_root: digest, placement: Vec::new(), persisted: 0 };
+        Command::Seal(Box::new(Seal {
+            instance: InstanceId::new(WallMillis(1), 1),
+            key: "main/1.2/1.3/1.4".parse().expect("a key"),
+            size_bytes: 0,
+            digest,
+            profile: "standard".parse().expect("a name"),
+            profile_version: 1,
+            code: Code::new(2, 1).expect("a code"),
+            layout: LayoutVersion(1),
+            stripes: vec![stripe],
+            media_type: String::new(),
+            attributes: Vec::new(),
+            strict: false,
+            coordinator: coordinator.to_owned(),
+            reserved: Reserved { retain_until, ..Reserved::default() },
+        }))
+    }
+
+    #[test]
+    fn a_gateway_seals_in_its_own_name_and_retains_nothing() {
+        let gateway = Caller::Gateway("g".to_owned());
+        assert!(check_commands(&gateway, &[seal_by("g", None)]).is_ok());
+        let fault = check_commands(&gateway, &[seal_by("g", None), seal_by("h", None)]).expect_err("another's name");
+        assert_eq!((fault.class, fault.code), (Class::Reject, DENIED));
+        assert!(check_commands(&gateway, &[seal_by("g", Some(WallMillis(u64::MAX)))]).is_err());
+        // A node forwards what gateways proposed to it.
+        let node = Caller::Node("n".parse().expect("a name"));
+        assert!(check_commands(&node, &[seal_by("g", None)]).is_ok());
+    }
+
+    #[test]
+    fn nobody_from_outside_compares_digests() {
+        let compare = [Command::CompareDigest { index: LogIndex(1), digest: Digest::of(b"?") }];
+        let callers = [
+            Caller::Node("n".parse().expect("a name")),
+            Caller::Gateway("g".to_owned()),
+            Caller::Operator("o".to_owned()),
+            Caller::Local,
+        ];
+        for caller in callers {
+            assert!(check_commands(&caller, &compare).is_err(), "{caller:?}");
+        }
     }
 }
