@@ -1,8 +1,12 @@
 //! Measures a cluster of real processes and prints figures with machine and commit.
 
-use std::{fs, process::Command, time::Duration};
+use std::{
+    fs::{self, File},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use clap::Args;
 use pacsvault_harness::Cluster;
 use serde_json::Value;
@@ -18,7 +22,7 @@ pub struct Options {
     /// Repetitions; medians are printed.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only put/get, without metadata, codec and shard store.
+    /// Only put/get, without metadata, etcd, memory, codec, catalog, RPC and shard store.
     #[arg(long)]
     transfer_only: bool,
 }
@@ -27,6 +31,10 @@ pub struct Options {
 pub fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
     tools::build()?;
+    if !options.transfer_only {
+        // The whole workspace, for the same reason as in `tools::build`.
+        tools::cargo(&["build", "--release", "--workspace", "--examples"])?;
+    }
     println!("machine: {}", machine());
     println!(
         "commit:  {}",
@@ -37,27 +45,26 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         return Ok(());
     }
     metadata(options)?;
+    etcd(options)?;
     upload_memory()?;
     println!("\n## codec, one core");
-    tools::cargo(&["run", "--release", "--quiet", "--package", "pacsvault-core", "--example", "codec_bench"])?;
+    example("codec_bench", &[])?;
+    println!("\n## catalog, in memory");
+    example("catalog_bench", &[])?;
+    println!("\n## shards over mutual TLS on loopback");
+    example("rpc_bench", &[])?;
     println!("\n## shard store against raw writes");
     let dir = tools::target().join("bench-volume");
-    let shown = dir.display().to_string();
-    tools::cargo(&[
-        "run",
-        "--release",
-        "--quiet",
-        "--package",
-        "pacsvault-volume",
-        "--example",
-        "append_bench",
-        "--",
-        &shown,
-    ])?;
+    example("append_bench", &[&dir.display().to_string()])?;
     if dir.exists() {
         fs::remove_dir_all(dir)?;
     }
     Ok(())
+}
+
+/// Runs a built example.
+fn example(name: &str, arguments: &[&str]) -> anyhow::Result<()> {
+    tools::run(Command::new(tools::target().join("release/examples").join(name)).args(arguments))
 }
 
 fn machine() -> String {
@@ -144,25 +151,52 @@ fn metadata(options: &Options) -> anyhow::Result<()> {
     command.args(["bench", "metadata", "--clients", "1,64,256", "--seconds", &options.seconds.to_string()]);
     print!("{}", tools::output(&mut command)?);
     drop(cluster);
-    println!("etcd beside it: see `tests/etcd_bench.sh`");
     Ok(())
 }
 
-#[allow(clippy::cast_precision_loss, reason = "shown without decimals")]
+/// etcd in the same run, on the same disk; its programs are not a part of this repository.
+fn etcd(options: &Options) -> anyhow::Result<()> {
+    println!("\n## catalog commits beside etcd's");
+    if !tools::on_path("etcd") || !tools::on_path("etcdctl") {
+        println!("etcd is not installed: apt-get install etcd-server etcd-client, then run this again");
+        return Ok(());
+    }
+    let mut command = Command::new("bash");
+    command.arg(tools::root().join("tests/etcd_bench.sh"));
+    tools::run(command.args([options.seconds.to_string(), options.rounds.to_string()]))
+}
+
+/// A file goes through one node; neither that node nor the client may grow with it.
 fn upload_memory() -> anyhow::Result<()> {
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 2)?;
     cluster.start(|_| true)?;
     cluster.form()?;
     let before = cluster.resident_bytes_max();
+    let path = cluster.dir.join("large.bin");
+    // Zeros without blocks: nothing on the way looks for them, and reading them costs no disk.
+    File::create(&path)?.set_len(2 << 30)?;
     let mut command = cluster.client();
-    command.args(["bench", "put", "--size", "2GiB", "--clients", "1", "--count", "1", "--via-node", "--json"]);
-    let mut child = command.stdout(std::process::Stdio::null()).spawn()?;
-    let mut most = 0;
-    while child.try_wait()?.is_none() {
-        most = most.max(cluster.resident_bytes_max());
+    command.arg("put").arg(&path).args(["--study", "2.25.2", "--name", "large.bin", "--via-node", "--json"]);
+    let mut child = command.stdout(Stdio::null()).spawn()?;
+    let (mut node, mut client) = (0, 0);
+    let status = loop {
+        node = node.max(cluster.resident_bytes_max());
+        client = client.max(resident_bytes(child.id()));
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
         std::thread::sleep(Duration::from_millis(100));
-    }
+    };
+    ensure!(status.success(), "the upload of 2 GiB: {status}");
     println!("\n## resident memory while 2 GiB are uploaded through one node");
-    println!("largest node: {} MiB before, {} MiB at most during", before >> 20, most >> 20);
+    println!("largest node: {} MiB before, {} MiB at most during", before >> 20, node >> 20);
+    println!("client: {} MiB at most", client >> 20);
     Ok(())
+}
+
+/// Resident bytes of a process; 0 when it has ended.
+fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|text| text.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) * 1024
 }

@@ -2,7 +2,7 @@
 //! every byte read back.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use clap::Args;
 use pacsvault_harness::Cluster;
 use serde_json::Value;
@@ -20,7 +20,7 @@ use crate::{setup, tools};
 /// What to show.
 #[derive(Args)]
 pub struct Options {
-    /// A folder of DICOM Part 10 files to store; a synthetic CT study when absent.
+    /// A folder of DICOM Part 10 files to store, of one study or several; a synthetic CT study when absent.
     #[arg(long, value_name = "DIR")]
     study: Option<PathBuf>,
     /// Slices of the synthetic CT series, 512 KiB each.
@@ -66,10 +66,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     };
     let first = put(&cluster, &study, "receipts-1")?;
     ensure!(first.degraded == 0, "a healthy cluster stored {} files degraded", first.degraded);
-    report.row(
-        format!("stored {} files, {}", first.files.len(), size(first.bytes)),
-        format!("each survives {}", first.survives),
-    );
+    report.row(format!("stored {}", first.shown()), first.claims());
     show_receipt(&cluster, &first)?;
 
     let (site, leader) = cluster.leader()?;
@@ -78,8 +75,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let killed = cluster.kill(|node| node.site == site)?;
     report.row(format!("kill -9 {}", killed.join(" and ")), format!("site {site} is gone, with the leader {leader}"));
     let identical = read_back(&cluster, &first, "read-1")?;
-    report
-        .row("read everything back without that site", format!("{identical} of {} files identical", first.files.len()));
+    report.row("read everything back without that site", format!("{identical} of {} files identical", first.count()));
     std::thread::sleep(Duration::from_secs(2));
     let gaps = probe.finish()?;
     report.row("longest time without an acknowledged write", format!("{} ms", gaps["write_gap_ms"]));
@@ -88,26 +84,20 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
 
     let second_study = sample(&cluster, "study-2", options.slices.min(40), 0, 2)?;
     let second = put(&cluster, &second_study, "receipts-2")?;
-    ensure!(second.degraded == second.files.len(), "without a site every write must be called degraded");
-    report.row(
-        format!("stored {} files on two sites, {}", second.files.len(), size(second.bytes)),
-        format!("degraded: each survives only {}", second.survives),
-    );
+    ensure!(second.degraded == second.count(), "without a site every write must be called degraded");
+    report.row(format!("stored {} on two sites", second.shown()), format!("degraded: {}", second.claims()));
     show_receipt(&cluster, &second)?;
 
     cluster.start(|_| true)?;
     cluster.wait_whole()?;
     report.row(format!("site {site} is back"), voters(&cluster)?);
     let third_study = sample(&cluster, "study-3", options.slices.min(20), 0, 3)?;
-    let third = put_until_full(&cluster, &third_study)?;
-    report.row(
-        format!("stored {} files on three sites", third.files.len()),
-        format!("each survives {} again", third.survives),
-    );
+    let third = put_whole(&cluster, &third_study)?;
+    report.row(format!("stored {} on three sites", third.shown()), format!("again {}", third.claims()));
     for (stored, folder) in [(&first, "read-2"), (&second, "read-3"), (&third, "read-4")] {
         read_back(&cluster, stored, folder)?;
     }
-    report.row("read all three studies again", "every byte identical");
+    report.row("read everything again", "every byte identical");
     summary(&report, &gaps);
     if options.keep {
         explain(&cluster);
@@ -137,37 +127,76 @@ fn sample(cluster: &Cluster, name: &str, slices: u32, frames: u32, seed: u64) ->
 }
 
 struct Stored {
-    /// Path on disk by key.
-    files: BTreeMap<String, PathBuf>,
+    /// Path on disk by key and version: the same UID with another content is another version.
+    files: BTreeMap<(String, u64), PathBuf>,
     bytes: u64,
     degraded: usize,
-    survives: String,
+    skipped: u64,
+    /// How many files survive what, by the words of their receipts.
+    survives: BTreeMap<String, usize>,
     receipt: PathBuf,
+}
+
+impl Stored {
+    fn count(&self) -> usize {
+        self.survives.values().sum()
+    }
+
+    /// What was stored, in words.
+    fn shown(&self) -> String {
+        let skipped = if self.skipped > 0 { format!(" ({} skipped)", self.skipped) } else { String::new() };
+        format!("{} files, {}{skipped}", self.count(), size(self.bytes))
+    }
+
+    /// What each file survives; every kind is told when they differ.
+    fn claims(&self) -> String {
+        if let [claim] = &self.survives.keys().collect::<Vec<_>>()[..] {
+            return format!("each survives {claim}");
+        }
+        let parts: Vec<String> =
+            self.survives.iter().map(|(claim, files)| format!("{files} files survive {claim}")).collect();
+        parts.join(", ")
+    }
 }
 
 fn put(cluster: &Cluster, study: &Path, receipts: &str) -> anyhow::Result<Stored> {
     let receipts = cluster.dir.join(receipts);
     let mut command = cluster.client();
-    command.arg("put").arg(study).arg("--json").arg("--receipts").arg(&receipts);
-    let text = tools::output(&mut command)?;
-    let mut stored =
-        Stored { files: BTreeMap::new(), bytes: 0, degraded: 0, survives: String::new(), receipt: PathBuf::new() };
-    for line in text.lines() {
+    let output = command.arg("put").arg(study).arg("--json").arg("--receipts").arg(&receipts).output()?;
+    let mut stored = Stored {
+        files: BTreeMap::new(),
+        bytes: 0,
+        degraded: 0,
+        skipped: 0,
+        survives: BTreeMap::new(),
+        receipt: PathBuf::new(),
+    };
+    let mut refused = Vec::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
         let row: Value = serde_json::from_str(line).with_context(|| format!("unexpected output: {line}"))?;
+        stored.skipped += row["summary"]["skipped"].as_u64().unwrap_or(0);
+        if let Some(message) = row["error"]["message"].as_str() {
+            refused.push(format!("{}: {message}", row["path"].as_str().unwrap_or_default()));
+        }
         let (Some(key), Some(path)) = (row["key"].as_str(), row["path"].as_str()) else { continue };
-        stored.files.insert(key.to_owned(), path.into());
+        let version = row["version"].as_u64().with_context(|| format!("no version: {line}"))?;
+        stored.files.insert((key.to_owned(), version), path.into());
         stored.bytes += row["size_bytes"].as_u64().unwrap_or(0);
         stored.degraded += usize::from(row["degraded"] == true);
         let claims: Vec<&str> = row["survives"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-        stored.survives = claims.join("; ");
+        ensure!(!claims.is_empty(), "a receipt that promises nothing: {line}");
+        *stored.survives.entry(claims.join("; ")).or_default() += 1;
         stored.receipt = row["receipt"].as_str().unwrap_or_default().into();
     }
-    ensure!(!stored.files.is_empty(), "nothing was stored from {}", study.display());
+    let words = String::from_utf8_lossy(&output.stderr);
+    ensure!(refused.is_empty(), "{} files were not stored:\n{}", refused.len(), refused.join("\n"));
+    ensure!(output.status.success(), "pacsvault put {}: {}\n{}", study.display(), output.status, words.trim());
+    ensure!(!stored.files.is_empty(), "nothing was stored from {}\n{}", study.display(), words.trim());
     Ok(stored)
 }
 
-/// A returned site is used again as soon as clients have noticed it: at most a few tries.
-fn put_until_full(cluster: &Cluster, study: &Path) -> anyhow::Result<Stored> {
+/// One try is right: a fresh process suspects no node, so it uses the site that is back at once.
+fn put_whole(cluster: &Cluster, study: &Path) -> anyhow::Result<Stored> {
     let stored = put(cluster, study, "receipts-3")?;
     ensure!(stored.degraded == 0, "{} files are still degraded although the site is back", stored.degraded);
     Ok(stored)
@@ -186,26 +215,42 @@ fn show_receipt(cluster: &Cluster, stored: &Stored) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Reads the whole study and compares every file byte by byte with what was stored.
+/// Reads all studies and compares every file, in the version that it became, byte by byte with what was stored.
 fn read_back(cluster: &Cluster, stored: &Stored, folder: &str) -> anyhow::Result<usize> {
     let out = cluster.dir.join(folder);
-    let study = stored.files.keys().next().and_then(|key| key.split('/').nth(1)).context("a key has a study")?;
-    let mut command = cluster.client();
-    command.args(["get", "--study", study, "--json", "--out"]).arg(&out);
-    let text = tools::output(&mut command)?;
-    let mut identical = 0;
-    for line in text.lines() {
-        let row: Value = serde_json::from_str(line)?;
-        let (Some(key), Some(path)) = (row["key"].as_str(), row["path"].as_str()) else { continue };
-        let Some(original) = stored.files.get(key) else { continue };
-        if fs::read(path)? != fs::read(original)? {
-            bail!("{key} came back changed");
+    let studies: BTreeSet<&str> = stored.files.keys().filter_map(|(key, _)| key.split('/').nth(1)).collect();
+    let mut left: BTreeMap<&(String, u64), &PathBuf> = stored.files.iter().collect();
+    for study in studies {
+        let mut command = cluster.client();
+        command.args(["get", "--study", study, "--json", "--out"]).arg(out.join(study));
+        for line in tools::output(&mut command)?.lines() {
+            if let Some(read) = same_bytes(stored, line)? {
+                left.remove(read);
+            }
         }
-        identical += 1;
     }
-    ensure!(identical == stored.files.len(), "only {identical} of {} files came back", stored.files.len());
+    // A study is read in its newest versions; the older ones are asked for by number.
+    for (key, version) in left.into_keys() {
+        let mut command = cluster.client();
+        command.args(["get", key, "--version", &version.to_string(), "--json", "--out"]).arg(out.join("older"));
+        let text = tools::output(&mut command)?;
+        let read = text.lines().map(|line| same_bytes(stored, line)).collect::<anyhow::Result<Vec<_>>>()?;
+        ensure!(read.into_iter().flatten().count() == 1, "{key} v{version} did not come back");
+    }
     fs::remove_dir_all(&out)?;
-    Ok(identical)
+    Ok(stored.count())
+}
+
+/// Compares the file that a line of `get --json` speaks of; says which one, if it is one of ours.
+fn same_bytes<'a>(stored: &'a Stored, line: &str) -> anyhow::Result<Option<&'a (String, u64)>> {
+    let row: Value = serde_json::from_str(line).with_context(|| format!("unexpected output: {line}"))?;
+    let (Some(key), Some(path), Some(version)) = (row["key"].as_str(), row["path"].as_str(), row["version"].as_u64())
+    else {
+        return Ok(None);
+    };
+    let Some((name, original)) = stored.files.get_key_value(&(key.to_owned(), version)) else { return Ok(None) };
+    ensure!(fs::read(path)? == fs::read(original)?, "{key} v{version} came back changed");
+    Ok(Some(name))
 }
 
 /// `pacsvault probe` beside everything else.

@@ -63,6 +63,7 @@ const ROOMS: &[Room] = &[
         may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "proto", "client", "harness"],
     },
     Room { dir: "tests/harness", name: "harness", may_use: &[] },
+    Room { dir: "xtask", name: "xtask", may_use: &["harness"] },
 ];
 
 /// Libraries that only the named rooms may depend on.
@@ -89,6 +90,9 @@ const IMPURE_WORDS: &[&str] = &[
     "HashMap::new",
     "thread::sleep",
 ];
+/// Words that may not appear in the code of layer 1: what would touch the machine or wait.
+const PURE_CORE: &str = "core";
+const CORE_WORDS: &[&str] = &["std::fs", "std::net", "std::env", "async fn", "async move", ".await", "tokio"];
 /// Files of those rooms that implement a port for production, and may.
 const IMPURE_FILES: &[&str] = &["node/volume/src/file_disk.rs"];
 
@@ -115,11 +119,17 @@ pub fn run() -> anyhow::Result<()> {
             }
         }
         if PURE.contains(&room.name) {
-            faults.extend(impure_words(room.dir)?);
+            faults.extend(words(room.dir, IMPURE_WORDS, "makes runs unrepeatable; use the Env port")?);
+        }
+        if room.name == PURE_CORE {
+            faults.extend(words(room.dir, CORE_WORDS, "is not for the pure core")?);
         }
     }
-    let members = fs::read_to_string(tools::root().join("Cargo.toml"))?;
-    for line in members.lines().filter(|line| line.starts_with("pacsvault-")) {
+    let workspace = fs::read_to_string(tools::root().join("Cargo.toml"))?;
+    for dir in members(&workspace).iter().filter(|dir| !ROOMS.iter().any(|room| room.dir == **dir)) {
+        faults.push(format!("Cargo.toml: crate {dir} is in no layer; add it to xtask/src/layers.rs"));
+    }
+    for line in workspace.lines().filter(|line| line.starts_with("pacsvault-")) {
         let name = line.trim_start_matches("pacsvault-").split([' ', '=']).next().unwrap_or_default();
         if !known.contains(name) {
             faults.push(format!("Cargo.toml: room {name} is in no layer; add it to xtask/src/layers.rs"));
@@ -132,13 +142,24 @@ pub fn run() -> anyhow::Result<()> {
     bail!("layers:\n  {}", faults.join("\n  "))
 }
 
+/// Folders of the workspace's crates.
+fn members(workspace: &str) -> Vec<&str> {
+    let list = workspace.split_once("members = [").and_then(|(_, rest)| rest.split_once(']'));
+    list.map_or("", |(list, _)| list).split('"').skip(1).step_by(2).collect()
+}
+
+/// Names under `[dependencies]` and `[target.….dependencies]`, also when one has a table of its own. Tests may use what they
+/// need: `[dev-dependencies]` are not read.
 fn dependencies(manifest: &str) -> Vec<&str> {
     let mut section = "";
     let mut found = Vec::new();
     for line in manifest.lines() {
         if line.starts_with('[') {
-            section = line.trim();
-        } else if section == "[dependencies]"
+            section = line.trim().trim_matches(['[', ']']);
+            let table =
+                section.strip_prefix("dependencies.").or_else(|| Some(section.rsplit_once(".dependencies.")?.1));
+            found.extend(table);
+        } else if (section == "dependencies" || section.starts_with("target.") && section.ends_with(".dependencies"))
             && let Some(name) =
                 line.split(['.', '=', ' ']).next().filter(|name| !name.is_empty() && !name.starts_with('#'))
         {
@@ -148,7 +169,8 @@ fn dependencies(manifest: &str) -> Vec<&str> {
     found
 }
 
-fn impure_words(dir: &str) -> anyhow::Result<Vec<String>> {
+/// Places where code outside tests uses one of these words.
+fn words(dir: &str, words: &[&str], why: &str) -> anyhow::Result<Vec<String>> {
     let mut faults = Vec::new();
     for path in tools::files(&tools::root().join(dir).join("src"), "rs")? {
         let shown = path.strip_prefix(tools::root()).unwrap_or(&path).display().to_string();
@@ -159,10 +181,30 @@ fn impure_words(dir: &str) -> anyhow::Result<Vec<String>> {
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
         for (number, line) in code.lines().enumerate() {
             let line = line.split("//").next().unwrap_or_default();
-            if let Some(word) = IMPURE_WORDS.iter().find(|word| line.contains(**word)) {
-                faults.push(format!("{shown}:{}: {word} makes runs unrepeatable; use the Env port", number + 1));
+            if let Some(word) = words.iter().find(|word| line.contains(**word)) {
+                faults.push(format!("{shown}:{}: {word} {why}", number + 1));
             }
         }
     }
     Ok(faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_of_all_kinds_but_those_of_tests_are_read() {
+        let manifest = "[package]\nname = \"x\"\n[dependencies]\na.workspace = true\n# b = 1\nc = { path = \"c\" }\n\
+                        [dev-dependencies]\nd = \"1\"\n[target.'cfg(unix)'.dependencies]\ne = \"1\"\n\
+                        [dependencies.f]\nversion = \"1\"\n[target.x.dependencies.g]\nversion = \"1\"\n\
+                        [target.x.dev-dependencies]\nh = \"1\"\n";
+        assert_eq!(dependencies(manifest), ["a", "c", "e", "f", "g"]);
+        assert_eq!(members("members = [\n \"a\", \"b/c\",\n]\nx = [\"y\"]"), ["a", "b/c"]);
+    }
+
+    #[test]
+    fn this_checkout_keeps_the_layers() {
+        run().expect("every arrow points down");
+    }
 }
