@@ -1,3 +1,5 @@
+//! The forgetful disk keeps what was synced, and may lose, tear or reorder everything else.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::*;

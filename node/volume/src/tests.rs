@@ -1,3 +1,5 @@
+//! The shard store on simulated disks: what it promises in quiet times, under faults and after crashes.
+
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod crashes;

@@ -1,5 +1,6 @@
-#![allow(dead_code, reason = "each test binary uses a part")]
 //! Replicas in one process: a peer that calls them directly and whose links can be cut.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
