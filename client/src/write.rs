@@ -1,8 +1,9 @@
 //! Content in: whole writes, repeated from their first byte while repeating is safe and may help.
 //!
 //! **Invariants.** At most [`ATTEMPTS_MAX`] attempts, none begun later than [`REPEAT_FOR`] after the first. The content of all
-//! attempts is the same bytes under the same key, so whichever of them succeeds, it is stored once. When any attempt's
-//! outcome is unknown and none was acknowledged, the result is `Unknown`.
+//! attempts is the same bytes under the same key: an attempt that finds it as the key's newest version gives that version.
+//! A second version of it arises only when another writer's content came in between, or when the first is worth less by
+//! then. When any attempt's outcome is unknown and none was acknowledged, the result is `Unknown`.
 
 use std::{
     fs::File,
@@ -115,7 +116,7 @@ pub struct Acked {
     pub receipt: Receipt,
     /// The signed receipt, as a file for later.
     pub signed: Vec<u8>,
-    /// False when an earlier attempt, or somebody else, had already stored the same content.
+    /// False when an earlier attempt, or somebody else, had already stored the same content as the key's newest version.
     pub first: bool,
     /// Attempts it took.
     pub attempts: u32,
