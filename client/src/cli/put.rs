@@ -339,7 +339,8 @@ fn conclude(context: &Context, summary: &Summary, seconds: f64) -> Result<(), Fa
         (0, 0) => Ok(()),
         (0, unknown) => {
             let failure = Failure::failed("PV-UNKNOWN-OUTCOME", format!("{unknown} files may or may not be stored"));
-            let failure = failure.hint("run the same command again: what is stored as the newest version is not stored twice");
+            let failure =
+                failure.hint("run the same command again: what is stored as the newest version is not stored twice");
             Err(Failure { exit: Exit::Unknown, ..failure })
         }
         (failed, unknown) => {
