@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::{Options, memory::Memory, unexpected};
 use pacsvault_core::{
     codec::Coder,
     ids::{LayoutVersion, LogIndex, NodeId, ProfileName, VolumeId},
@@ -22,9 +23,6 @@ use pacsvault_ports::{
     env::{MonoTime, SharedEnv},
     peer::{Class, Fault, Freshness, Peer, Reply, Request, Target},
 };
-use tokio::sync::Semaphore;
-
-use crate::{Options, unexpected};
 
 /// Pause between two rounds of asking every node, and between two probes of a suspect.
 const ROUND_PAUSE: Duration = Duration::from_millis(100);
@@ -75,15 +73,13 @@ pub struct Cluster {
     pub options: Options,
     pub env: SharedEnv,
     pub peer: Arc<dyn Peer>,
-    /// In KiB of stripe buffers.
-    pub memory: Arc<Semaphore>,
+    pub memory: Memory,
     known: Mutex<Known>,
 }
 
 impl Cluster {
     pub fn new(options: Options, env: SharedEnv, peer: Arc<dyn Peer>) -> Self {
-        let kib = usize::try_from(options.stripe_memory_bytes >> 10).unwrap_or(Semaphore::MAX_PERMITS);
-        let memory = Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS)));
+        let memory = Memory::new(options.stripe_memory_bytes);
         Self { options, env, peer, memory, known: Mutex::default() }
     }
 

@@ -1,12 +1,14 @@
 //! One stripe on its way to a reader: which shards to ask for, in which order, what to do when one is slow or bad.
 //!
 //! **Invariants.** Bytes returned come only from shards that were proven: whole shards by their Merkle path to the root in
-//! the catalog, parts by the CRC32C of their chunks. `k` proven shards (or the data shards wanted) end the fetch.
+//! the catalog, parts by the CRC32C of their chunks. `k` proven shards (or the data shards wanted) end the fetch. Calls that
+//! were not waited for run on until they end, so that slow and silent nodes are known the next time; each holds the
+//! fetch's working memory.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
 use bytes::Bytes;
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{StreamExt, channel::oneshot, future::Either, stream::FuturesUnordered};
 use pacsvault_core::{
     catalog::{SealedInstance, StripeSeal},
     checksum,
@@ -21,6 +23,7 @@ use pacsvault_ports::peer::{Class, Fault, GetShard, Reply, Request, ShardData};
 
 use crate::{
     cluster::{Cluster, target_of},
+    memory::ReadHold,
     unexpected,
 };
 
@@ -30,6 +33,8 @@ pub struct Wanted<'a> {
     pub stripe: StripeIndex,
     /// Content bytes within the stripe.
     pub range: Range<u64>,
+    /// Memory besides the content's, kept by every call until it ends.
+    pub work: Arc<ReadHold>,
 }
 
 /// Part of a shard, `columns` of it, aligned to chunks (except at the shard's end).
@@ -150,10 +155,21 @@ async fn gather(
             code: wanted.sealed.seal.code,
             stripe_bytes: stripe.stripe_bytes,
         };
-        let (cluster, layout) = (cluster.clone(), layout.clone());
+        let (done, answer) = oneshot::channel();
+        let (task_cluster, layout, work) = (cluster.clone(), layout.clone(), wanted.work.clone());
+        cluster.env.spawn(Box::pin(async move {
+            let result = question.ask(&task_cluster, &layout).await;
+            if let Err(fault) = &result {
+                task_cluster.note_failure(&layout, volume, fault);
+            }
+            // The fetch may have ended without this one.
+            let _ = done.send(result);
+            drop(work);
+        }));
         async move {
-            let answer = question.ask(&cluster, &layout).await;
-            (shard, volume, answer)
+            let stopping =
+                |_| Err(Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere"));
+            (shard, volume, answer.await.unwrap_or_else(stopping))
         }
     };
     // When a wanted part lies on a volume that is away, only `k` parts can end the fetch.
@@ -197,7 +213,6 @@ async fn gather(
         match next {
             Some((shard, _, Ok(data))) => parts.push(Part { shard, data }),
             Some((shard, volume, Err(fault))) => {
-                cluster.note_failure(layout, volume, &fault);
                 tracing::warn!(stripe = %wanted.stripe, %shard, %volume, code = fault.code, reason = %fault, "shard unreadable; decoding around it");
                 faults.push(format!("shard {shard}: {fault}"));
                 let missing = k.saturating_sub(parts.len() + calls.len());

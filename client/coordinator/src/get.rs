@@ -1,6 +1,7 @@
 //! One download: stripes fetched ahead of the reader, bytes out in order.
 //!
-//! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. When the whole content was read
+//! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. Bytes hold memory from before
+//! they are asked for until the reader took them; a download waits for memory only while it holds none. When the whole content was read
 //! its BLAKE3 equals the one in the catalog, or the last item is an error.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
@@ -16,12 +17,13 @@ use pacsvault_ports::peer::{Class, Fault};
 use crate::{
     cluster::Cluster,
     fetch::{Wanted, fetch},
+    memory::ReadHold,
 };
 
 /// Stripes fetched ahead: one on its way while one is read.
 const STRIPES_AHEAD: usize = 2;
 
-type Fetched = Result<Vec<Bytes>, Fault>;
+type Fetched = Result<(Vec<Bytes>, ReadHold), Fault>;
 
 /// A read in progress.
 pub struct Download {
@@ -31,6 +33,8 @@ pub struct Download {
     todo: VecDeque<(StripeIndex, Range<u64>)>,
     ahead: VecDeque<oneshot::Receiver<Fetched>>,
     pieces: VecDeque<Bytes>,
+    /// Memory of the pieces, and of the one handed out last.
+    hold: Option<ReadHold>,
     hasher: Option<blake3::Hasher>,
 }
 
@@ -66,6 +70,7 @@ impl Download {
             todo,
             ahead: VecDeque::new(),
             pieces: VecDeque::new(),
+            hold: None,
             hasher,
         })
     }
@@ -83,18 +88,35 @@ impl Download {
     /// The next bytes in order; `None` at the end. After an error the download is over.
     pub async fn next(&mut self) -> Option<Result<Bytes, Fault>> {
         loop {
-            self.fetch_ahead();
             if let Some(piece) = self.pieces.pop_front() {
+                let held: usize = self.pieces.iter().map(Bytes::len).sum::<usize>() + piece.len();
+                if let Some(hold) = &mut self.hold {
+                    hold.shrink_to(held as u64);
+                }
                 if let Some(hasher) = &mut self.hasher {
                     hasher.update(&piece);
                 }
+                self.fetch_ahead();
                 return Some(Ok(piece));
             }
-            let Some(fetched) = self.ahead.pop_front() else {
+            self.hold = None;
+            if self.ahead.is_empty()
+                && let Some((_, range)) = self.todo.front()
+            {
+                let hold = self.cluster.memory.read(self.cost(range)).await;
+                self.begin(hold);
+            }
+            self.fetch_ahead();
+            let Some(fetched) = self.ahead.front_mut() else {
                 return self.check_digest().err().map(Err);
             };
-            match fetched.await {
-                Ok(Ok(pieces)) => self.pieces.extend(pieces),
+            let fetched = fetched.await;
+            self.ahead.pop_front();
+            match fetched {
+                Ok(Ok((pieces, hold))) => {
+                    self.pieces.extend(pieces);
+                    self.hold = Some(hold);
+                }
                 Ok(Err(fault)) => return Some(Err(self.end(fault))),
                 Err(_) => {
                     let fault =
@@ -121,23 +143,35 @@ impl Download {
         fault
     }
 
+    /// The content, and as much as can be rebuilt of it.
+    fn cost(&self, range: &Range<u64>) -> u64 {
+        let code = self.sealed.seal.code;
+        let (data, parity) = (code.data() as u64, (code.total() - code.data()) as u64);
+        let content = range.end - range.start;
+        content + content * parity.min(data) / data + 1024
+    }
+
     fn fetch_ahead(&mut self) {
         while self.ahead.len() < STRIPES_AHEAD {
-            let Some((stripe, range)) = self.todo.pop_front() else { return };
-            let (done, fetched) = oneshot::channel();
-            let (cluster, sealed) = (self.cluster.clone(), self.sealed.clone());
-            self.cluster.env.spawn(Box::pin(async move {
-                // Memory is taken for the time of the fetch; the reader's pace bounds what is kept after it.
-                let kib = u32::try_from((range.end - range.start) >> 10).unwrap_or(u32::MAX).saturating_mul(2).max(1);
-                let limit = u32::try_from(cluster.options.stripe_memory_bytes >> 10).unwrap_or(u32::MAX);
-                let permit = cluster.memory.clone().acquire_many_owned(kib.min(limit)).await;
-                let result = fetch(&cluster, &Wanted { sealed: &sealed, stripe, range }).await;
-                drop(permit);
-                // The reader may be gone.
-                let _ = done.send(result);
-            }));
-            self.ahead.push_back(fetched);
+            let Some((_, range)) = self.todo.front() else { return };
+            let Some(hold) = self.cluster.memory.try_read(self.cost(range)) else { return };
+            self.begin(hold);
         }
+    }
+
+    /// Begins to fetch the next stripe.
+    fn begin(&mut self, hold: ReadHold) {
+        let Some((stripe, range)) = self.todo.pop_front() else { return };
+        let (done, fetched) = oneshot::channel();
+        let (cluster, sealed) = (self.cluster.clone(), self.sealed.clone());
+        self.cluster.env.spawn(Box::pin(async move {
+            let (content, work) = hold.split_at(range.end - range.start);
+            let wanted = Wanted { sealed: &sealed, stripe, range, work: Arc::new(work) };
+            let result = fetch(&cluster, &wanted).await.map(|pieces| (pieces, content));
+            // The reader may be gone.
+            let _ = done.send(result);
+        }));
+        self.ahead.push_back(fetched);
     }
 
     fn check_digest(&mut self) -> Result<(), Fault> {

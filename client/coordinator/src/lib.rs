@@ -16,6 +16,7 @@
 mod cluster;
 mod fetch;
 mod get;
+mod memory;
 mod put;
 mod stripe;
 mod verify;
@@ -55,8 +56,8 @@ pub struct Options {
     pub seeds: Vec<Target>,
     /// Own site: its shards are read first, its nodes asked first.
     pub site: Option<SiteName>,
-    /// Bytes of stripe buffers that all transfers of this coordinator may hold. One upload needs up to three stripes
-    /// with parity.
+    /// Bytes of stripe buffers that all transfers of this coordinator may hold, half of them for reads. One upload needs
+    /// up to three stripes with parity.
     pub stripe_memory_bytes: u64,
     /// Content bytes per stripe; `STRIPE_BYTES_MAX` except in tests.
     pub stripe_bytes: u64,

@@ -1,7 +1,8 @@
 //! One upload: bytes in, stripes out, a seal at the end.
 //!
-//! **Invariants.** At most [`STRIPES_IN_FLIGHT`] stripes are on their way besides the one being filled, and each holds its
-//! share of the coordinator's memory until its shards are durable. Stripes are sealed in content order. The content
+//! **Invariants.** At most [`STRIPES_IN_FLIGHT`] stripes are on their way besides the one being filled. The one being filled
+//! holds memory for the bytes that came, not for those that may come; one on its way holds its share until the last call
+//! about it ended, stragglers included. Stripes are sealed in content order. The content
 //! digest covers exactly the bytes given to [`Upload::write`].
 
 use std::{collections::VecDeque, sync::Arc};
@@ -12,17 +13,18 @@ use pacsvault_core::{
     catalog::{Command, Outcome, Seal, StripeSeal, command::Reserved},
     codec::Coder,
     ids::{Digest, InstanceId, StripeIndex},
-    layout::Profile,
+    layout::{Profile, profile::Code},
     limits::STRIPES_MAX,
 };
 use pacsvault_ports::{
     env::blocking,
     peer::{Class, Fault},
 };
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::{
-    Coordinator, PutHeader, Stored, rejected,
+    Coordinator, PutHeader, Stored,
+    memory::{WriteHold, room_for},
+    rejected,
     stripe::{self, Demand, Prepared},
 };
 
@@ -42,7 +44,7 @@ pub struct Upload {
     hasher: blake3::Hasher,
     size_bytes: u64,
     filling: BytesMut,
-    permit: Option<OwnedSemaphorePermit>,
+    hold: WriteHold,
     next_stripe: u32,
     in_flight: VecDeque<oneshot::Receiver<Persisted>>,
     sealed_stripes: Vec<StripeSeal>,
@@ -58,7 +60,7 @@ impl Upload {
             hasher: blake3::Hasher::new(),
             size_bytes: 0,
             filling: BytesMut::new(),
-            permit: None,
+            hold: WriteHold::default(),
             next_stripe: 0,
             in_flight: VecDeque::new(),
             sealed_stripes: Vec::new(),
@@ -83,34 +85,40 @@ impl Upload {
             return Err(Fault::new(Class::Reject, "PV-SIZE-MISMATCH", text));
         }
         let stripe_bytes = usize::try_from(self.coordinator.cluster.options.stripe_bytes).unwrap_or(usize::MAX);
+        let code = self.plan().await?.0.code;
         while !bytes.is_empty() {
             let room = stripe_bytes - self.filling.len();
             let taken = bytes.split_to(room.min(bytes.len()));
-            if self.permit.is_none() {
-                self.permit = Some(self.reserve(taken.len()).await?);
-            }
-            if self.filling.is_empty() && taken.len() == stripe_bytes {
+            if self.filling.is_empty() && (taken.len() == stripe_bytes || self.declared_whole(taken.len())) {
+                // A stripe in one piece, as small instances come: no copy.
+                self.hold_for(code, taken.len(), taken.len()).await;
                 self.send_stripe(taken).await?;
                 continue;
             }
-            if self.filling.is_empty() && self.declared_whole(taken.len()) {
-                // The whole content in one piece, as small instances come: no copy.
-                self.send_stripe(taken).await?;
-                continue;
-            }
-            if self.filling.capacity() == 0 {
-                let left = self.header.declared_size_bytes.map_or(stripe_bytes as u64, |declared| {
-                    declared - (self.size_bytes - bytes.len() as u64 - taken.len() as u64)
+            let filled = self.filling.len() + taken.len();
+            if filled > self.filling.capacity() {
+                let most = self.header.declared_size_bytes.map_or(stripe_bytes as u64, |declared| {
+                    // All that was given is counted already: what is to come of this stripe is left of it.
+                    (declared - self.size_bytes).saturating_add((filled + bytes.len()) as u64)
                 });
-                self.filling.reserve(usize::try_from(left).unwrap_or(stripe_bytes).min(stripe_bytes).max(taken.len()));
+                let most = most.min(stripe_bytes as u64);
+                let capacity = usize::try_from(room_for(filled as u64, most)).unwrap_or(stripe_bytes);
+                self.hold_for(code, capacity, usize::try_from(most).unwrap_or(stripe_bytes)).await;
+                self.filling.reserve(capacity - self.filling.len());
             }
             self.filling.extend_from_slice(&taken);
-            if self.filling.len() == stripe_bytes {
+            if filled == stripe_bytes {
                 let full = std::mem::take(&mut self.filling).freeze();
                 self.send_stripe(full).await?;
             }
         }
         Ok(())
+    }
+
+    /// Holds memory for `content` bytes of a stripe that may come to have `most`, with its parity.
+    async fn hold_for(&mut self, code: Code, content: usize, most: usize) {
+        let coded = |content: usize| content as u64 * code.total() as u64 / code.data() as u64 + 1;
+        self.coordinator.cluster.memory.grow(&mut self.hold, coded(content), coded(most)).await;
     }
 
     fn declared_whole(&self, len: usize) -> bool {
@@ -133,8 +141,9 @@ impl Upload {
         }
         if !self.filling.is_empty() || self.next_stripe == 0 {
             let rest = std::mem::take(&mut self.filling).freeze();
-            if self.permit.is_none() {
-                self.permit = Some(self.reserve(rest.len()).await?);
+            if self.hold.is_empty() {
+                let code = self.plan().await?.0.code;
+                self.hold_for(code, rest.len(), rest.len()).await;
             }
             self.send_stripe(rest).await?;
         }
@@ -195,20 +204,6 @@ impl Upload {
         }
     }
 
-    /// Reserves memory for a stripe that begins with `len` bytes: all of a full stripe unless the whole size is declared.
-    async fn reserve(&self, len: usize) -> Result<OwnedSemaphorePermit, Fault> {
-        let stripe_bytes = self.coordinator.cluster.options.stripe_bytes;
-        let content = self.header.declared_size_bytes.unwrap_or(stripe_bytes).min(stripe_bytes).max(len as u64);
-        // Content, parity (at most twice the content in the built-in profiles) and rounding.
-        let kib = u32::try_from((content >> 10) * 3 / 2 + 1).unwrap_or(u32::MAX);
-        let limit = u32::try_from(self.coordinator.cluster.options.stripe_memory_bytes >> 10).unwrap_or(u32::MAX);
-        let memory = self.coordinator.cluster.memory.clone();
-        memory
-            .acquire_many_owned(kib.min(limit))
-            .await
-            .map_err(|_| Fault::new(Class::Bug, "PV-BUG", "the memory gauge is closed"))
-    }
-
     async fn plan(&mut self) -> Result<(Arc<Profile>, Coder), Fault> {
         if let Some(plan) = &self.plan {
             return Ok(plan.clone());
@@ -240,14 +235,14 @@ impl Upload {
         }
         let stripe = StripeIndex(self.next_stripe);
         self.next_stripe += 1;
-        let permit = self.permit.take();
+        let hold = Arc::new(std::mem::take(&mut self.hold));
         let prepared = self.prepare(coder, stripe, content).await?;
         let (done, persisted) = oneshot::channel();
         let cluster = self.coordinator.cluster.clone();
         let strict = self.header.strict;
         self.coordinator.cluster.env.spawn(Box::pin(async move {
-            let result = stripe::persist(&cluster, prepared, &Demand { profile: &profile, strict }).await;
-            drop(permit);
+            let result = stripe::persist(&cluster, prepared, &Demand { profile: &profile, strict }, &hold).await;
+            drop(hold);
             // An abandoned upload leaves orphans, which the sweeper collects.
             let _ = done.send(result);
         }));

@@ -2,27 +2,32 @@
 //!
 //! **Invariants.** A [`StripeSeal`] is returned only when the shards that volumes called durable survive at least the
 //! required contract by `survives` on the layout used; a shard bit is set only for a [`DurableShard`] of that very volume.
+//! Every call is judged and holds the stripe's memory until it ended, also when nobody waits for it any more.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt, future::Either, stream::FuturesUnordered};
+use futures::{StreamExt, channel::oneshot, future::Either, stream::FuturesUnordered};
 use pacsvault_core::{
     catalog::StripeSeal,
     checksum,
     codec::Coder,
     ids::{Digest, InstanceId, ShardIndex, StripeIndex, VolumeId},
     layout::{
-        Contract, Layout, Profile, placement,
+        Layout, Profile, placement,
         survival::{Held, survives},
     },
     merkle,
     shard::{DurableShard, ShardHeader, ShardId},
 };
-use pacsvault_ports::peer::{Class, Fault, PutShard, Reply, Request};
+use pacsvault_ports::{
+    BoxFuture,
+    peer::{Class, Fault, PutShard, Reply, Request},
+};
 
 use crate::{
     cluster::{Cluster, target_of},
+    memory::WriteHold,
     unexpected,
 };
 
@@ -88,8 +93,13 @@ impl Sending {
     }
 }
 
-/// Sends all shards and returns once the persisted set meets the demand.
-pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand<'_>) -> Result<StripeSeal, Fault> {
+/// Sends all shards and returns once the persisted set meets the demand. Calls still under way then keep `memory`.
+pub async fn persist(
+    cluster: &Arc<Cluster>,
+    prepared: Prepared,
+    demand: &Demand<'_>,
+    memory: &Arc<WriteHold>,
+) -> Result<StripeSeal, Fault> {
     let profile = demand.profile;
     let id = prepared.shards[0].0.id;
     let mut layout = cluster.layout().await?;
@@ -113,8 +123,9 @@ pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand
     let mut sending = Sending { durable: vec![false; homes.len()], homes };
     let mut wanted = sending.missing();
     for round in 0..ROUNDS_MAX {
-        let failures = send(cluster, &layout, &prepared, &mut sending, &wanted, &profile.contract).await;
-        if failures.is_empty() || meets(&sending, &profile.contract, profile, &layout) {
+        let calls = wanted.iter().map(|shard| call(cluster, &layout, &prepared, &sending, *shard, memory)).collect();
+        let failures = collect(cluster, &layout, &mut sending, profile, calls).await;
+        if failures.is_empty() || meets(&sending, profile, &layout) {
             break;
         }
         tracing::debug!(stripe = %id.stripe, round, failed = failures.len(), "placing shards again");
@@ -135,8 +146,8 @@ pub async fn persist(cluster: &Arc<Cluster>, prepared: Prepared, demand: &Demand
     Ok(sending.seal(&prepared))
 }
 
-fn meets(sending: &Sending, contract: &Contract, profile: &Profile, layout: &Layout) -> bool {
-    survives(&sending.held(), profile.code.data(), contract, layout).is_ok()
+fn meets(sending: &Sending, profile: &Profile, layout: &Layout) -> bool {
+    survives(&sending.held(), profile.code.data(), &profile.contract, layout).is_ok()
 }
 
 /// The last word before a seal is proposed: at least the floor, or the whole contract when strict.
@@ -153,30 +164,46 @@ fn judge(sending: &Sending, demand: &Demand<'_>, layout: &Layout) -> Result<(), 
     })
 }
 
-/// Sends the `wanted` shards to their homes at once. Returns the volumes that failed. Comes back early when the contract is
-/// met and the rest did not arrive within the grace; the stragglers go on in the background and count as missing.
-async fn send(
+/// The answer of one volume: which shard, which volume, and what it said; nothing when this process is stopping.
+type Answer = (usize, VolumeId, Result<Result<DurableShard, Fault>, oneshot::Canceled>);
+
+/// Begins to send one shard to its home. The call runs on by itself, so that a volume that times out is noticed although
+/// the stripe was long sealed without it.
+fn call(
     cluster: &Arc<Cluster>,
     layout: &Arc<Layout>,
     prepared: &Prepared,
+    sending: &Sending,
+    shard: ShardIndex,
+    memory: &Arc<WriteHold>,
+) -> BoxFuture<'static, Answer> {
+    let index = usize::from(shard.0);
+    let (header, data) = prepared.shards[index].clone();
+    let volume = sending.homes[index];
+    let (done, answer) = oneshot::channel();
+    let (task_cluster, layout, memory) = (cluster.clone(), layout.clone(), memory.clone());
+    cluster.env.spawn(Box::pin(async move {
+        let result = put_shard(&task_cluster, &layout, volume, header, data).await;
+        if let Err(fault) = &result {
+            task_cluster.note_failure(&layout, volume, fault);
+        }
+        drop(memory);
+        // The upload may be gone by now; the shard is then an orphan for the sweeper.
+        let _ = done.send(result);
+    }));
+    Box::pin(async move { (index, volume, answer.await) })
+}
+
+/// Awaits the answers. Returns the volumes that failed. Comes back early when the contract is met and the rest did not
+/// arrive within the grace; the stragglers go on in the background and count as missing.
+async fn collect(
+    cluster: &Arc<Cluster>,
+    layout: &Arc<Layout>,
     sending: &mut Sending,
-    wanted: &[ShardIndex],
-    contract: &Contract,
+    profile: &Profile,
+    mut calls: FuturesUnordered<BoxFuture<'static, Answer>>,
 ) -> Vec<VolumeId> {
     let mut failures = Vec::new();
-    let mut calls = FuturesUnordered::new();
-    for shard in wanted {
-        let index = usize::from(shard.0);
-        let (header, data) = prepared.shards[index].clone();
-        let (done, answer) = futures::channel::oneshot::channel();
-        let (cluster_task, layout_task, volume) = (cluster.clone(), layout.clone(), sending.homes[index]);
-        cluster.env.spawn(Box::pin(async move {
-            // The upload may be gone by now; the shard is then an orphan for the sweeper.
-            let _ = done.send(put_shard(&cluster_task, &layout_task, volume, header, data).await);
-        }));
-        calls.push(async move { (index, volume, answer.await) });
-    }
-    let k = prepared.shards[0].0.code.data();
     let mut grace = None;
     while !calls.is_empty() {
         let next = match grace.take() {
@@ -192,13 +219,9 @@ async fn send(
         let Some((index, volume, answer)) = next else { break };
         match answer {
             Ok(Ok(_)) => sending.durable[index] = true,
-            Ok(Err(fault)) => {
-                cluster.note_failure(layout, volume, &fault);
-                failures.push(volume);
-            }
-            Err(_) => failures.push(volume),
+            Ok(Err(_)) | Err(_) => failures.push(volume),
         }
-        if grace.is_none() && !calls.is_empty() && survives(&sending.held(), k, contract, layout).is_ok() {
+        if grace.is_none() && !calls.is_empty() && meets(sending, profile, layout) {
             grace = Some(cluster.env.sleep(cluster.options.straggler_grace));
         }
     }
