@@ -2,7 +2,8 @@
 //!
 //! **Invariants.** The identity (cluster, node id, incarnation) is written durably into the log store before openraft first
 //! starts on it, and never changes; a store of another identity, or a state without its log, is refused. Requests that
-//! were forwarded once are never forwarded again.
+//! were forwarded once are never forwarded again. Once the replica has a fatal reason it proposes, reads, votes and offers
+//! nothing more: every such call is a fault of class `Retry`, so that the caller asks another one.
 
 use std::{
     sync::{
@@ -43,7 +44,7 @@ use crate::{
     rows::{read, stored},
     server::Server,
     snapshot::Checkpoints,
-    state::{State, StateMachine},
+    state::{State, StateMachine, stopped},
     types::{Member, Types},
 };
 
@@ -161,10 +162,6 @@ fn open(
     Ok((LogStore::open(log, env.clone(), state.clone(), bounds)?, state))
 }
 
-fn stopped(why: impl std::fmt::Display) -> Fault {
-    Fault::new(Class::Retry, "PV-REPLICA-STOPPED", format!("the replica has stopped: {why}"))
-}
-
 fn no_leader() -> Fault {
     Fault::new(Class::Retry, "PV-NO-LEADER", "no leader is known; a majority of voters may be out of reach")
 }
@@ -175,6 +172,12 @@ impl<R: AsyncRuntime> Inner<R> {
         self.raft.metrics().borrow_watched().clone()
     }
 
+    /// Refuses when the replica has a fatal reason, its own or openraft's.
+    pub(crate) fn running(&self) -> Result<(), Fault> {
+        self.state.running()?;
+        self.raft.metrics().borrow_watched().running_state.as_ref().map(|_| ()).map_err(stopped)
+    }
+
     fn leader(&self) -> Option<(u64, Option<Member>)> {
         let metrics = self.raft.server_metrics().borrow_watched().clone();
         let leader = metrics.current_leader?;
@@ -182,6 +185,7 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     pub(crate) async fn propose_here(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
+        self.running()?;
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { bytes: estimate_bytes(&commands), commands, reply };
         {
@@ -253,6 +257,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 Err(fault) if again(fault.class) => fault,
                 ended => return ended,
             };
+            self.running()?;
             if self.stopped.load(Ordering::SeqCst) || self.remaining(deadline).is_zero() {
                 return Err(fault);
             }
@@ -265,12 +270,14 @@ impl<R: AsyncRuntime> Inner<R> {
 
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         check_size(&commands)?;
+        self.running()?;
         let deadline = self.deadline();
         let attempt = || -> BoxFuture<'_, _> { Box::pin(self.attempt(&commands, deadline)) };
         self.persist(deadline, |class| class == Class::Retry, attempt).await
     }
 
     async fn read_index(&self) -> Result<LogIndex, Fault> {
+        self.running()?;
         let asked = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
         let answered = timeout(self.env.as_ref(), self.options.deadline, asked).await.ok_or_else(no_leader)?;
         match answered {
@@ -288,12 +295,14 @@ impl<R: AsyncRuntime> Inner<R> {
                 Fault::new(Class::Retry, "PV-REPLICA-BEHIND", message)
             };
             let woken = timeout(self.env.as_ref(), self.remaining(deadline), applied).await;
-            woken.and_then(Result::ok).ok_or_else(behind)?;
+            woken.and_then(Result::ok).ok_or_else(|| self.running().err().unwrap_or_else(behind))?;
         }
+        self.running()?;
         Ok(self.state.published().applied)
     }
 
     async fn wait(&self, freshness: Freshness) -> Result<LogIndex, Fault> {
+        self.running()?;
         let deadline = self.deadline();
         let index = match freshness {
             Freshness::AtLeast(index) => index,
@@ -307,6 +316,7 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     async fn transfer_leader(&self, to: NodeId) -> Result<(), Fault> {
+        self.running()?;
         let metrics = self.metrics();
         if metrics.state != ServerState::Leader {
             return Err(Fault::new(Class::Retry, "PV-NOT-LEADER", "this node does not lead"));
@@ -328,6 +338,7 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     async fn initialise(&self) -> Result<(), Fault> {
+        self.running()?;
         let members = std::collections::BTreeMap::from([(self.options.node.0, self.options.member())]);
         match self.raft.initialize(members).await {
             Ok(()) => Ok(()),
@@ -436,7 +447,8 @@ impl<R: AsyncRuntime> Replica for Consensus<R> {
     }
 
     fn layout(&self) -> Option<Arc<Layout>> {
-        self.inner.state.published().layout
+        let published = self.inner.state.published();
+        published.layout.filter(|_| published.fatal.is_none())
     }
 
     fn view(&self) -> Arc<dyn View> {

@@ -1,7 +1,8 @@
 //! The handle that the rest of the node uses, and what it tells of itself.
 //!
 //! **Invariants.** Every future ends within the options' deadline. A fault of class `Retry` means that nothing was
-//! proposed; `Unknown` means that it may yet be applied. Commands are safe to repeat.
+//! proposed; `Unknown` means that it may yet be applied. Commands are safe to repeat. A replica with a fatal reason answers
+//! `PV-REPLICA-STOPPED` to everything but [`Replica::status`]; wait ([`Replica::wait`]) before every read of its view.
 
 use std::sync::Arc;
 
@@ -77,7 +78,7 @@ pub trait Replica: Send + Sync + 'static {
     /// Waits until this replica is as fresh as asked; answers what it has applied.
     fn wait(&self, freshness: Freshness) -> BoxFuture<'static, Result<LogIndex, Fault>>;
 
-    /// The layout as applied here; absent before the cluster was initialised.
+    /// The layout as applied here; absent before the cluster was initialised, and once the replica has a fatal reason.
     fn layout(&self) -> Option<Arc<Layout>>;
 
     /// The catalog as applied here, for `core::catalog::query`. Reads block, mostly on memory; two reads may see two

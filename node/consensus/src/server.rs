@@ -16,7 +16,7 @@ use crate::{
     network::Net,
     rows::{RowError, VoteRow, member, read, snapshot_meta, stored},
     snapshot::Fetch,
-    state::StateMachine,
+    state::{StateMachine, stopped},
     types::{SnapshotMeta, Types, Vote},
 };
 
@@ -42,10 +42,6 @@ fn unreadable(error: RowError) -> Fault {
     refused("PV-CONSENSUS-MESSAGE", format!("a consensus message is unreadable: {error}"))
 }
 
-fn stopped(error: impl std::fmt::Display) -> Fault {
-    Fault::new(Class::Retry, "PV-REPLICA-STOPPED", format!("the replica has stopped: {error}"))
-}
-
 impl<R: AsyncRuntime> Server<R> {
     pub(crate) fn new(raft: Raft<Types<R>, StateMachine>, net: Arc<Net>) -> Self {
         Self { raft, net, incoming: Mutex::new(None) }
@@ -58,6 +54,7 @@ impl<R: AsyncRuntime> Server<R> {
     pub(crate) async fn handle(self: Arc<Self>, from: Option<NodeName>, message: Bytes) -> Result<Bytes, Fault> {
         let envelope: Envelope = read(message).map_err(unreadable)?;
         self.admit(from, &envelope)?;
+        self.net.state.running()?;
         let answered = match part(envelope.ask, "question").map_err(unreadable)? {
             Ask::Append(append) => self.append(append).await?,
             Ask::Vote(ask) => self.vote(ask).await?,

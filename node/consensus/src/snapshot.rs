@@ -1,6 +1,7 @@
 //! Snapshots on their way: checkpoints that a leader holds for others, and the one that this node is fetching.
 //!
 //! **Invariants.**
+//! - A replica that has stopped offers nothing: others must not take over a state that may be wrong.
 //! - At most [`HELD_MAX`] checkpoints are held, each no longer than [`IDLE_MAX`] after its last use.
 //! - A receiver fetches one snapshot at a time, in pieces of [`PIECE_BYTES`], at most [`PIECES_IN_FLIGHT`] in memory;
 //!   what it has survives a restart (`Install`).
@@ -86,6 +87,7 @@ impl Checkpoints {
     /// A checkpoint that covers at least `least`: one that is held, so that an interrupted transfer resumes, or a new
     /// one.
     pub(crate) async fn offer(&self, least: Option<LogId>) -> Result<(String, SnapshotMeta), Fault> {
+        self.state.running()?;
         let now = self.env.now();
         let usable = self.held().iter_mut().rev().find(|(_, one)| one.meta.last_log_id >= least).map(|(id, one)| {
             one.used = now;
@@ -121,11 +123,13 @@ impl Checkpoints {
     }
 
     pub(crate) async fn files(&self, id: &str) -> Result<Vec<CheckpointFile>, Fault> {
+        self.state.running()?;
         let checkpoint = self.touch(id).ok_or_else(|| gone(id))?;
         blocking(self.env.as_ref(), move || checkpoint.files().to_vec()).await.ok_or_else(stopping)
     }
 
     pub(crate) async fn read(&self, id: &str, name: String, offset: u64, len: u32) -> Result<Bytes, Fault> {
+        self.state.running()?;
         let checkpoint = self.touch(id).ok_or_else(|| gone(id))?;
         let len = usize::try_from(len.min(PIECE_BYTES)).unwrap_or(0);
         let read = blocking(self.env.as_ref(), move || checkpoint.read(&name, offset, len)).await;

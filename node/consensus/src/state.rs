@@ -5,7 +5,8 @@
 //!   the state is that of some applied position, and the log replays from there.
 //! - `durable <= applied`; the log is purged only up to what [`Durable::ensure_durable`] made durable.
 //! - What is published (layout, digest, index) is of one applied position, and never goes back.
-//! - An entry that the catalog cannot apply stops the replica: nothing of it is written, the reason is kept.
+//! - An entry that the catalog cannot apply stops the replica: nothing of it is written, the reason is kept, and
+//!   [`State::running`] lets nothing more of it be served.
 //!
 //! Keys, outside the catalog's first bytes: `~raft/applied` a log id, `~raft/membership` the stored membership.
 
@@ -32,6 +33,7 @@ use pacsvault_ports::{
     crash,
     env::{SharedEnv, blocking},
     kv::{Checkpoint, CheckpointFile, Durability, Install, Kv, KvError, KvView},
+    peer::{Class, Fault},
 };
 
 use crate::{
@@ -108,6 +110,11 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is answered for a replica that has stopped: another one may serve.
+pub(crate) fn stopped(why: impl std::fmt::Display) -> Fault {
+    Fault::new(Class::Retry, "PV-REPLICA-STOPPED", format!("the replica has stopped: {why}"))
+}
+
 fn stopping() -> io::Error {
     io::Error::other("the node is stopping")
 }
@@ -177,13 +184,21 @@ impl State {
         guard(&self.published).clone()
     }
 
-    /// Keeps the first reason why the replica stopped.
+    /// Keeps the first reason why the replica stopped, and lets go whoever waits for it to go on.
     pub(crate) fn fail(&self, why: &str) {
-        let mut published = guard(&self.published);
-        if published.fatal.is_none() {
-            tracing::error!(why, "the replica stops");
-            published.fatal = Some(why.to_owned());
+        {
+            let mut published = guard(&self.published);
+            if published.fatal.is_none() {
+                tracing::error!(why, "the replica stops");
+                published.fatal = Some(why.to_owned());
+            }
         }
+        guard(&self.waiters).by_index.clear();
+    }
+
+    /// Refuses when the replica has stopped for good: its state may be wrong and is not served any more.
+    pub(crate) fn running(&self) -> Result<(), Fault> {
+        guard(&self.published).fatal.as_ref().map_or(Ok(()), |why| Err(stopped(why)))
     }
 
     /// Resolves when `index` has been applied. Dropping the receiver gives up.

@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use pacsvault_consensus::{Options, Replica};
 use pacsvault_core::{
     catalog::{Command, Outcome},
-    ids::{LogIndex, NodeId, VolumeId},
+    ids::{Digest, LogIndex, NodeId, VolumeId},
     layout::NodeState,
 };
 use pacsvault_ports::peer::{Class, Freshness};
@@ -221,6 +221,35 @@ async fn a_removed_node_loses_its_vote_and_is_let_go() {
     assert_eq!(status.voters.len() % 2, 1);
     cluster.stop(3).await;
     cluster.replica(2).propose(add(0)).await.expect("acked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_with_a_fatal_reason_serves_nothing_more() {
+    let cluster = Cluster::found(same).await;
+    let replica = cluster.replica(1).clone();
+    replica.propose(add(0)).await.expect("acked");
+    let index = replica.status().applied;
+    let wrong = Command::CompareDigest { index, digest: Digest::of(b"of another state") };
+    let waiting = replica.wait(Freshness::AtLeast(LogIndex(index.0 + 100)));
+    let waiting = tokio::spawn(waiting);
+    assert!(replica.propose(vec![wrong]).await.is_err(), "no outcome of what stopped it");
+    cluster.until("it has stopped", |cluster| cluster.replica(1).status().fatal.is_some()).await;
+    let faults = [
+        waiting.await.expect("no panic").err(),
+        replica.wait(Freshness::AtLeast(index)).await.err(),
+        replica.wait(Freshness::Linearizable).await.err(),
+        replica.read_index().await.err(),
+        replica.propose(add(1)).await.err(),
+        replica.propose_local(add(1)).await.err(),
+        replica.snapshot_files("any").await.err(),
+        replica.snapshot_read("any", "file", 0, 1).await.err(),
+        replica.transfer_leader(NodeId(1)).await.err(),
+    ];
+    for (which, fault) in faults.into_iter().enumerate() {
+        let fault = fault.unwrap_or_else(|| panic!("call {which} was answered"));
+        assert_eq!((fault.class, fault.code), (Class::Retry, "PV-REPLICA-STOPPED"), "call {which}");
+    }
+    assert!(replica.layout().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
