@@ -113,8 +113,8 @@ impl Peer for TonicPeer {
 
 async fn call(link: Arc<Link>, method: Method, payload: Payload, deadline: Duration) -> Result<Reply, Fault> {
     let end = Instant::now() + deadline;
-    match timeout_at(end, link.sender()).await {
-        Ok(sender) => drop(sender?),
+    match timeout_at(end, link.ready()).await {
+        Ok(ready) => ready?,
         Err(_) => {
             let text = format!("no connection within {} ms", deadline.as_millis());
             return Err(Fault::new(Class::Retry, UNREACHABLE, text));
@@ -153,7 +153,7 @@ async fn exchange(link: &Arc<Link>, method: Method, request: HttpRequest<Sent>) 
     }
     let (frames, trailers) = match read_message(body, MESSAGE_BYTES_MAX, |_| true).await {
         Ok(read) => read,
-        Err(ReadError::Broken(error)) => return Err(link.broken_fault(&error, true)),
+        Err(ReadError::Broken(error)) => return Err(link.broken_fault(&error)),
         Err(error) => return Err(Fault::new(Class::Unknown, BROKEN, error.to_string())),
     };
     match trailers.as_ref().and_then(Status::from_header_map) {

@@ -3,12 +3,16 @@
 //! **Invariants.** At most one dial is under way per link, and it outlives the callers that wait for it, so that
 //! callers with short deadlines cannot keep a slow link from ever being made. A failed dial is told to those who waited
 //! for it and to nobody later: the next caller dials again at once. A request is repeated here only when it surely was not
-//! sent.
+//! sent. "Nothing was done" is said of a request that was sent only when its connection ended with an alert about our
+//! certificate before it had answered anything.
 
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -72,13 +76,28 @@ impl Body for Sent {
     }
 }
 
-type Sender = SendRequest<Sent>;
-type Dial = Shared<BoxFuture<'static, Result<Sender, Fault>>>;
+/// How one connection is going.
+#[derive(Default)]
+struct Life {
+    /// It carried the head of an answer: the other side has accepted our certificate.
+    answered: AtomicBool,
+    /// Why it broke; part of the message of the calls that broke with it.
+    broken: OnceLock<String>,
+}
+
+/// An open connection.
+#[derive(Clone)]
+struct Open {
+    sender: SendRequest<Sent>,
+    life: Arc<Life>,
+}
+
+type Dial = Shared<BoxFuture<'static, Result<Open, Fault>>>;
 
 enum State {
     Idle,
     Dialling(Dial),
-    Open(Sender),
+    Open(Open),
 }
 
 /// One connection to one target.
@@ -86,22 +105,24 @@ pub struct Link {
     address: String,
     tls: Arc<ClientConfig>,
     state: Mutex<State>,
-    /// Why the last connection broke; part of the message of the calls that broke with it.
-    broken: Mutex<Option<String>>,
 }
 
 impl Link {
     /// A link that is not dialled yet.
     pub fn new(address: String, tls: Arc<ClientConfig>) -> Arc<Self> {
-        Arc::new(Self { address, tls, state: Mutex::new(State::Idle), broken: Mutex::new(None) })
+        Arc::new(Self { address, tls, state: Mutex::new(State::Idle) })
     }
 
     /// Waits for a usable connection. Class `Retry` on failure: nothing was sent.
-    pub async fn sender(self: &Arc<Self>) -> Result<Sender, Fault> {
+    pub async fn ready(self: &Arc<Self>) -> Result<(), Fault> {
+        self.open().await.map(drop)
+    }
+
+    async fn open(self: &Arc<Self>) -> Result<Open, Fault> {
         let dial = {
             let mut state = self.state();
             match &*state {
-                State::Open(sender) if !sender.is_closed() => return Ok(sender.clone()),
+                State::Open(open) if !open.sender.is_closed() => return Ok(open.clone()),
                 State::Dialling(dial) => dial.clone(),
                 State::Open(_) | State::Idle => {
                     let dial = self.clone().dial();
@@ -116,41 +137,33 @@ impl Link {
     /// Sends `request` and waits for the head of the response.
     pub async fn send(self: &Arc<Self>, request: Request<Sent>) -> Result<Response<Incoming>, Fault> {
         let mut request = request;
-        let mut sender = self.sender().await?;
         request.headers_mut().insert(header::TE, HeaderValue::from_static("trailers"));
         // A connection that closed since it was looked up gives the request back: that one may go to a new connection.
-        let first = sender.try_send_request(request).await;
-        let error = match first {
-            Ok(response) => return Ok(response),
-            Err(mut error) => match error.take_message() {
-                None => error.into_error(),
-                Some(request) => {
-                    let mut sender = self.sender().await?;
-                    match sender.try_send_request(request).await {
-                        Ok(response) => return Ok(response),
-                        Err(mut error) => {
-                            let unsent = error.take_message().is_some();
-                            return Err(self.broken_fault(&error.into_error(), !unsent));
-                        }
-                    }
+        let mut again = true;
+        loop {
+            let Open { mut sender, life } = self.open().await?;
+            let mut error = match sender.try_send_request(request).await {
+                Ok(response) => {
+                    life.answered.store(true, Ordering::Relaxed);
+                    return Ok(response);
                 }
-            },
-        };
-        Err(self.broken_fault(&error, true))
+                Err(error) => error,
+            };
+            match error.take_message() {
+                Some(unsent) if again => request = unsent,
+                unsent => {
+                    let why = life.broken.get().cloned().unwrap_or_else(|| chain(error.error()));
+                    let answered = life.answered.load(Ordering::Relaxed);
+                    return Err(broken(&self.address, &why, unsent.is_none(), answered));
+                }
+            }
+            again = false;
+        }
     }
 
-    /// What a broken exchange means.
-    pub fn broken_fault(&self, error: &hyper::Error, sent: bool) -> Fault {
-        let why = self.broken.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let why = why.unwrap_or_else(|| chain(error));
-        let address = &self.address;
-        // An alert in answer to our certificate ends the connection before any request was looked at.
-        if why.contains("received fatal alert") {
-            let text = format!("{address} refuses this certificate ({why}): use one of its cluster");
-            return Fault::new(Class::Retry, TRUST, text);
-        }
-        let class = if sent { Class::Unknown } else { Class::Retry };
-        Fault::new(class, BROKEN, format!("the connection to {address} broke: {why}"))
+    /// What it means that a response broke off after its head.
+    pub fn broken_fault(&self, error: &hyper::Error) -> Fault {
+        broken(&self.address, &chain(error), true, true)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -164,7 +177,7 @@ impl Link {
                 Err(_) => Err(unreachable(&self.address, "no answer in time")),
             };
             *self.state() = match &result {
-                Ok(sender) => State::Open(sender.clone()),
+                Ok(open) => State::Open(open.clone()),
                 Err(_) => State::Idle,
             };
             result
@@ -174,7 +187,7 @@ impl Link {
             .shared()
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<Sender, Fault> {
+    async fn connect(self: &Arc<Self>) -> Result<Open, Fault> {
         let socket = TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(&error))?;
         socket.set_nodelay(true).map_err(|error| self.unreachable(&error))?;
         let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
@@ -196,17 +209,17 @@ impl Link {
             .keep_alive_while_idle(true);
         let handshake = builder.handshake::<_, Sent>(TokioIo::new(stream)).await;
         let (sender, connection) = handshake.map_err(|error| unreachable(&self.address, &chain(&error)))?;
-        *self.broken.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let link = Arc::downgrade(self);
+        let life = Arc::new(Life::default());
+        let (watched, address) = (life.clone(), self.address.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await
-                && let Some(link) = link.upgrade()
-            {
-                tracing::debug!(address = link.address, error = chain(&error), "connection ended");
-                *link.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(chain(&error));
+            if let Err(error) = connection.await {
+                let why = chain(&error);
+                tracing::debug!(address, error = why, "connection ended");
+                // Set once: a connection ends once.
+                let _ = watched.broken.set(why);
             }
         });
-        Ok(sender)
+        Ok(Open { sender, life })
     }
 
     fn unreachable(&self, error: &io::Error) -> Fault {
@@ -229,6 +242,32 @@ fn unreachable(address: &str, why: &str) -> Fault {
     Fault::new(Class::Retry, UNREACHABLE, format!("cannot reach {address}: {why}"))
 }
 
+/// Alerts by which a TLS 1.3 server refuses the certificate that it was shown (or not shown), as rustls prints them.
+const CERTIFICATE_ALERTS: [&str; 9] = [
+    "AccessDenied",
+    "BadCertificate",
+    "CertificateExpired",
+    "CertificateRequired",
+    "CertificateRevoked",
+    "CertificateUnknown",
+    "NoCertificate",
+    "UnknownCA",
+    "UnsupportedCertificate",
+];
+
+/// What a broken exchange means, by whether the request was `sent` and whether its connection had `answered` anything.
+fn broken(address: &str, why: &str, sent: bool, answered: bool) -> Fault {
+    let alert = why.split_once("received fatal alert: ").map(|(_, alert)| alert);
+    let refused = alert.is_some_and(|alert| CERTIFICATE_ALERTS.iter().any(|known| alert.starts_with(known)));
+    // In answer to our certificate it ends the connection before any request was looked at.
+    if refused && !answered {
+        let text = format!("{address} refuses this certificate ({why}): use one of its cluster");
+        return Fault::new(Class::Retry, TRUST, text);
+    }
+    let class = if sent { Class::Unknown } else { Class::Retry };
+    Fault::new(class, BROKEN, format!("the connection to {address} broke: {why}"))
+}
+
 /// An error and its sources, outermost first.
 pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -241,4 +280,26 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_certificate_alert_before_any_answer_says_that_nothing_was_done() {
+        let refused = "connection error: received fatal alert: UnknownCA";
+        let judge = |why: &str, sent, answered| {
+            let fault = broken("10.0.0.1:7400", why, sent, answered);
+            (fault.class, fault.code)
+        };
+        assert_eq!(judge(refused, true, false), (Class::Retry, TRUST));
+        assert_eq!(judge(refused, true, true), (Class::Unknown, BROKEN));
+        for alert in ["InternalError", "BadRecordMac", "DecodeError"] {
+            let why = format!("received fatal alert: {alert}");
+            assert_eq!(judge(&why, true, false), (Class::Unknown, BROKEN), "{alert}");
+            assert_eq!(judge(&why, false, false), (Class::Retry, BROKEN), "{alert}");
+        }
+        assert_eq!(judge("connection reset", true, false), (Class::Unknown, BROKEN));
+    }
 }
