@@ -1,8 +1,8 @@
 //! One received call: which method, whether its caller may, and its answer.
 //!
 //! **Invariants.** Authorization comes before the first byte of the body is read. A unary call holds its announced bytes
-//! of [`limits::REQUEST_KIB_MAX`] from then until it is answered or abandoned; without room it is refused at once, never
-//! queued. A call ends by its caller's deadline.
+//! of [`limits::REQUEST_KIB_MAX`] from then until it is answered or abandoned, and one that asks for bytes holds as many
+//! until they are sent; without room it is refused at once, never queued. A call ends by its caller's deadline.
 
 use std::{
     pin::Pin,
@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request as HttpRequest, Response, header};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use pacsvault_core::limits::MESSAGE_BYTES_MAX;
+use pacsvault_core::limits::{CHUNK_BYTES, MESSAGE_BYTES_MAX};
 use pacsvault_ports::peer::{Class, Fault, Request, Service};
 use pacsvault_security::Identity;
 use tokio::{
@@ -51,10 +51,27 @@ impl Shared {
     }
 }
 
+impl Shared {
+    fn room_for(&self, len_bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(len_bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        self.room.clone().try_acquire_many_owned(kib).ok()
+    }
+}
+
+/// Most bytes of payload that the reply may have: what is asked, and the rest of the chunks at both ends.
+fn reply_bytes(request: &Request) -> usize {
+    let asked = match request {
+        Request::GetShard(get) => get.len_bytes.saturating_add(2 * CHUNK_BYTES as u64),
+        Request::SnapshotRead { len_bytes, .. } => u64::from(*len_bytes),
+        _ => 0,
+    };
+    usize::try_from(asked).unwrap_or(usize::MAX).min(MESSAGE_BYTES_MAX)
+}
+
 /// Body of an answer.
 pub enum Answer {
-    /// A unary reply.
-    Success(Success),
+    /// A unary reply, and its room until it is sent or its caller is gone.
+    Success(Success, Option<OwnedSemaphorePermit>),
     /// What a generated server made.
     Stream(tonic::body::Body),
 }
@@ -71,7 +88,7 @@ impl Body for Answer {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         match &mut *self {
-            Self::Success(body) => {
+            Self::Success(body, _) => {
                 Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|never| match never {})))
             }
             Self::Stream(body) => Pin::new(body).poll_frame(cx),
@@ -80,14 +97,14 @@ impl Body for Answer {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Success(body) => body.is_end_stream(),
+            Self::Success(body, _) => body.is_end_stream(),
             Self::Stream(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Success(body) => body.size_hint(),
+            Self::Success(body, _) => body.size_hint(),
             Self::Stream(body) => body.size_hint(),
         }
     }
@@ -136,8 +153,7 @@ async fn unary(
     let work = async {
         let mut room: Option<OwnedSemaphorePermit> = None;
         let admit = |len_bytes: usize| {
-            let kib = u32::try_from(len_bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-            room = shared.room.clone().try_acquire_many_owned(kib).ok();
+            room = shared.room_for(len_bytes);
             room.is_some()
         };
         let read = read_message(request.into_body(), MESSAGE_BYTES_MAX, admit).await;
@@ -146,15 +162,21 @@ async fn unary(
         if let Request::Propose(commands) = &asked.request {
             roles::check_commands(&caller, commands)?;
         }
+        let reply_room = match reply_bytes(&asked.request) {
+            0 => None,
+            len_bytes => Some(shared.room_for(len_bytes).ok_or_else(|| unreadable(&ReadError::NoRoom))?),
+        };
         let reply = shared.service.handle(caller, asked.request).await?;
         drop(room);
-        Ok::<Payload, Refusal>(methods::encode_reply(method, &asked.profiles, reply)?)
+        let payload = methods::encode_reply(method, &asked.profiles, reply)?;
+        Ok::<(Payload, Option<OwnedSemaphorePermit>), Refusal>((payload, reply_room))
     };
-    let Ok(payload) = timeout(limit, work).await else {
+    let Ok(answered) = timeout(limit, work).await else {
         let text = format!("not finished within {} ms; it may yet be done", limit.as_millis());
         return Err(Fault::new(Class::Unknown, DEADLINE, text).into());
     };
-    let mut response = Response::new(Answer::Success(Success::new(payload?)));
+    let (payload, reply_room) = answered?;
+    let mut response = Response::new(Answer::Success(Success::new(payload), reply_room));
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     Ok(response)
 }
@@ -195,7 +217,35 @@ fn call_timeout(headers: &HeaderMap) -> Result<Option<Duration>, Invalid> {
 
 #[cfg(test)]
 mod tests {
+    use pacsvault_core::{
+        ids::{InstanceId, ShardIndex, StripeIndex, VolumeId},
+        shard::ShardId,
+    };
+    use pacsvault_ports::peer::GetShard;
+
     use super::*;
+
+    #[test]
+    fn a_reply_holds_its_room_until_it_is_sent() {
+        let get = |len_bytes| {
+            let id = ShardId { instance: InstanceId([1; 16]), stripe: StripeIndex(0), shard: ShardIndex(0) };
+            Request::GetShard(GetShard { volume: VolumeId([2; 16]), id, offset_bytes: 0, len_bytes })
+        };
+        assert_eq!(reply_bytes(&get(4 << 20)), (4 << 20) + 2 * CHUNK_BYTES);
+        assert_eq!(reply_bytes(&get(u64::MAX)), MESSAGE_BYTES_MAX);
+        assert_eq!(reply_bytes(&Request::Status), 0);
+
+        let room = Arc::new(Semaphore::new(100));
+        let permit = room.clone().try_acquire_many_owned(100).ok();
+        let mut answer = Answer::Success(Success::new(Payload::default()), permit);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        while let Poll::Ready(Some(frame)) = Pin::new(&mut answer).poll_frame(&mut cx) {
+            assert!(frame.is_ok());
+            assert_eq!(room.available_permits(), 0, "held while frames come");
+        }
+        drop(answer);
+        assert_eq!(room.available_permits(), 100);
+    }
 
     #[test]
     fn timeouts_read_as_the_protocol_says() {

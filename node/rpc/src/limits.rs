@@ -38,7 +38,7 @@ pub const HANDSHAKES_MAX: usize = 64;
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Concurrent calls of one connection.
 pub const STREAMS_MAX: u32 = 2_048;
-/// Bytes of unary requests being received or handled by one server, in KiB: 512 MiB. Above it requests are refused
+/// Bytes of unary requests being received or handled and of replies being sent by one server, in KiB: 512 MiB. Above it requests are refused
 /// early instead of the node running out of memory.
 pub const REQUEST_KIB_MAX: usize = 512 << 10;
 /// Longest a unary call may take when its caller names no deadline.
