@@ -72,11 +72,10 @@ impl Tally {
     }
 
     fn words(&self) -> String {
-        let proven = "every shard was read back and proven";
+        let mut text = format!("{} of {} whole", self.whole, counted(self.objects, "object"));
         if self.whole == self.objects {
-            return format!("all of {} whole: {proven}", counted(self.objects, "object"));
+            return text + ": every shard was read back and proven";
         }
-        let mut text = format!("{} of {} whole ({proven})", self.whole, counted(self.objects, "object"));
         for (count, what) in [
             (self.away, "with shards on volumes that are away"),
             (self.degraded, "with shards that were not stored when the write was acknowledged"),
@@ -98,7 +97,7 @@ impl Tally {
         let (damaged, unreadable) = (counted(self.damaged, "object"), self.unreadable);
         if self.damaged > 0 {
             let text = format!("{damaged} with damaged shards, {unreadable} that cannot be read now");
-            let hint = "damaged shards are read around; store the objects again to have them whole";
+            let hint = "damaged shards are read around; docs/operations.md, \"A disk fails\", says what to do";
             return Err(Failure::failed("PV-DAMAGED", text).hint(hint));
         }
         let lacking = counted(self.objects - self.whole, "object");
@@ -266,7 +265,7 @@ mod tests {
         let away = || ShardFinding::Away("no answer".to_owned());
         let whole = tally(&[ShardFinding::Proven, ShardFinding::Proven], true);
         assert!(whole.conclude().is_ok());
-        assert_eq!(whole.words(), "all of 1 object whole: every shard was read back and proven");
+        assert_eq!(whole.words(), "1 of 1 object whole: every shard was read back and proven");
         for (findings, readable, code, words) in [
             (vec![ShardFinding::Proven, away()], true, "PV-NOT-WHOLE", "away"),
             (vec![away(), away()], false, "PV-NOT-WHOLE", "cannot be read now"),
@@ -278,7 +277,7 @@ mod tests {
             assert_eq!(failure.code, code, "{findings:?}");
             assert!(failure.message.contains(words), "{}", failure.message);
             assert!(
-                tally.words().starts_with("0 of 1 object whole (") && tally.words().contains(words),
+                tally.words().starts_with("0 of 1 object whole; 1 with") && tally.words().contains(words),
                 "{}",
                 tally.words()
             );
