@@ -2,7 +2,9 @@
 //! finishes changes that another leader left half done, lets removed nodes go, and compares the replicas' digests.
 //!
 //! **Invariants.** One change is in flight at a time, and each is conditional on the membership it was decided on. A
-//! member is never changed in place. Nothing here is needed for safety: a leader without it serves the same.
+//! member is never changed in place. A replica stops itself for the digest of a majority of voters only, never for that of
+//! the leader alone: a leader that a majority differs from is itself the one that stops. Nothing here is needed for
+//! safety: a leader without it serves the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,13 +12,17 @@ use std::{
     time::Duration,
 };
 
+use futures::future::join_all;
 use openraft::{AsyncRuntime, ChangeMembers, Instant, Precondition, RaftMetrics, ServerState};
 use pacsvault_core::{
-    catalog::Command,
-    ids::{LogIndex, NodeId},
+    catalog::{Command, query::remembered_digest},
+    ids::{Digest, LogIndex, NodeId},
     layout::{Layout, Node, NodeState},
 };
-use pacsvault_ports::env::{MonoTime, timeout};
+use pacsvault_ports::{
+    env::{MonoTime, blocking, timeout},
+    peer::{NodeStatus, Reply, Request},
+};
 
 use crate::{
     facade::Inner,
@@ -32,8 +38,8 @@ const STABLE: Duration = Duration::from_secs(2);
 const BEHIND_MAX: u64 = 2_000;
 /// Longest wait for one change; it may still come true afterwards and is then found done.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(20);
-/// Between two comparisons of the replicas' digests.
-const COMPARE_EVERY: Duration = Duration::from_secs(30);
+/// Longest wait for a voter's status, and then for this replica to have applied as much.
+const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a leader remembers between two looks.
 #[derive(Default)]
@@ -62,6 +68,9 @@ pub(crate) async fn run<R: AsyncRuntime>(replica: Weak<Inner<R>>) {
     let mut memory = Memory::default();
     loop {
         let Some(inner) = replica.upgrade().filter(|inner| !inner.stopped.load(Ordering::SeqCst)) else { return };
+        if inner.running().is_err() {
+            return;
+        }
         let metrics = inner.metrics();
         if metrics.state == ServerState::Leader {
             look(&inner, &metrics, &mut memory).await;
@@ -81,7 +90,9 @@ async fn look<R: AsyncRuntime>(inner: &Inner<R>, metrics: &RaftMetrics<Types<R>>
         memory.compared.0 = now;
     }
     memory.observe(metrics, now, inner.options.election_max);
-    compare(inner, memory, now).await;
+    if compare(inner, metrics, memory, now).await == Compared::Wrong {
+        return;
+    }
     // A change in flight ends first.
     if metrics.membership_config != metrics.committed_membership_config {
         return;
@@ -190,18 +201,102 @@ async fn carry_out<R: AsyncRuntime>(
     changed.map(drop).map_err(|error| error.to_string())
 }
 
-/// Lets every replica compare its digest with the leader's; one that differs stops itself.
-async fn compare<R: AsyncRuntime>(inner: &Inner<R>, memory: &mut Memory, now: MonoTime) {
+/// What a comparison found about this replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compared {
+    /// It may go on.
+    Fine,
+    /// A majority of voters differs from it: it was stopped.
+    Wrong,
+}
+
+/// Compares the voters' digests with ours. If a majority agrees, every replica is told to compare, and one that differs
+/// stops itself; if a majority differs, this one does; otherwise nobody can know who is right, and it is tried again.
+async fn compare<R: AsyncRuntime>(
+    inner: &Inner<R>,
+    metrics: &RaftMetrics<Types<R>>,
+    memory: &mut Memory,
+    now: MonoTime,
+) -> Compared {
     let published = inner.state.published();
-    let (when, index) = memory.compared;
+    let (when, compared) = memory.compared;
     // The entry that compares has a digest of its own; without anything new there is nothing to compare.
-    let new = published.digest_index.0 > index.0 + 1;
-    if !new || now.0.saturating_sub(when.0) < COMPARE_EVERY {
-        return;
+    let new = published.digest_index.0 > compared.0 + 1;
+    if !new || now.0.saturating_sub(when.0) < inner.options.compare_every {
+        return Compared::Fine;
     }
-    let command = Command::CompareDigest { index: published.digest_index, digest: published.digest };
-    if let Err(fault) = inner.propose_here(vec![command]).await {
+    let membership = metrics.membership_config.membership();
+    // Between two sets of voters there are two majorities: later.
+    let [voters] = membership.get_joint_config().as_slice() else { return Compared::Fine };
+    memory.compared.0 = now;
+    let others = voters.iter().filter(|id| **id != metrics.id);
+    let asked = others.filter_map(|id| membership.get_node(id).map(|member| opinion(inner, *id, member)));
+    let opinions: Vec<(LogIndex, bool)> = join_all(asked).await.into_iter().flatten().collect();
+    let majority = voters.len() / 2 + 1;
+    if opinions.iter().filter(|(_, same)| !same).count() >= majority {
+        inner
+            .stop_as_wrong("a majority of voters has another digest of the same entries: this replica has diverged")
+            .await;
+        return Compared::Wrong;
+    }
+    let ours = voters.contains(&metrics.id).then(|| inner.state.published().digest_index);
+    let agreeing = opinions.into_iter().filter_map(|(index, same)| same.then_some(index)).chain(ours);
+    let Some(index) = held_by(majority, agreeing.collect()) else { return Compared::Fine };
+    let Some((index, digest)) = remembered(inner, index).await.filter(|(index, _)| *index > compared) else {
+        return Compared::Fine;
+    };
+    if let Err(fault) = inner.propose_here(vec![Command::CompareDigest { index, digest }]).await {
         tracing::debug!(%fault, "digests were not compared");
     }
-    memory.compared = (now, inner.state.published().digest_index);
+    memory.compared.1 = inner.state.published().digest_index;
+    Compared::Fine
+}
+
+/// The last index up to which `majority` of those that agree with us do so: digests roll, so whoever agrees at an index
+/// agrees at all before it.
+fn held_by(majority: usize, mut agreeing: Vec<LogIndex>) -> Option<LogIndex> {
+    agreeing.sort_unstable_by(|one, other| other.cmp(one));
+    agreeing.get(majority.checked_sub(1)?).copied()
+}
+
+/// What voter `id` has applied, and whether its digest there is ours; `None` when it does not say or we do not know.
+async fn opinion<R: AsyncRuntime>(inner: &Inner<R>, id: u64, member: &Member) -> Option<(LogIndex, bool)> {
+    let answer = inner.forward(id, member, Request::Status, STATUS_DEADLINE).await;
+    let Ok(Reply::Status(status)) = answer else { return None };
+    let NodeStatus { node, applied, state_digest, .. } = *status;
+    if node != Some(NodeId(id)) {
+        return None;
+    }
+    let patience = MonoTime(inner.env.now().0 + STATUS_DEADLINE);
+    inner.applied_at_least(applied, patience).await.ok()?;
+    let (_, ours) = remembered(inner, applied).await?;
+    if ours != state_digest {
+        tracing::error!(node = id, index = applied.0, %ours, theirs = %state_digest, "a voter has another digest");
+    }
+    Some((applied, ours == state_digest))
+}
+
+async fn remembered<R: AsyncRuntime>(inner: &Inner<R>, upto: LogIndex) -> Option<(LogIndex, Digest)> {
+    let view = inner.state.view();
+    match blocking(inner.env.as_ref(), move || remembered_digest(view.as_ref(), upto)).await? {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "the remembered digests are unreadable");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_vouches_for_what_all_of_it_has_applied() {
+        let held = |majority, agreeing: &[u64]| held_by(majority, agreeing.iter().copied().map(LogIndex).collect());
+        assert_eq!(held(1, &[7]), Some(LogIndex(7)), "a voter alone");
+        assert_eq!(held(2, &[9, 7, 8]), Some(LogIndex(8)));
+        assert_eq!(held(2, &[9]), None);
+        assert_eq!(held(3, &[3, 9, 7, 8]), Some(LogIndex(7)));
+    }
 }

@@ -205,7 +205,13 @@ impl<R: AsyncRuntime> Inner<R> {
         }
     }
 
-    async fn forward(&self, leader: u64, member: &Member, request: Request, limit: Duration) -> Result<Reply, Fault> {
+    pub(crate) async fn forward(
+        &self,
+        leader: u64,
+        member: &Member,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Reply, Fault> {
         self.net.call(&self.net.target(leader, member), request, limit).await
     }
 
@@ -288,7 +294,7 @@ impl<R: AsyncRuntime> Inner<R> {
         }
     }
 
-    async fn applied_at_least(&self, index: LogIndex, deadline: MonoTime) -> Result<LogIndex, Fault> {
+    pub(crate) async fn applied_at_least(&self, index: LogIndex, deadline: MonoTime) -> Result<LogIndex, Fault> {
         if let Some(applied) = self.state.when_applied(index) {
             let behind = || {
                 let message = format!("this replica has not applied entry {index} in time; ask another node");
@@ -358,6 +364,14 @@ impl<R: AsyncRuntime> Inner<R> {
         let state = self.state.clone();
         if let Some(Err(error)) = blocking(self.env.as_ref(), move || state.flush()).await {
             tracing::warn!(%error, "the state was not flushed; the log replays");
+        }
+    }
+
+    /// Ends this replica because its state is not what the others made of the same log.
+    pub(crate) async fn stop_as_wrong(&self, why: &str) {
+        self.state.fail(why);
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "openraft did not end cleanly");
         }
     }
 

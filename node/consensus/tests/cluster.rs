@@ -4,13 +4,16 @@ mod support;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use pacsvault_consensus::{Options, Replica};
+use pacsvault_consensus::{Options, Replica, Status};
 use pacsvault_core::{
     catalog::{Command, Outcome},
     ids::{Digest, LogIndex, NodeId, VolumeId},
     layout::NodeState,
 };
-use pacsvault_ports::peer::{Class, Freshness};
+use pacsvault_ports::{
+    kv::{Batch, Durability, Kv as _},
+    peer::{Class, Freshness},
+};
 use pacsvault_simkv::SimKvMedia;
 use support::{Cluster, join};
 
@@ -250,6 +253,67 @@ async fn a_replica_with_a_fatal_reason_serves_nothing_more() {
         assert_eq!((fault.class, fault.code), (Class::Retry, "PV-REPLICA-STOPPED"), "call {which}");
     }
     assert!(replica.layout().is_none());
+}
+
+fn comparing_often(options: &mut Options) {
+    options.compare_every = Duration::from_millis(500);
+}
+
+/// Changes the digest that node `id` has stored, as if it had applied something else.
+async fn falsify(cluster: &mut Cluster, id: u64) {
+    let digest = cluster.replica(id).status().digest;
+    cluster.stop(id).await;
+    let media = &cluster.nodes[&id].state;
+    let mut batch = Batch::default();
+    for (key, mut value) in media.content() {
+        if let Some(at) = value.windows(32).position(|window| window == digest.0.as_slice()) {
+            value[at] ^= 1;
+            batch.put(key, value);
+        }
+    }
+    assert!(!batch.changes.is_empty(), "the digest is stored");
+    media.open().write(batch, Durability::Synced).expect("written");
+    cluster.start(id).await;
+}
+
+/// Three nodes, of which `wrong` has diverged and `leader` leads; then one more command is applied.
+async fn diverged(wrong: u64, leader: u64) -> Cluster {
+    let mut cluster = Cluster::found(comparing_often).await;
+    cluster.grow(3, 3).await;
+    cluster.until_equal().await;
+    falsify(&mut cluster, wrong).await;
+    cluster.until("one leads", |cluster| cluster.leader().is_some()).await;
+    // Another may have been elected meanwhile; and what is compared may stop it before it can hand over.
+    let _ = cluster.replica(cluster.leader().expect("one leads")).transfer_leader(NodeId(leader)).await;
+    for number in 0..3 {
+        cluster.replica(2).propose(add(number)).await.expect("acked");
+    }
+    cluster
+        .until("the wrong one has stopped", |cluster| {
+            let stopped = |status: &Status| status.node == NodeId(wrong) && status.fatal.is_some();
+            cluster.statuses().iter().any(stopped)
+        })
+        .await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_a_majority_differs_from_stops_itself_and_nobody_else() {
+    let cluster = diverged(1, 1).await;
+    cluster.until("another leads", |cluster| matches!(cluster.replica(2).status().leader, Some(NodeId(2 | 3)))).await;
+    cluster.replica(2).propose(add(10)).await.expect("the other two go on");
+    let stopped: Vec<u64> =
+        cluster.statuses().iter().filter(|status| status.fatal.is_some()).map(|status| status.node.0).collect();
+    assert_eq!(stopped, [1]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_the_majority_differs_from_stops_itself() {
+    let cluster = diverged(3, 1).await;
+    cluster.replica(2).propose(add(10)).await.expect("the other two go on");
+    let stopped: Vec<u64> =
+        cluster.statuses().iter().filter(|status| status.fatal.is_some()).map(|status| status.node.0).collect();
+    assert_eq!(stopped, [3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -20,7 +20,7 @@ use pacsvault_core::{
 use pacsvault_ports::{
     BoxFuture,
     env::SharedEnv,
-    peer::{Class, Fault, Peer, Reply, Request, Target},
+    peer::{Class, Fault, NodeStatus, Peer, Reply, Request, Target},
 };
 use pacsvault_runtime::TokioEnv;
 use pacsvault_simkv::SimKvMedia;
@@ -51,7 +51,27 @@ async fn serve(replica: Arc<dyn Replica>, from: NodeName, request: Request) -> R
         Request::SnapshotRead { id, name, offset_bytes, len_bytes } => {
             replica.snapshot_read(&id, &name, offset_bytes, len_bytes).await.map(Reply::Bytes)
         }
+        Request::Status => Ok(Reply::Status(Box::new(node_status(replica.status())))),
         other => Err(Fault::new(Class::Reject, "PV-TEST", format!("not served here: {other:?}"))),
+    }
+}
+
+/// As a node tells it.
+fn node_status(status: Status) -> NodeStatus {
+    NodeStatus {
+        node: Some(status.node),
+        name: name(status.node.0).parse().expect("a name"),
+        site: site(status.node.0),
+        binary_version: String::new(),
+        cluster: CLUSTER,
+        leader: status.leader,
+        term: status.term,
+        last_log: status.last_log,
+        applied: status.applied,
+        state_digest: status.digest,
+        voters: status.voters,
+        learners: status.learners,
+        volumes: Vec::new(),
     }
 }
 

@@ -24,7 +24,7 @@ use crate::layout::{Layout, Node, Profile, Volume};
 
 /// Entries whose digests are remembered: checkpoints compare every few seconds, and 4 096 entries of up to 512
 /// commands cover minutes; 4 096 × 60 bytes of state.
-const DIGESTS_REMEMBERED: u64 = 4_096;
+pub(super) const DIGESTS_REMEMBERED: u64 = 4_096;
 /// Interned placements kept in memory: a 100-node cluster draws from a few thousand; 4 096 × 32 × 16 bytes ≤ 2 MiB.
 const PLACEMENTS_CACHED: usize = 4_096;
 /// Rows read at once when loading.

@@ -3,16 +3,18 @@
 //! **Invariants.** Pure functions of a view; what they answer is as fresh as the view. Deleted versions appear only in
 //! [`by_instance`] and the walks, which decide about shards; never in [`lookup`] and [`list`]. Every answer is bounded.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 use super::command::SealedInstance;
+use super::machine::DIGESTS_REMEMBERED;
 use super::view::View;
-use super::wire::{InstanceMessage, ObjectMessage, PlacementMessage, StudyMessage, open_strict};
+use super::wire::{DigestMessage, InstanceMessage, ObjectMessage, PlacementMessage, StudyMessage, open_strict};
 use super::wire_seal::{SealedMessage, sealed};
-use super::wire_words::volume_ids;
+use super::wire_words::{digest, volume_ids};
 use super::{Error, keys};
 use crate::ids::{
-    InstanceId, LogIndex, ObjectKey, PlacementId, ShardIndex, StripeIndex, Tenant, Uid, VersionNumber, VolumeId,
+    Digest, InstanceId, LogIndex, ObjectKey, PlacementId, ShardIndex, StripeIndex, Tenant, Uid, VersionNumber, VolumeId,
 };
 use crate::limits::LIST_ROWS_MAX;
 
@@ -22,6 +24,9 @@ const PAGE_BYTES: usize = 1 << 20;
 const SCAN_ROWS: usize = 128;
 /// Rows that one page may look at; deleted objects are passed over, so a page may be short before the end.
 const ROWS_SEEN_MAX: usize = 8 * LIST_ROWS_MAX;
+/// Entries of consensus in a row that a search for a digest passes: elections and membership changes without any command
+/// between them are a few.
+const FOREIGN_ENTRIES_MAX: usize = 64;
 /// First byte of a page token.
 const TOKEN_FORMAT: u8 = 1;
 
@@ -223,6 +228,24 @@ pub fn deleted_instances(
         from = keys::after(keys::tombstone(index, instance));
     }
     view.scan(&from, &to, limit)?.iter().map(|(key, _)| keys::parse_tombstone(key)).collect()
+}
+
+/// The rolling digest that the state had after entry `upto`, and the last entry up to there that was the catalog's: those
+/// of consensus do not change it. `None` when it is not remembered any more. The view must have applied `upto`.
+/// # Errors
+/// The state is unreadable.
+pub fn remembered_digest(view: &dyn View, upto: LogIndex) -> Result<Option<(LogIndex, Digest)>, Error> {
+    for index in (1..=upto.0).rev().take(FOREIGN_ENTRIES_MAX) {
+        let Some(bytes) = view.get(&keys::digest(index % DIGESTS_REMEMBERED))? else { continue };
+        let record: DigestMessage = open_strict("digest record", &bytes)?;
+        match record.index.cmp(&index) {
+            Ordering::Equal => return Ok(Some((LogIndex(index), digest(&record.digest)?))),
+            // Nothing of the catalog had this index in the present round of the slots.
+            Ordering::Less => {}
+            Ordering::Greater => return Ok(None),
+        }
+    }
+    Ok(None)
 }
 
 /// Interned placements, read once each.
