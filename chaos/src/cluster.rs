@@ -48,7 +48,7 @@ pub const HEALTHY_MICROS: u64 = 1_500;
 
 /// Where a node remembers who it is; durable at once.
 #[derive(Default)]
-struct MemoryRegistry(Mutex<Option<Membership>>);
+struct MemoryRegistry(Mutex<Option<Membership>>, Mutex<BTreeSet<String>>);
 
 impl Registry for MemoryRegistry {
     fn load(&self) -> Result<Option<Membership>, Fault> {
@@ -57,6 +57,15 @@ impl Registry for MemoryRegistry {
 
     fn save(&self, membership: &Membership) -> Result<(), Fault> {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership.clone());
+        Ok(())
+    }
+
+    fn asked(&self) -> Result<BTreeSet<String>, Fault> {
+        Ok(self.1.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn save_asked(&self, asked: &BTreeSet<String>) -> Result<(), Fault> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone_from(asked);
         Ok(())
     }
 }

@@ -7,7 +7,7 @@
 //! Layout: TOML text, so that an operator can read it; `format = 1` first.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::Write,
     path::{Path, PathBuf},
@@ -38,6 +38,9 @@ struct Content {
     /// The stores were made, and consensus may have relied on them since.
     #[serde(default)]
     stores: bool,
+    /// Addresses that may have let this node in without its knowing.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    asked: BTreeSet<String>,
     #[serde(default)]
     volumes: BTreeMap<String, String>,
 }
@@ -73,6 +76,7 @@ impl IdentityFile {
                     node: None,
                     founder: false,
                     stores: false,
+                    asked: BTreeSet::new(),
                     volumes: BTreeMap::new(),
                 }
             }
@@ -189,6 +193,15 @@ impl Registry for IdentityFile {
         }
         self.write()
     }
+
+    fn asked(&self) -> Result<BTreeSet<String>, Fault> {
+        Ok(self.content().asked.clone())
+    }
+
+    fn save_asked(&self, asked: &BTreeSet<String>) -> Result<(), Fault> {
+        self.content().asked.clone_from(asked);
+        self.write()
+    }
 }
 
 #[cfg(test)]
@@ -205,10 +218,13 @@ mod tests {
         let file = open(dir.path(), "a1").expect("fresh");
         let joined = Membership { node: NodeId(4), cluster: ClusterId([7; 16]), founding: Founding::Joined };
         file.save(&joined).expect("saved");
+        let asked = BTreeSet::from(["b1:7400".to_owned()]);
+        file.save_asked(&asked).expect("saved");
         file.remember_volume(Path::new("/v"), VolumeId([9; 16])).expect("saved");
         let again = open(dir.path(), "a1").expect("reopened");
         assert_eq!(again.load().expect("readable"), Some(joined));
         assert_eq!(again.volume_at(Path::new("/v")).expect("readable"), Some(VolumeId([9; 16])));
+        assert_eq!(again.asked().expect("readable"), asked);
     }
 
     #[test]
