@@ -155,7 +155,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let env: SharedEnv = env;
     let (opening, owner, volumes_env) = (config.clone(), identity.clone(), env.clone());
     let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
-    let volumes = opened.context("stopped while opening volumes")??;
+    let opened = opened.context("stopped while opening volumes")??;
 
     let remote = Arc::new(TonicPeer::new(credentials.clone()));
     let peer = LocalFirst::new(config.name.clone(), env.clone(), remote.clone());
@@ -167,7 +167,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         identity: identity.clone(),
     });
     let registry: Arc<dyn Registry> = identity;
-    let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, volumes);
+    let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, opened.volumes);
+    for (volume, reason) in &opened.failed {
+        node.distrust(*volume, reason);
+    }
     let front: Arc<dyn Service> = Arc::new(Front(node.clone()));
     peer.attach(&front);
 

@@ -3,7 +3,7 @@
 //!
 //! **Invariants.**
 //! - A node that has not joined serves only `Status`, `InitCluster` and its own joining.
-//! - A volume that failed is reported to the log as fenced before anybody is told to use it again: never.
+//! - A volume that failed, in this life or an earlier one, takes no writes any more and is reported to the log as fenced.
 //! - Shard bytes are deleted only by [`sweep`], on the authority of a log entry or a linearizable read.
 //!
 //! Left to others: who may ask what (`rpc`), what a command means (`catalog`), when bytes are durable (`volume`).
@@ -20,7 +20,7 @@ use std::{
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    catalog::{Command, Outcome, command::JoinNode},
+    catalog::{Command, Outcome, Rejection, command::JoinNode},
     ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
     layout::{Roles, VolumeState},
 };
@@ -86,6 +86,8 @@ pub struct Node {
     /// Held while the node becomes a member, so that it becomes one only once.
     joining: tokio::sync::Mutex<()>,
     fencing: Mutex<BTreeMap<VolumeId, String>>,
+    /// Volumes that failed in an earlier life, and how.
+    distrusted: RwLock<BTreeMap<VolumeId, String>>,
 }
 
 impl Node {
@@ -108,6 +110,7 @@ impl Node {
             replica: RwLock::new(None),
             joining: tokio::sync::Mutex::new(()),
             fencing: Mutex::new(BTreeMap::new()),
+            distrusted: RwLock::new(BTreeMap::new()),
         })
     }
 
@@ -142,6 +145,17 @@ impl Node {
         }
     }
 
+    /// Lets `volume` take no writes in this life, because it failed in an earlier one, and has it fenced as soon as this
+    /// node is a member. What it holds stays readable. To be called before the node serves.
+    pub fn distrust(self: &Arc<Self>, volume: VolumeId, reason: &str) {
+        self.distrusted.write().unwrap_or_else(PoisonError::into_inner).insert(volume, reason.to_owned());
+        self.fence(volume, reason);
+    }
+
+    pub(crate) fn distrusted(&self, volume: VolumeId) -> Option<String> {
+        self.distrusted.read().unwrap_or_else(PoisonError::into_inner).get(&volume).cloned()
+    }
+
     /// Takes a failed volume out of service through the log, once; repeats until the log has it.
     pub(crate) fn fence(self: &Arc<Self>, volume: VolumeId, reason: &str) {
         let fresh = {
@@ -154,23 +168,28 @@ impl Node {
         tracing::error!(%volume, reason, "volume failed; taking it out of service");
         let node = self.clone();
         self.env.spawn(Box::pin(async move {
-            loop {
-                let command = Command::SetVolumeState { volume, state: VolumeState::Fenced };
-                let proposed = match node.replica() {
-                    Some(replica) => replica.propose(vec![command]).await,
-                    None => return,
-                };
-                match proposed {
-                    Ok(outcomes) => {
-                        if let Some(Outcome::Rejected(why)) = outcomes.first() {
-                            tracing::warn!(%volume, %why, "the log refused to fence the volume");
-                        }
-                        return;
-                    }
-                    Err(fault) => tracing::warn!(%volume, %fault, "cannot fence the volume yet"),
-                }
+            while !node.fence_once(volume).await {
                 node.env.sleep(member::RETRY_EVERY).await;
             }
         }));
+    }
+
+    /// True when there is nothing left to try.
+    async fn fence_once(&self, volume: VolumeId) -> bool {
+        let Some(replica) = self.replica() else { return false };
+        let command = Command::SetVolumeState { volume, state: VolumeState::Fenced };
+        match replica.propose(vec![command]).await.map(|outcomes| outcomes.into_iter().next()) {
+            // The log does not know the volume yet: this node has still to introduce itself.
+            Ok(Some(Outcome::Rejected(Rejection::ClusterState(_) | Rejection::Unknown(_)))) => false,
+            Ok(Some(Outcome::Rejected(why))) => {
+                tracing::warn!(%volume, %why, "the log refused to fence the volume");
+                true
+            }
+            Ok(_) => true,
+            Err(fault) => {
+                tracing::warn!(%volume, %fault, "cannot fence the volume yet");
+                false
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pacsvault_core::{
     catalog::{Command, query},
     ids::{Digest, LogIndex, Term, VolumeId},
+    layout::VolumeState,
 };
 use pacsvault_ports::{
     BoxFuture,
@@ -75,6 +76,9 @@ impl Node {
 
     async fn put_shard(self: &Arc<Self>, put: PutShard) -> Result<Reply, Fault> {
         let id = put.volume;
+        if let Some(reason) = self.distrusted(id) {
+            return Err(Error::Poisoned { volume: id, reason: reason.into() }.into());
+        }
         match self.volume(id)?.put(put.header, put.data, Purpose::Client).await {
             Ok(durable) => Ok(Reply::Durable(durable)),
             Err(error) => {
@@ -157,15 +161,19 @@ impl Node {
 
     /// How this node's volumes are.
     pub fn volume_statuses(&self) -> Vec<VolumeStatus> {
-        self.volumes.iter().map(|(id, own)| Self::volume_status(*id, own)).collect()
+        self.volumes.iter().map(|(id, own)| self.volume_status(*id, own)).collect()
     }
 
-    fn volume_status(id: VolumeId, own: &crate::OwnVolume) -> VolumeStatus {
+    fn volume_status(&self, id: VolumeId, own: &crate::OwnVolume) -> VolumeStatus {
         let status = own.volume.status();
+        let (state, reason) = match self.distrusted(id) {
+            Some(reason) => (VolumeState::Fenced, reason),
+            None => (status.state, status.reason),
+        };
         VolumeStatus {
             volume: id,
-            state: status.state,
-            reason: status.reason,
+            state,
+            reason,
             shards: status.shards,
             used_bytes: status.used_bytes,
             free_bytes: status.free_bytes,

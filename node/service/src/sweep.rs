@@ -5,6 +5,8 @@
 //! the attempt's time and (b) no such instance is sealed. From (a) on no later seal of it can be accepted, whatever any clock
 //! says. A deleted instance is swept on the authority of its logged tombstone.
 //!
+//! Only a volume that the catalog gives to this very node is swept.
+//!
 //! Shards of a sealed instance that the catalog places elsewhere are kept: only repair may judge them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -72,6 +74,12 @@ impl Node {
             after = Some(last);
             // The inventory page was read before this index was confirmed: whatever it lists was judged by a later catalog.
             let read = replica.wait(Freshness::Linearizable).await?;
+            // A node under a wrong id, or on another cluster's catalog, must not judge by it what this volume holds.
+            let owner = replica.layout().and_then(|layout| Some(layout.volumes.get(&own.volume.id())?.node));
+            if owner != Some(replica.status().node) {
+                let text = format!("the catalog does not give volume {} to this node", own.volume.id());
+                return Err(Fault::new(Class::Reject, "PV-NO-VOLUME", text));
+            }
             // Time first: whatever is sealed later is judged by a catalog time at least this late.
             let time = replica.catalog_time();
             let view = replica.view();

@@ -1,0 +1,147 @@
+//! The sweep from end to end: a real catalog decides, a real volume forgets.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    catalog::{Command, Outcome},
+    checksum::chunk_crcs,
+    ids::{Digest, InstanceId, NodeId, ShardIndex, StripeIndex, VolumeId},
+    layout::{VolumeState, profile::Code},
+    limits::WRITE_WINDOW_MILLIS,
+    shard::{ShardHeader, ShardId},
+};
+use pacsvault_ports::peer::{Class, PutShard, Request};
+use pacsvault_runtime::TokioEnv;
+use pacsvault_service::{Founding, Membership, OwnVolume};
+use pacsvault_simdisk::SimDisk;
+use pacsvault_volume::{Identity, Options, Owner, Purpose, Store, Volume};
+use support::{
+    Bed, CLUSTER, Fake, Memory,
+    catalog::{self, START, instance, key, seal, volume},
+    until,
+};
+
+const BYTES: usize = 1000;
+
+/// Volume of `node-0` on a disk in memory.
+fn own_volume() -> OwnVolume {
+    let disk = SimDisk::new(pacsvault_simdisk::Options::default(), 1);
+    let known = catalog::join(0);
+    let (name, incarnation) = (known.name, known.incarnation);
+    let identity = Identity { cluster: CLUSTER, node: name.clone(), incarnation, volume: volume(0) };
+    Store::format(&disk, &identity).unwrap();
+    let mut options = Options::new(77);
+    options.capacity_bytes = Some(64 << 20);
+    options.segment_bytes = Some(128 << 10);
+    let (store, _) = Store::open(Arc::new(disk), &Owner { cluster: CLUSTER, node: name }, options).unwrap();
+    OwnVolume { volume: Arc::new(Volume::new(store, TokioEnv::current())), capacity_bytes: 64 << 20 }
+}
+
+fn header(instance: InstanceId, data: &[u8]) -> ShardHeader {
+    ShardHeader {
+        id: ShardId { instance, stripe: StripeIndex(0), shard: ShardIndex(0) },
+        code: Code::new(2, 1).unwrap(),
+        stripe_bytes: 2 * data.len() as u64,
+        digest: Digest::of(data),
+        merkle_path: vec![Digest([9; 32]); 2],
+        chunk_crcs: chunk_crcs(data),
+    }
+}
+
+async fn hold(own: &OwnVolume, instance: InstanceId) {
+    let data = vec![5; BYTES];
+    own.volume.put(header(instance, &data), data.into(), Purpose::Client).await.unwrap();
+}
+
+async fn held(own: &OwnVolume) -> BTreeSet<InstanceId> {
+    own.volume.list(None, 100).await.unwrap().into_iter().map(|shard| shard.instance).collect()
+}
+
+/// A member on the test cluster's catalog, as node `me`.
+async fn member(me: u64, own: &OwnVolume) -> (Arc<Fake>, Bed) {
+    let replica = Fake::new(me, catalog::Replica::with_cluster());
+    let memory: Arc<Memory> = Arc::default();
+    let joined = Membership { node: NodeId(me), cluster: CLUSTER, founding: Founding::Joined };
+    *memory.membership.lock().unwrap() = Some(joined);
+    let bed = Bed::new(&replica, &memory, &[], vec![own.clone()]);
+    bed.node.clone().run().await.unwrap();
+    (replica, bed)
+}
+
+fn sealed_as(replica: &Fake, name: &str, instance: InstanceId) {
+    let sealed = replica.apply(START, vec![Command::Seal(Box::new(seal(name, name, instance)))]);
+    assert!(matches!(sealed[0], Outcome::Sealed { first: true, .. }), "{sealed:?}");
+}
+
+#[tokio::test]
+async fn only_what_can_never_be_read_again_is_swept_and_only_by_catalog_time() {
+    let own = own_volume();
+    let (replica, bed) = member(1, &own).await;
+    let (orphan, kept, deleted) = (instance(START, 1), instance(START, 2), instance(START, 3));
+    let future = instance(START + 100 * WRITE_WINDOW_MILLIS, 4);
+    for attempt in [orphan, kept, deleted, future] {
+        hold(&own, attempt).await;
+    }
+    sealed_as(&replica, "main/1.2/1.3/1.4", kept);
+    sealed_as(&replica, "main/1.2/1.3/1.5", deleted);
+    assert_eq!(bed.node.sweep(&own).await, Ok(0), "all may still be wanted");
+
+    let key = key("main/1.2/1.3/1.5");
+    let gone = replica.apply(START, vec![Command::Delete { key, version: None }]);
+    assert!(!matches!(gone[0], Outcome::Rejected(_)), "{gone:?}");
+    assert_eq!(bed.node.sweep(&own).await, Ok(1), "a deleted one goes at once, by its tombstone");
+    assert_eq!(held(&own).await, BTreeSet::from([orphan, kept, future]));
+
+    // Whatever the clocks of nodes say: only the time of applied entries counts, and at the edge it could still be sealed.
+    replica.apply(START + WRITE_WINDOW_MILLIS, Vec::new());
+    assert_eq!(bed.node.sweep(&own).await, Ok(0));
+    replica.apply(START + WRITE_WINDOW_MILLIS + 1, Vec::new());
+    assert_eq!(bed.node.sweep(&own).await, Ok(1));
+    assert_eq!(held(&own).await, BTreeSet::from([kept, future]));
+
+    // Long after, the sealed one stays, and what was swept cannot be sealed any more.
+    replica.apply(START + 50 * WRITE_WINDOW_MILLIS, Vec::new());
+    assert_eq!(bed.node.sweep(&own).await, Ok(0));
+    assert_eq!(held(&own).await, BTreeSet::from([kept, future]));
+    let late = Command::Seal(Box::new(seal("main/1.2/1.3/1.6", "late", orphan)));
+    let late = replica.apply(START + 50 * WRITE_WINDOW_MILLIS, vec![late]);
+    assert!(matches!(late[0], Outcome::Rejected(_)), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_volume_that_the_catalog_gives_to_another_node_is_never_swept() {
+    let own = own_volume();
+    let (replica, bed) = member(2, &own).await;
+    let orphan = instance(START, 1);
+    hold(&own, orphan).await;
+    replica.apply(START + 2 * WRITE_WINDOW_MILLIS, Vec::new());
+    assert_eq!(bed.node.sweep(&own).await.unwrap_err().code, "PV-NO-VOLUME");
+    assert_eq!(held(&own).await, BTreeSet::from([orphan]));
+}
+
+async fn put(bed: &Bed, volume: VolumeId, instance: InstanceId) -> Result<(), pacsvault_ports::peer::Fault> {
+    let data = vec![5; BYTES];
+    let put = PutShard { volume, header: header(instance, &data), data: data.into() };
+    bed.ask(Request::PutShard(Box::new(put))).await.map(drop)
+}
+
+#[tokio::test]
+async fn a_volume_that_failed_in_an_earlier_life_takes_nothing_and_is_fenced() {
+    let own = own_volume();
+    // No cluster yet: the volume is refused from the first moment, and fenced as soon as there is a log to say so to.
+    let replica = Fake::new(1, catalog::Replica::new());
+    let bed = Bed::new(&replica, &Arc::default(), &[], vec![own.clone()]);
+    bed.node.distrust(volume(0), "it failed in an earlier life");
+    let refused = put(&bed, volume(0), instance(START, 1)).await.unwrap_err();
+    assert_eq!((refused.class, refused.code), (Class::Retry, "PV-VOLUME-POISONED"));
+    assert!(held(&own).await.is_empty());
+    assert_eq!(bed.node.volume_statuses()[0].state, VolumeState::Fenced);
+
+    bed.ask(Request::InitCluster { profiles: vec![catalog::profile()] }).await.unwrap();
+    until(|| replica.layout().is_some_and(|layout| layout.volumes[&volume(0)].state == VolumeState::Fenced)).await;
+    assert_eq!(put(&bed, volume(0), instance(START, 1)).await.unwrap_err().code, "PV-VOLUME-POISONED");
+}
