@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use catalog_support::{ALL, NODES, Replica, START, State, init, instance, join, key, profile, seal, stripe, volume};
 use pacsvault_core::catalog::command::{Command, Outcome, Rejection, Reserved, Seal};
-use pacsvault_core::catalog::query::{by_instance, deleted_instances, lookup, missing_shards, stripes_on};
+use pacsvault_core::catalog::query::{
+    by_instance, deleted_instances, lookup, missing_shards, remembered_digest, stripes_on,
+};
 use pacsvault_core::catalog::{Entry, Error, View, ViewError};
 use pacsvault_core::ids::{
     Digest, Incarnation, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis,
@@ -398,6 +400,25 @@ fn a_replica_with_another_digest_stops() {
     assert_eq!(replica.one(START, compare(999_999, Digest::of(b"?"))), Outcome::Done, "not remembered");
     let entry = Entry { time: WallMillis(START), commands: vec![compare(1, Digest::of(b"?"))] };
     assert!(matches!(replica.try_apply(&[entry]), Err(Error::Diverged { index: LogIndex(1), .. })));
+}
+
+#[test]
+fn the_digest_after_an_entry_is_remembered_for_a_while() {
+    let mut replica = Replica::with_cluster();
+    let first = (LogIndex(1), replica.machine.digest());
+    let remembered = |replica: &Replica, upto| remembered_digest(&replica.state, LogIndex(upto)).unwrap();
+    assert_eq!(remembered(&replica, 0), None);
+    assert_eq!(remembered(&replica, 1), Some(first));
+    // Entries 2 and 3 were not the catalog's.
+    replica.index = 3;
+    replica.apply(START, Vec::new());
+    let fourth = (LogIndex(4), replica.machine.digest());
+    assert_eq!((remembered(&replica, 3), remembered(&replica, 4)), (Some(first), Some(fourth)));
+    // One round of the slots later, entry 1 is forgotten, and so what entry 3 left as it was.
+    replica.index = 4_096;
+    replica.apply(START, Vec::new());
+    assert_eq!((remembered(&replica, 1), remembered(&replica, 3)), (None, None));
+    assert_eq!(remembered(&replica, 4), Some(fourth));
 }
 
 #[test]
