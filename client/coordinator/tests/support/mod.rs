@@ -1,0 +1,243 @@
+//! A cluster in memory behind the `Peer` port: six nodes with a volume each on three sites, a catalog that seals what
+//! survives the floor, and per-node misbehaviour that a test chooses.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner};
+use pacsvault_core::{
+    catalog::{Command, Outcome, Seal, SealedInstance},
+    ids::{
+        ClusterId, Incarnation, LayoutVersion, LogIndex, NodeId, ObjectKey, Term, VersionNumber, VolumeId, WallMillis,
+    },
+    layout::{
+        Contract, Failures, Layout, Node, NodeState, Profile, Roles, Volume, VolumeState,
+        profile::{Code, ReadPreference},
+    },
+    limits::CHUNK_BYTES,
+    shard::{DurableShard, ShardHeader, ShardId},
+};
+use pacsvault_ports::{
+    BoxFuture,
+    peer::{Class, Fault, Peer, Reply, Request, ShardData, Target},
+};
+use pacsvault_runtime::TokioEnv;
+
+/// Nodes of the cluster.
+pub const NODES: u8 = 6;
+
+/// What one catalog request is answered instead of the truth.
+#[derive(Clone)]
+pub enum Lie {
+    /// This fault; the request is not carried out.
+    Fault(Fault),
+    /// This outcome of a proposal.
+    Outcome(Outcome),
+}
+
+#[derive(Default)]
+pub struct Kept {
+    pub shards: BTreeMap<(VolumeId, ShardId), (ShardHeader, Bytes)>,
+    pub sealed: Vec<SealedInstance>,
+    /// Nodes whose volumes refuse shards.
+    pub full: BTreeSet<u8>,
+    /// Nodes that answer shard requests after so long.
+    pub slow: BTreeMap<u8, Duration>,
+    /// Answers to the next catalog requests, whichever node gets them.
+    pub script: VecDeque<Lie>,
+    /// Answer to every request of the catalog once the script is over.
+    pub always: Option<Fault>,
+    /// Nodes asked for shards, in order.
+    pub asked: Vec<u8>,
+    /// Catalog requests so far.
+    pub catalog_calls: usize,
+}
+
+pub struct World {
+    pub layout: Arc<Layout>,
+    kept: Mutex<Kept>,
+}
+
+fn layout(code: Code) -> Layout {
+    let nodes = (1..=NODES).map(|number| Node {
+        id: NodeId(number.into()),
+        name: format!("node-{number}").parse().expect("a name"),
+        site: format!("site-{}", number % 3).parse().expect("a name"),
+        address: number.to_string(),
+        roles: Roles { storage: true, voter: true },
+        state: NodeState::Up,
+        incarnation: Incarnation([number; 16]),
+        version: 1,
+    });
+    let volumes = (1..=NODES).map(|number| Volume {
+        id: VolumeId([number; 16]),
+        node: NodeId(number.into()),
+        capacity_bytes: 1 << 40,
+        state: VolumeState::Up,
+    });
+    let profile = Profile {
+        name: "standard".parse().expect("a name"),
+        version: 1,
+        code,
+        contract: Contract::one(Failures { sites: 1, nodes: 0 }),
+        floor: Contract::one(Failures { sites: 0, nodes: 1 }),
+        read_preference: ReadPreference::OwnSite,
+    };
+    Layout {
+        cluster: ClusterId([1; 16]),
+        version: LayoutVersion(1),
+        nodes: nodes.map(|node| (node.id, node)).collect(),
+        volumes: volumes.map(|volume| (volume.id, volume)).collect(),
+        default_profile: profile.name.clone(),
+        profiles: BTreeMap::from([(profile.name.clone(), profile)]),
+    }
+}
+
+impl World {
+    pub fn new(data: u8, parity: u8) -> Arc<Self> {
+        let code = Code::new(data, parity).expect("a code");
+        Arc::new(Self { layout: Arc::new(layout(code)), kept: Mutex::default() })
+    }
+
+    pub fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("no panic")
+    }
+
+    /// A coordinator with short deadlines.
+    pub fn coordinator(self: &Arc<Self>, change: impl FnOnce(&mut Options)) -> Coordinator {
+        let mut options = Options::new(vec![Target { address: "1".to_owned(), name: None }]);
+        options.stripe_bytes = 1 << 20;
+        options.operation_deadline = Duration::from_millis(400);
+        options.shard_deadline = Duration::from_millis(400);
+        options.hedge_after = Duration::from_millis(30);
+        change(&mut options);
+        Coordinator::new(options, TokioEnv::current(), Arc::new(Direct(self.clone())), Arc::new(Unsigned))
+    }
+
+    fn seal(&self, seal: Seal) -> Outcome {
+        let mut kept = self.kept();
+        let index = LogIndex(u64::try_from(kept.sealed.len()).expect("few") + 1);
+        let sealed = SealedInstance {
+            survives: vec![Failures { sites: 1, nodes: 0 }],
+            version: VersionNumber(1),
+            degraded: false,
+            term: Term(1),
+            index,
+            time: WallMillis(1),
+            deleted: None,
+            contract: Contract::one(Failures { sites: 1, nodes: 0 }),
+            seal,
+        };
+        kept.sealed.push(sealed.clone());
+        Outcome::Sealed { sealed: Box::new(sealed), first: true }
+    }
+
+    fn answer(&self, node: u8, request: Request) -> Result<Reply, Fault> {
+        let is_change = matches!(request, Request::Propose(_));
+        if is_change || matches!(request, Request::Lookup(_)) {
+            let mut kept = self.kept();
+            kept.catalog_calls += 1;
+            match kept.script.pop_front() {
+                Some(Lie::Fault(fault)) => return Err(fault),
+                Some(Lie::Outcome(outcome)) => return Ok(Reply::Outcomes(vec![outcome])),
+                None => {}
+            }
+            if let Some(fault) = &kept.always {
+                return Err(fault.clone());
+            }
+        }
+        Ok(match request {
+            Request::Status => return Err(Fault::new(Class::Retry, "PV-UNREACHABLE", "stays suspected")),
+            Request::Layout(_) => Reply::Layout(self.layout.clone()),
+            Request::PutShard(put) => {
+                let mut kept = self.kept();
+                if kept.full.contains(&node) {
+                    return Err(Fault::new(Class::Exhausted, "PV-VOLUME-FULL", "the volume is full"));
+                }
+                let durable = DurableShard { id: put.header.id, volume: put.volume, digest: put.header.digest };
+                kept.shards.insert((put.volume, put.header.id), (put.header, put.data));
+                Reply::Durable(durable)
+            }
+            Request::GetShard(get) => {
+                let kept = self.kept();
+                let Some((header, data)) = kept.shards.get(&(get.volume, get.id)) else {
+                    return Err(Fault::new(Class::NotFound, "PV-SHARD-NOT-FOUND", "no such shard"));
+                };
+                let from = usize::try_from(get.offset_bytes).expect("small") / CHUNK_BYTES * CHUNK_BYTES;
+                let end = usize::try_from(get.offset_bytes + get.len_bytes).expect("small");
+                let end = end.next_multiple_of(CHUNK_BYTES).min(data.len());
+                let (header, data) = (header.clone(), data.slice(from..end));
+                Reply::Shard(Box::new(ShardData { header, offset_bytes: from as u64, data }))
+            }
+            Request::Propose(commands) => {
+                let outcomes = commands.into_iter().map(|command| match command {
+                    Command::Seal(seal) => self.seal(*seal),
+                    _ => Outcome::Done,
+                });
+                Reply::Outcomes(outcomes.collect())
+            }
+            Request::Lookup(lookup) => {
+                let found = self.kept().sealed.iter().find(|sealed| sealed.seal.key == lookup.key).cloned();
+                Reply::Found { sealed: found.map(Box::new), applied: LogIndex(99) }
+            }
+            _ => return Err(Fault::new(Class::Reject, "PV-NO-METHOD", "not part of these tests")),
+        })
+    }
+}
+
+struct Direct(Arc<World>);
+
+impl Peer for Direct {
+    fn call(&self, target: &Target, request: Request, deadline: Duration) -> BoxFuture<'static, Result<Reply, Fault>> {
+        let node: u8 = target.address.parse().expect("a number");
+        let of_shard = matches!(request, Request::PutShard(_) | Request::GetShard(_));
+        let slow = {
+            let mut kept = self.0.kept();
+            if of_shard {
+                kept.asked.push(node);
+            }
+            kept.slow.get(&node).copied().filter(|_| of_shard)
+        };
+        let world = self.0.clone();
+        Box::pin(async move {
+            match slow {
+                Some(delay) if delay >= deadline => {
+                    tokio::time::sleep(deadline).await;
+                    return Err(Fault::new(Class::Unknown, "PV-DEADLINE", "no reply in time"));
+                }
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => tokio::task::yield_now().await,
+            }
+            world.answer(node, request)
+        })
+    }
+}
+
+struct Unsigned;
+
+impl ReceiptSigner for Unsigned {
+    fn name(&self) -> String {
+        "node/node-1".to_owned()
+    }
+    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
+        Ok(payload.to_vec())
+    }
+}
+
+pub fn key(last: u32) -> ObjectKey {
+    format!("main/1.2.3/1.2.4/1.2.5.{last}").parse().expect("a key")
+}
+
+/// Bytes that differ between any two places of a stripe.
+pub fn content(len: usize) -> Bytes {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    };
+    (0..len).map(|_| next()).collect()
+}
