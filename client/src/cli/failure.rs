@@ -105,7 +105,9 @@ fn hint_of(fault: &Fault) -> Option<&'static str> {
         "PV-TOO-WEAK" | "PV-NO-VOLUMES" => "`pacsvault status` shows what is away; nothing was stored",
         "PV-CONTENT-DIGEST" => "run `pacsvault verify KEY` and report this",
         _ => match fault.class {
-            Class::Unknown => "run the same command again: if it was stored and is still the newest version, you get that one",
+            Class::Unknown => {
+                "run the same command again: if it was stored and is still the newest version, you get that one"
+            }
             Class::Retry => "try again; `pacsvault status` shows who answers",
             Class::Exhausted => "a limit was met: try again later, or with fewer --jobs",
             Class::Corrupt => "`pacsvault verify` shows which shards are damaged",
