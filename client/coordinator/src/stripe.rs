@@ -33,6 +33,8 @@ use crate::{
 
 /// Rounds of placing again before a stripe is given up: each round excludes at least one more volume.
 const ROUNDS_MAX: usize = 6;
+/// Reasons of refusal that a writer is told.
+const REASONS_MAX: usize = 3;
 
 /// A stripe ready to be sent.
 pub struct Prepared {
@@ -69,9 +71,18 @@ pub struct Demand<'a> {
 struct Sending {
     homes: Vec<VolumeId>,
     durable: Vec<bool>,
+    /// Why volumes refused: the first few different reasons, for the writer.
+    reasons: Vec<String>,
 }
 
 impl Sending {
+    fn note(&mut self, fault: &Fault) {
+        let reason = format!("{}: {fault}", fault.code);
+        if self.reasons.len() < REASONS_MAX && !self.reasons.contains(&reason) {
+            self.reasons.push(reason);
+        }
+    }
+
     fn held(&self) -> Vec<Held> {
         let pairs = self.homes.iter().zip(&self.durable).zip(0_u8..);
         let durable = pairs.filter(|((_, durable), _)| **durable);
@@ -120,7 +131,7 @@ pub async fn persist(
             })?
         }
     };
-    let mut sending = Sending { durable: vec![false; homes.len()], homes };
+    let mut sending = Sending { durable: vec![false; homes.len()], homes, reasons: Vec::new() };
     let mut wanted = sending.missing();
     for round in 0..ROUNDS_MAX {
         let calls = wanted.iter().map(|shard| call(cluster, &layout, &prepared, &sending, *shard, memory)).collect();
@@ -155,9 +166,10 @@ fn judge(sending: &Sending, demand: &Demand<'_>, layout: &Layout) -> Result<(), 
     let profile = demand.profile;
     let (least, word) = if demand.strict { (&profile.contract, "contract") } else { (&profile.floor, "floor") };
     survives(&sending.held(), profile.code.data(), least, layout).map_err(|breaks| {
+        let reasons = if sending.reasons.is_empty() { String::new() } else { format!(" ({})", sending.reasons.join("; ")) };
         let text = format!(
-            "stored on too few volumes for the {word} of profile {} ({least}): {breaks}; nothing was acknowledged, write again \
-             when more nodes answer (`pacsvault status`)",
+            "stored on too few volumes for the {word} of profile {} ({least}): {breaks}{reasons}; nothing was acknowledged, write \
+             again when more volumes take shards (`pacsvault status`)",
             profile.name
         );
         Fault::new(Class::Retry, "PV-TOO-WEAK", text)
@@ -219,7 +231,11 @@ async fn collect(
         let Some((index, volume, answer)) = next else { break };
         match answer {
             Ok(Ok(_)) => sending.durable[index] = true,
-            Ok(Err(_)) | Err(_) => failures.push(volume),
+            Ok(Err(fault)) => {
+                sending.note(&fault);
+                failures.push(volume);
+            }
+            Err(_) => failures.push(volume),
         }
         if grace.is_none() && !calls.is_empty() && meets(sending, profile, layout) {
             grace = Some(cluster.env.sleep(cluster.options.straggler_grace));
