@@ -15,8 +15,9 @@ use std::{
 use anyhow::bail;
 use pacsvault_client::{Client, Source};
 use pacsvault_coordinator::{GetQuery, PutHeader};
-use pacsvault_core::{catalog::command::Attribute, ids::ObjectKey};
+use pacsvault_core::{catalog::command::Attribute, ids::ObjectKey, receipt::Receipt};
 use pacsvault_ports::peer::{Class, Fault};
+use pacsvault_security::SignedReceipt;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
@@ -255,17 +256,22 @@ impl Worker {
         }
     }
 
-    /// The same content again: the same version, whatever happened in between.
+    /// The same content again: the same version, unless that one was acknowledged as degraded; then it may be stored better.
     async fn repeat(&mut self, key: &ObjectKey) {
         let Some(record) = self.ledger.record(key).filter(ledger::Record::certain) else { return };
-        let Some((content, version, _)) = record.acked().last() else { return };
+        let Some((content, version, signed)) = record.acked().last() else { return };
         let header = PutHeader::new(key.clone(), "application/octet-stream");
         if let Ok(acked) = self.client.put(header, &Source::Bytes(content.bytes()), &|_| {}).await {
             self.tally.add(&self.tally.repeated, 1);
-            if acked.receipt.version != version || acked.first {
+            if acked.receipt.version == version && !acked.first {
+                return;
+            }
+            if !degraded(signed) || acked.receipt.version < version {
                 let again = acked.receipt.version;
                 self.ledger.violation(format!("{key} version {version} written again became version {again}"));
             }
+            self.ledger.begin(key, *content);
+            self.ledger.conclude(key, Ok(&acked));
         }
     }
 
@@ -353,4 +359,10 @@ impl Worker {
             }
         }
     }
+}
+
+/// True when a signed receipt says that its write was degraded.
+fn degraded(signed: &[u8]) -> bool {
+    let signed = SignedReceipt::decode(signed).expect("an acknowledged receipt");
+    Receipt::decode(&signed.payload).expect("an acknowledged receipt").degraded
 }

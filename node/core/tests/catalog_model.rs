@@ -143,7 +143,9 @@ impl Model {
         }
         let promise = profile();
         if let Some((number, known)) = self.newest(&seal.key).filter(|(_, known)| known.seal.digest == seal.digest) {
-            let as_good = failure_sets().all(|one| !keeps(seal, &one, layout) || keeps(&known.seal, &one, layout));
+            let kept = keeps(&known.seal, &promise.contract, layout);
+            let as_good =
+                kept || failure_sets().all(|one| !keeps(seal, &one, layout) || keeps(&known.seal, &one, layout));
             let degraded = known.degraded || !keeps(&known.seal, &promise.contract, layout);
             if as_good && keeps(&known.seal, &promise.floor, layout) && !(seal.strict && degraded) {
                 return format!("version {number} again, degraded {degraded}");

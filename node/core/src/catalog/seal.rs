@@ -183,7 +183,8 @@ impl Machine {
     }
 
     /// An earlier record of the same content as the answer to a new attempt whose shards survive `wanted`: saying no more
-    /// than what holds by the present layout. `None` when that is less than the new attempt offers, or than is asked of it.
+    /// than what holds by the present layout. `None` when that is less than
+    /// is asked of it: less than the contract and than the new attempt offers.
     fn still_true(
         &mut self,
         layout: &Layout,
@@ -193,8 +194,10 @@ impl Machine {
         wanted: &[Failures],
     ) -> Option<SealedInstance> {
         let now = self.worth(layout, &earlier.seal, promise);
+        // Keeping the contract asked for is enough: a repetition is no reason for another version because it happened to
+        // survive more than anybody was promised.
         let as_good = wanted.iter().all(|one| covers(&now.survives, &Contract::one(*one)));
-        if !as_good || now.below_floor.is_some() {
+        if !(as_good || now.below_contract.is_none()) || now.below_floor.is_some() {
             return None;
         }
         // Nodes that were away at sealing may be back; the record still promised no more than it did then.
