@@ -96,7 +96,7 @@ pub enum Command {
     Cluster(Cluster),
     /// Store DICOM files, folders of them, or a document of a study
     #[command(
-        after_help = "Examples:\n  pacsvault put ct-0001.dcm\n  pacsvault put ./study --receipts ./receipts --jobs 8\n  pacsvault put report.pdf --study 1.2.840.1 --name report.pdf\n  pacsvault put ./study --strict --json\n\nA file is stored when its line is printed; the receipt proves it (`pacsvault receipt verify`).\nStoring the same content again is safe: it gives the newest version, if that has this content.\nOther content under the same UID, also an older version's, becomes a new version.\nFiles that cannot be read fail alone; a DICOMDIR in a folder is skipped."
+        after_help = "Examples:\n  pacsvault put ct-0001.dcm\n  pacsvault put ./study --receipts ./receipts --jobs 8\n  pacsvault put report.pdf --study 1.2.840.1 --name report.pdf\n  pacsvault put ./study --strict --json\n\nA file is stored when its line is printed; the receipt proves it (`pacsvault receipt verify`).\nStoring the same content again is safe: it gives the newest version, if that has this content\nand still keeps its contract; a degraded one may be stored again, better.\nOther content under the same UID, also an older version's, becomes a new version.\nFiles that cannot be read fail alone; a DICOMDIR in a folder is skipped."
     )]
     Put(Put),
     /// Read an instance, a document, a series or a study
