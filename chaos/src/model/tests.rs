@@ -39,6 +39,7 @@ fn record(number: u8, version: u32, content: &[u8]) -> SealedInstance {
         index: LogIndex(1),
         time: WallMillis(1),
         deleted: None,
+        moved: std::collections::BTreeMap::new(),
     }
 }
 

@@ -256,7 +256,7 @@ async fn put_shard(
         .node_of(volume)
         .ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", format!("volume {volume} has no node in the layout")))?;
     let expected = DurableShard { id: header.id, volume, digest: header.digest };
-    let request = Request::PutShard(Box::new(PutShard { volume, header, data }));
+    let request = Request::PutShard(Box::new(PutShard { volume, header, data, repair: false }));
     match cluster.peer.call(&target_of(node), request, cluster.options.shard_deadline).await? {
         Reply::Durable(durable) if durable == expected => Ok(durable),
         Reply::Durable(_) => {

@@ -85,6 +85,7 @@ fn volume_state(state: VolumeState) -> &'static str {
         VolumeState::Up => "up",
         VolumeState::ReadOnly => "read-only",
         VolumeState::Fenced => "fenced",
+        VolumeState::Away => "away",
     }
 }
 

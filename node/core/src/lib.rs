@@ -10,6 +10,7 @@ pub mod batch;
 pub mod catalog;
 pub mod checksum;
 pub mod codec;
+pub mod health;
 pub mod ids;
 pub mod layout;
 pub mod limits;

@@ -8,7 +8,14 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use pacsvault_core::{
-    catalog::{Command, Outcome, SealedInstance, command::JoinNode},
+    catalog::{
+        Command, Outcome, SealedInstance,
+        command::{DrainTarget, JoinNode},
+    },
+    health::{
+        Loss, Task,
+        report::{Done, DrainPlan, Health, Heartbeat, ScrubAge, WhatIf},
+    },
     ids::{
         ClusterId, Digest, Incarnation, LogIndex, NodeId, NodeName, ObjectKey, SiteName, Tenant, Term, Uid,
         VersionNumber, VolumeId,
@@ -79,6 +86,8 @@ pub struct PutShard {
     pub header: ShardHeader,
     /// Its bytes, `header.shard_bytes()` of them.
     pub data: Bytes,
+    /// Why: repair may use room that is kept back from new content. Nodes only.
+    pub repair: bool,
 }
 
 /// Read one shard, whole or in part.
@@ -165,6 +174,8 @@ pub struct VolumeStatus {
     pub free_bytes: u64,
     /// Bytes it may hold.
     pub capacity_bytes: u64,
+    /// Age of its verification; empty from a store alone, filled in by its node.
+    pub scrub: ScrubAge,
 }
 
 /// How one node sees itself and the cluster.
@@ -253,6 +264,36 @@ pub enum Request {
         /// To whom.
         to: NodeId,
     },
+    /// Node: a sign of life, to the leader. Answers [`Reply::Done`]; a fault when the receiver does not lead.
+    Heartbeat(Box<Heartbeat>),
+    /// Node: the leader asks for a stripe to be repaired or moved. Answers [`Reply::Repaired`] when that is over.
+    Repair(Box<Task>),
+    /// Any role: health of the cluster as the leader sees it; forwarded to it. Answers [`Reply::Health`].
+    Health,
+    /// Any role: what if this were lost now? Answered from the local catalog. Answers [`Reply::WhatIf`].
+    WhatIf(Loss),
+    /// Any role: what would emptying this mean? Answered from the local catalog. Answers [`Reply::DrainPlan`].
+    DrainPlan(DrainTarget),
+    /// Operator: verify all shards of this node's volumes (or of one) now, at full speed. Answers [`Reply::Done`] at once.
+    ScrubNow(Option<VolumeId>),
+    /// Node or operator: prove these shards from the disk now. Answers [`Reply::Verified`].
+    VerifyShards {
+        /// On which volume of the node.
+        volume: VolumeId,
+        /// At most `LIST_ROWS_MAX` of them.
+        shards: Vec<ShardId>,
+    },
+}
+
+/// What proving one shard from the disk found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShardProof {
+    /// It is sound and belongs to the stripe with this root.
+    Sound(Digest),
+    /// It is not there.
+    Missing,
+    /// It is there and damaged: where, in words.
+    Damaged(String),
 }
 
 /// What a node answers.
@@ -297,6 +338,16 @@ pub enum Reply {
     Status(Box<NodeStatus>),
     /// Nothing to tell.
     Done,
+    /// To [`Request::Repair`].
+    Repaired(Done),
+    /// To [`Request::Health`].
+    Health(Box<Health>),
+    /// To [`Request::WhatIf`].
+    WhatIf(Box<WhatIf>),
+    /// To [`Request::DrainPlan`].
+    DrainPlan(Box<DrainPlan>),
+    /// To [`Request::VerifyShards`]: one per shard, in order.
+    Verified(Vec<ShardProof>),
 }
 
 /// Where a call goes.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use pacsvault_core::{
     catalog::{SealedInstance, command::Attribute},
+    health::report::ScrubAge,
     ids::{
         ClusterId, Digest, Incarnation, InstanceId, Leaf, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Term,
         Uid, VersionNumber, VolumeId,
@@ -172,7 +173,8 @@ pub fn volume_state(field: &str, number: i32) -> Parsed<VolumeState> {
         Ok(v1::VolumeState::Up) => Ok(VolumeState::Up),
         Ok(v1::VolumeState::ReadOnly) => Ok(VolumeState::ReadOnly),
         Ok(v1::VolumeState::Fenced) => Ok(VolumeState::Fenced),
-        Ok(v1::VolumeState::Unspecified) | Err(_) => Err(Invalid::new(field, "must be UP, READ_ONLY or FENCED")),
+        Ok(v1::VolumeState::Away) => Ok(VolumeState::Away),
+        Ok(v1::VolumeState::Unspecified) | Err(_) => Err(Invalid::new(field, "must be UP, READ_ONLY, FENCED or AWAY")),
     }
 }
 
@@ -182,6 +184,7 @@ pub fn volume_state_message(state: VolumeState) -> i32 {
         VolumeState::Up => v1::VolumeState::Up,
         VolumeState::ReadOnly => v1::VolumeState::ReadOnly,
         VolumeState::Fenced => v1::VolumeState::Fenced,
+        VolumeState::Away => v1::VolumeState::Away,
     };
     state.into()
 }
@@ -350,6 +353,8 @@ pub fn layout_message(layout: &Layout) -> v1::AdminLayoutReply {
         NodeState::Up => v1::NodeState::Up,
         NodeState::Down => v1::NodeState::Down,
         NodeState::Removed => v1::NodeState::Removed,
+        NodeState::Suspect => v1::NodeState::Suspect,
+        NodeState::Lost => v1::NodeState::Lost,
     };
     let nodes = layout.nodes.values().map(|node| v1::LayoutNode {
         id: node.id.0,
@@ -361,12 +366,14 @@ pub fn layout_message(layout: &Layout) -> v1::AdminLayoutReply {
         state: node_state(node.state).into(),
         incarnation: raw(&node.incarnation.0),
         format_version: node.version,
+        draining: node.draining,
     });
     let volumes = layout.volumes.values().map(|volume| v1::LayoutVolume {
         id: raw(&volume.id.0),
         node: volume.node.0,
         capacity_bytes: volume.capacity_bytes,
         state: volume_state_message(volume.state),
+        draining: volume.draining,
     });
     v1::AdminLayoutReply {
         cluster: raw(&layout.cluster.0),
@@ -375,6 +382,7 @@ pub fn layout_message(layout: &Layout) -> v1::AdminLayoutReply {
         volumes: volumes.collect(),
         profiles: layout.profiles.values().map(profile_message).collect(),
         default_profile: layout.default_profile.to_string(),
+        format: layout.format,
     }
 }
 
@@ -417,6 +425,7 @@ pub fn status(message: v1::StatusReply) -> Parsed<NodeStatus> {
             used_bytes: volume.used_bytes,
             free_bytes: volume.free_bytes,
             capacity_bytes: volume.capacity_bytes,
+            scrub: ScrubAge::default(),
         })
     });
     Ok(NodeStatus {

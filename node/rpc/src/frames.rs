@@ -293,7 +293,12 @@ mod tests {
     fn a_head_and_a_tail_are_the_same_message_as_protobuf_would_make() {
         for len in [0, 1, 500, 70_000] {
             let data = Bytes::from(vec![7_u8; len]);
-            let whole = v1::PutShardRequest { volume: Bytes::from_static(b"v"), header: None, data: data.clone() };
+            let whole = v1::PutShardRequest {
+                volume: Bytes::from_static(b"v"),
+                header: None,
+                repair: true,
+                data: data.clone(),
+            };
             let mut frames =
                 sent(Payload::with_tail(&v1::PutShardRequest { data: Bytes::new(), ..whole.clone() }, data));
             assert_eq!(parse_prefix(&mut frames, 1 << 20).expect("a prefix"), whole.encoded_len());

@@ -177,6 +177,7 @@ fn encode_put_shard(put: PutShard) -> Payload {
     let message = v1::PutShardRequest {
         volume: raw(&put.volume.0),
         header: Some(convert::shard_header_message(&put.header)),
+        repair: put.repair,
         data: Bytes::new(),
     };
     Payload::with_tail(&message, put.data)
@@ -262,7 +263,7 @@ fn decode_put_shard(message: v1::PutShardRequest) -> Result<Request, Invalid> {
         return Err(Invalid::new("data", format!("has {have} bytes, but the header says {need}")));
     }
     let volume = VolumeId(fixed("volume", &message.volume)?);
-    Ok(Request::PutShard(Box::new(PutShard { volume, header, data: message.data })))
+    Ok(Request::PutShard(Box::new(PutShard { volume, header, data: message.data, repair: message.repair })))
 }
 
 fn decode_get_shard(message: &v1::GetShardRequest) -> Result<Request, Invalid> {

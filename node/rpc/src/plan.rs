@@ -59,17 +59,20 @@ mod tests {
             state: if number == 1 { NodeState::Down } else { NodeState::Up },
             incarnation: Incarnation([number; 16]),
             version: 1,
+            draining: false,
         };
         let volume = |number: u8| Volume {
             id: VolumeId([number; 16]),
             node: NodeId(number.into()),
             capacity_bytes: 1 << 40,
             state: VolumeState::Up,
+            draining: false,
         };
         let standard = profile("standard", 4, 2, Failures { sites: 1, nodes: 0 });
         Layout {
             cluster: ClusterId([1; 16]),
             version: LayoutVersion(1),
+            format: 2,
             nodes: (1..=6).map(node).map(|node| (node.id, node)).collect(),
             volumes: (1..=6).map(volume).map(|volume| (volume.id, volume)).collect(),
             default_profile: standard.name.clone(),

@@ -63,12 +63,13 @@ fn layout() -> Layout {
             state: NodeState::Up,
             incarnation: Incarnation([number; 16]),
             version: 1,
+            draining: false,
         };
         (node.id, node)
     });
     let volumes = (1..=6_u8).map(|number| {
         let (id, node) = (VolumeId([number; 16]), NodeId(number.into()));
-        (id, Volume { id, node, capacity_bytes: 1 << 40, state: VolumeState::Up })
+        (id, Volume { id, node, capacity_bytes: 1 << 40, state: VolumeState::Up, draining: false })
     });
     let profile = Profile {
         name: "standard".parse().expect("a name"),
@@ -81,6 +82,7 @@ fn layout() -> Layout {
     Layout {
         cluster: ClusterId([1; 16]),
         version: LayoutVersion(1),
+        format: 2,
         nodes: nodes.collect(),
         volumes: volumes.collect(),
         default_profile: profile.name.clone(),
@@ -106,6 +108,7 @@ impl Cluster {
                     index,
                     time: WallMillis(1),
                     deleted: None,
+                    moved: std::collections::BTreeMap::new(),
                     contract: Contract::one(Failures { sites: 1, nodes: 0 }),
                     seal: *seal,
                 };

@@ -76,10 +76,11 @@ impl Node {
 
     async fn put_shard(self: &Arc<Self>, put: PutShard) -> Result<Reply, Fault> {
         let id = put.volume;
+        let purpose = if put.repair { Purpose::Repair } else { Purpose::Client };
         if let Some(reason) = self.distrusted(id) {
             return Err(Error::Poisoned { volume: id, reason: reason.into() }.into());
         }
-        match self.volume(id)?.put(put.header, put.data, Purpose::Client).await {
+        match self.volume(id)?.put(put.header, put.data, purpose).await {
             Ok(durable) => Ok(Reply::Durable(durable)),
             Err(error) => {
                 if matches!(error, Error::Write { .. } | Error::Poisoned { .. }) {
@@ -178,6 +179,7 @@ impl Node {
             used_bytes: status.used_bytes,
             free_bytes: status.free_bytes,
             capacity_bytes: own.capacity_bytes,
+            scrub: status.scrub,
         }
     }
 }

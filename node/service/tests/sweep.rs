@@ -125,7 +125,7 @@ async fn a_volume_that_the_catalog_gives_to_another_node_is_never_swept() {
 
 async fn put(bed: &Bed, volume: VolumeId, instance: InstanceId) -> Result<(), pacsvault_ports::peer::Fault> {
     let data = vec![5; BYTES];
-    let put = PutShard { volume, header: header(instance, &data), data: data.into() };
+    let put = PutShard { volume, header: header(instance, &data), data: data.into(), repair: false };
     bed.ask(Request::PutShard(Box::new(put))).await.map(drop)
 }
 

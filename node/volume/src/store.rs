@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use pacsvault_core::{
     checksum::verify_chunks,
+    health::report::ScrubAge,
     ids::{ClusterId, Digest, LogIndex, NodeName, VolumeId},
     layout::VolumeState,
     limits::CHUNK_BYTES,
@@ -385,6 +386,7 @@ impl Store {
             used_bytes: table.live_bytes(),
             free_bytes,
             capacity_bytes: self.capacity_bytes,
+            scrub: ScrubAge::default(),
         }
     }
 }

@@ -72,12 +72,14 @@ fn layout(code: Code) -> Layout {
         state: NodeState::Up,
         incarnation: Incarnation([number; 16]),
         version: 1,
+        draining: false,
     });
     let volumes = (1..=NODES).map(|number| Volume {
         id: VolumeId([number; 16]),
         node: NodeId(number.into()),
         capacity_bytes: 1 << 40,
         state: VolumeState::Up,
+        draining: false,
     });
     let profile = Profile {
         name: "standard".parse().expect("a name"),
@@ -90,6 +92,7 @@ fn layout(code: Code) -> Layout {
     Layout {
         cluster: ClusterId([1; 16]),
         version: LayoutVersion(1),
+        format: 2,
         nodes: nodes.map(|node| (node.id, node)).collect(),
         volumes: volumes.map(|volume| (volume.id, volume)).collect(),
         default_profile: profile.name.clone(),
@@ -129,6 +132,7 @@ impl World {
             index,
             time: WallMillis(1),
             deleted: None,
+            moved: std::collections::BTreeMap::new(),
             contract: Contract::one(Failures { sites: 1, nodes: 0 }),
             seal,
         };

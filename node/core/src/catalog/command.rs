@@ -1,10 +1,13 @@
 //! Commands: everything that can change the catalog, and what each can answer.
 
+use std::collections::BTreeMap;
+
 use crate::ids::{
     ClusterId, Digest, Incarnation, InstanceId, LayoutVersion, LogIndex, NodeId, NodeName, ObjectKey, ProfileName,
-    SiteName, Term, VersionNumber, VolumeId, WallMillis,
+    ShardIndex, SiteName, StripeIndex, Tenant, Term, Uid, VersionNumber, VolumeId, WallMillis,
 };
 use crate::layout::{Contract, Failures, NodeState, Profile, Roles, VolumeState, profile::Code};
+use crate::shard::ShardId;
 
 /// One log entry: commands proposed together, with the leader's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +79,135 @@ pub enum Command {
         /// The proposer's rolling state digest.
         digest: Digest,
     },
+    /// Puts a version of commands and formats in force; refused while a member does not understand it. From 2 on the
+    /// commands below are allowed.
+    Activate {
+        /// From then on; going back is refused, repeating it changes nothing.
+        version: u32,
+    },
+    /// Version 2. Makes new holders of shards true, whose bytes are durable there.
+    Reseat(Reseat),
+    /// Version 2. The owner of `volume` found these shards missing or damaged on it: they count as absent until repaired.
+    /// Shards that the catalog does not place there are skipped.
+    ReportDamage {
+        /// Where.
+        volume: VolumeId,
+        /// Which.
+        shards: Vec<ShardId>,
+    },
+    /// Version 2. A stripe cannot be repaired for now: it is remembered with the reason and blocks nothing.
+    SetAside {
+        /// Of which instance.
+        instance: InstanceId,
+        /// Which stripe.
+        stripe: StripeIndex,
+        /// For people.
+        reason: String,
+    },
+    /// Version 2. Forgets all stripes set aside, so that they are tried again.
+    RetryAside,
+    /// Version 2. Gives a live version another encoding of the same content.
+    Replace(Box<Replace>),
+    /// Version 2. The profile that a study's instances are to have; background re-encoding brings it about. `None` leaves
+    /// them as they are.
+    SetStudyProfile {
+        /// Owner.
+        tenant: Tenant,
+        /// Which study.
+        study: Uid,
+        /// A profile of the layout.
+        profile: Option<ProfileName>,
+    },
+    /// Version 2. Begins or ends emptying a node or a volume; refused, with the arithmetic, when a profile could not keep
+    /// its contract without it.
+    SetDrain {
+        /// What.
+        target: DrainTarget,
+        /// Begin or end.
+        draining: bool,
+    },
+}
+
+impl Command {
+    /// The version of commands that it belongs to: it may be proposed once the layout's `format` is at least this.
+    pub fn version(&self) -> u32 {
+        match self {
+            Self::InitCluster { .. }
+            | Self::JoinNode(_)
+            | Self::AddVolume { .. }
+            | Self::SetProfile { .. }
+            | Self::Seal(_)
+            | Self::Delete { .. }
+            | Self::CompareDigest { .. }
+            | Self::Activate { .. } => 1,
+            Self::SetNodeState { state, .. } => {
+                if matches!(state, NodeState::Suspect | NodeState::Lost) {
+                    2
+                } else {
+                    1
+                }
+            }
+            Self::SetVolumeState { state, .. } => {
+                if matches!(state, VolumeState::Away) {
+                    2
+                } else {
+                    1
+                }
+            }
+            Self::Reseat(_)
+            | Self::ReportDamage { .. }
+            | Self::SetAside { .. }
+            | Self::RetryAside
+            | Self::Replace(_)
+            | Self::SetStudyProfile { .. }
+            | Self::SetDrain { .. } => 2,
+        }
+    }
+}
+
+/// What is to be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DrainTarget {
+    /// All volumes of a node.
+    Node(NodeId),
+    /// One volume.
+    Volume(VolumeId),
+}
+
+/// New holders for shards of one stripe: a compare-and-swap on its record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reseat {
+    /// Of which instance.
+    pub instance: InstanceId,
+    /// Which stripe.
+    pub stripe: StripeIndex,
+    /// Placement that the mover saw; refused when it is another by now.
+    pub expected: Vec<VolumeId>,
+    /// Persisted bits that the mover saw; refused when they are others by now.
+    pub persisted: u32,
+    /// Shards that are durable on new holders, or again on their old ones; each shard once.
+    pub moves: Vec<(ShardIndex, VolumeId)>,
+}
+
+/// Another encoding of the content of a live version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replace {
+    /// The new encoding: key, size, digest, media type, attributes and `reserved` equal those of the record replaced; it
+    /// keeps the contract of its profile, or the command is refused.
+    pub seal: Seal,
+    /// Version of the key.
+    pub version: VersionNumber,
+    /// The attempt whose record it replaces; refused when it is another by now.
+    pub replaces: InstanceId,
+}
+
+/// What became of one stripe's shards after it was sealed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Moved {
+    /// Entry of the last reseat: the authority under which stale copies are swept.
+    pub index: LogIndex,
+    /// Where shards were before their last move; such a copy may still be there, or not. At most one per shard.
+    pub former: BTreeMap<ShardIndex, VolumeId>,
 }
 
 /// What a node says of itself when it asks to join.
@@ -192,8 +324,10 @@ pub struct SealedInstance {
     pub index: LogIndex,
     /// Catalog time when sealed.
     pub time: WallMillis,
-    /// Set when a logged delete marked it; its shards may be swept.
+    /// Set when a logged delete or replacement marked it; its shards may be swept.
     pub deleted: Option<LogIndex>,
+    /// Stripes that were reseated since.
+    pub moved: BTreeMap<StripeIndex, Moved>,
 }
 
 /// Why `apply` refused a command. Each is final for this proposal.
@@ -253,6 +387,20 @@ pub enum Rejection {
     /// Key or version not found.
     #[error("{0} is not stored")]
     NotFound(String),
+    /// What the command was decided on has changed since. Look again and decide anew.
+    #[error("{0} has changed meanwhile")]
+    Changed(String),
+    /// The command is of a version that is not in force yet.
+    #[error(
+        "this needs version {needed} of the cluster, which runs version {present} until every node has been upgraded: finish the \
+         upgrade (`pacsvault status` shows versions), then repeat"
+    )]
+    UpgradePending {
+        /// Version of the command.
+        needed: u32,
+        /// Version in force.
+        present: u32,
+    },
 }
 
 /// What a command answered.

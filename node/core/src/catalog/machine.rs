@@ -215,6 +215,16 @@ impl Machine {
             Command::Seal(seal) => self.seal(overlay, at, seal),
             Command::Delete { key, version } => self.delete(overlay, at, key, *version),
             Command::CompareDigest { index, digest } => compare_digest(overlay, *index, *digest),
+            Command::Activate { version } => self.activate(overlay, *version),
+            Command::Reseat(reseat) => self.reseat(overlay, at, reseat),
+            Command::ReportDamage { volume, shards } => self.report_damage(overlay, *volume, shards),
+            Command::SetAside { instance, stripe, reason } => self.set_aside(overlay, at, *instance, *stripe, reason),
+            Command::RetryAside => self.retry_aside(overlay),
+            Command::Replace(replace) => self.replace(overlay, at, replace),
+            Command::SetStudyProfile { tenant, study, profile } => {
+                self.set_study_profile(overlay, tenant, study, profile.as_ref())
+            }
+            Command::SetDrain { target, draining } => self.set_drain(overlay, *target, *draining),
         }
     }
 
@@ -288,6 +298,7 @@ pub(super) fn empty_layout(cluster: ClusterId, default_profile: ProfileName, ver
     Layout {
         cluster,
         version: LayoutVersion(version),
+        format: 1,
         nodes: BTreeMap::new(),
         volumes: BTreeMap::new(),
         profiles: BTreeMap::new(),

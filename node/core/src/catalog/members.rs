@@ -78,6 +78,7 @@ impl Machine {
             state: known.map_or(NodeState::Up, |node| node.state),
             incarnation: join.incarnation,
             version: join.version,
+            draining: known.is_some_and(|node| node.draining),
         };
         let mut changed = Layout::clone(&layout);
         store_node(overlay, &mut changed, node);
@@ -268,6 +269,8 @@ fn store_volume(overlay: &mut Overlay<'_>, layout: &mut Layout, volume: Volume) 
 
 /// A known volume keeps its state and gets the capacity; a new one begins `Up`.
 fn store_capacity(overlay: &mut Overlay<'_>, layout: &mut Layout, node: NodeId, id: VolumeId, capacity_bytes: u64) {
-    let state = layout.volumes.get(&id).map_or(VolumeState::Up, |known| known.state);
-    store_volume(overlay, layout, Volume { id, node, capacity_bytes, state });
+    let known = layout.volumes.get(&id);
+    let state = known.map_or(VolumeState::Up, |known| known.state);
+    let draining = known.is_some_and(|known| known.draining);
+    store_volume(overlay, layout, Volume { id, node, capacity_bytes, state, draining });
 }

@@ -9,6 +9,7 @@
 
 pub mod command;
 mod delete;
+mod healing;
 mod keys;
 pub mod machine;
 mod members;
@@ -20,7 +21,7 @@ mod wire_command;
 mod wire_seal;
 pub(crate) mod wire_words;
 
-pub use command::{Command, Entry, Outcome, Rejection, Seal, SealedInstance, StripeSeal};
+pub use command::{Command, Entry, Outcome, Rejection, Replace, Reseat, Seal, SealedInstance, StripeSeal};
 pub use keys::FIRST_BYTES;
 pub use machine::Machine;
 pub use view::{Overlay, View, ViewError};

@@ -161,6 +161,7 @@ impl Machine {
             index: at.index,
             time: at.time,
             deleted: None,
+            moved: BTreeMap::new(),
         };
         self.store_sealed(overlay, &name, object, &sealed)?;
         Ok(Outcome::Sealed { sealed: Box::new(sealed), first: true })

@@ -4,14 +4,16 @@
 //! an unknown command: an error, never skipped.
 
 use super::Error;
-use super::command::{Command, Entry, Outcome, Rejection};
+use super::command::{Command, DrainTarget, Entry, Outcome, Rejection, Replace, Reseat};
 use super::keys;
 use super::wire_seal::{Placed, SealMessage, SealedMessage, no_placements, seal, seal_message, sealed, sealed_message};
 use super::wire_words::{
-    JoinMessage, ProfileMessage, cluster_id, digest, node_state, present, text, volume_id, volume_state,
+    JoinMessage, ProfileMessage, cluster_id, digest, instance_id, node_state, present, text, unreadable, volume_bytes,
+    volume_id, volume_ids, volume_state,
 };
-use crate::ids::{LogIndex, NodeId, VersionNumber, WallMillis};
+use crate::ids::{LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, WallMillis};
 use crate::layout::Profile;
+use crate::shard::ShardId;
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct EntryMessage {
@@ -23,7 +25,7 @@ pub(super) struct EntryMessage {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct CommandMessage {
-    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "Kind", tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17")]
     pub kind: Option<Kind>,
 }
 
@@ -47,6 +49,22 @@ pub(super) enum Kind {
     Delete(DeleteMessage),
     #[prost(message, tag = "9")]
     Compare(CompareMessage),
+    #[prost(uint32, tag = "10")]
+    Activate(u32),
+    #[prost(message, tag = "11")]
+    Reseat(ReseatMessage),
+    #[prost(message, tag = "12")]
+    Damage(DamageMessage),
+    #[prost(message, tag = "13")]
+    Aside(AsideMessage),
+    #[prost(bool, tag = "14")]
+    RetryAside(bool),
+    #[prost(message, tag = "15")]
+    Replace(Box<ReplaceMessage>),
+    #[prost(message, tag = "16")]
+    StudyProfile(StudyProfileMessage),
+    #[prost(message, tag = "17")]
+    Drain(DrainMessage),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -109,6 +127,131 @@ pub(super) struct CompareMessage {
     pub digest: Vec<u8>,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ReseatMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    pub instance: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub stripe: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub expected: Vec<u8>,
+    #[prost(uint32, tag = "4")]
+    pub persisted: u32,
+    /// One byte each.
+    #[prost(bytes = "vec", tag = "5")]
+    pub shards: Vec<u8>,
+    /// 16 bytes each, as many as shards.
+    #[prost(bytes = "vec", tag = "6")]
+    pub targets: Vec<u8>,
+}
+
+impl From<&Reseat> for ReseatMessage {
+    fn from(reseat: &Reseat) -> Self {
+        Self {
+            instance: reseat.instance.0.to_vec(),
+            stripe: reseat.stripe.0,
+            expected: volume_bytes(&reseat.expected),
+            persisted: reseat.persisted,
+            shards: reseat.moves.iter().map(|(shard, _)| shard.0).collect(),
+            targets: reseat.moves.iter().flat_map(|(_, volume)| volume.0).collect(),
+        }
+    }
+}
+
+impl TryFrom<ReseatMessage> for Reseat {
+    type Error = Error;
+    fn try_from(message: ReseatMessage) -> Result<Self, Error> {
+        let targets = volume_ids(&message.targets)?;
+        if targets.len() != message.shards.len() {
+            return Err(unreadable("reseat", "shards and targets differ in number"));
+        }
+        Ok(Self {
+            instance: instance_id(&message.instance)?,
+            stripe: StripeIndex(message.stripe),
+            expected: volume_ids(&message.expected)?,
+            persisted: message.persisted,
+            moves: message.shards.iter().map(|shard| ShardIndex(*shard)).zip(targets).collect(),
+        })
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DamageMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    pub volume: Vec<u8>,
+    /// 21 bytes each: instance, stripe (big-endian), shard.
+    #[prost(bytes = "vec", tag = "2")]
+    pub shards: Vec<u8>,
+}
+
+fn shard_bytes(shards: &[ShardId]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(21 * shards.len());
+    for shard in shards {
+        bytes.extend_from_slice(&shard.instance.0);
+        bytes.extend_from_slice(&shard.stripe.0.to_be_bytes());
+        bytes.push(shard.shard.0);
+    }
+    bytes
+}
+
+fn shard_ids(bytes: &[u8]) -> Result<Vec<ShardId>, Error> {
+    let (ids, rest) = bytes.as_chunks::<21>();
+    if !rest.is_empty() {
+        return Err(unreadable("list of shards", format!("it has {} bytes", bytes.len())));
+    }
+    let one = |id: &[u8; 21]| {
+        let mut stripe = [0; 4];
+        stripe.copy_from_slice(&id[16..20]);
+        Ok(ShardId {
+            instance: instance_id(&id[..16])?,
+            stripe: StripeIndex(u32::from_be_bytes(stripe)),
+            shard: ShardIndex(id[20]),
+        })
+    };
+    ids.iter().map(one).collect()
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct AsideMessage {
+    #[prost(bytes = "vec", tag = "1")]
+    pub instance: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    pub stripe: u32,
+    #[prost(string, tag = "3")]
+    pub reason: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ReplaceMessage {
+    #[prost(message, optional, tag = "1")]
+    pub seal: Option<SealMessage>,
+    #[prost(uint32, tag = "2")]
+    pub version: u32,
+    #[prost(bytes = "vec", tag = "3")]
+    pub replaces: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct StudyProfileMessage {
+    #[prost(string, tag = "1")]
+    pub tenant: String,
+    #[prost(string, tag = "2")]
+    pub study: String,
+    #[prost(string, optional, tag = "3")]
+    pub profile: Option<String>,
+}
+
+/// Exactly one of node and volume is set.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct DrainMessage {
+    #[prost(uint64, optional, tag = "1")]
+    pub node: Option<u64>,
+    #[prost(bytes = "vec", optional, tag = "2")]
+    pub volume: Option<Vec<u8>>,
+    #[prost(bool, tag = "3")]
+    pub draining: bool,
+}
+
 pub(super) fn command_message(command: &Command) -> CommandMessage {
     let kind = match command {
         Command::InitCluster { cluster, profiles, default_profile } => Kind::Init(InitMessage {
@@ -137,6 +280,33 @@ pub(super) fn command_message(command: &Command) -> CommandMessage {
         }
         Command::CompareDigest { index, digest } => {
             Kind::Compare(CompareMessage { index: index.0, digest: digest.0.to_vec() })
+        }
+        Command::Activate { version } => Kind::Activate(*version),
+        Command::Reseat(reseat) => Kind::Reseat(reseat.into()),
+        Command::ReportDamage { volume, shards } => {
+            Kind::Damage(DamageMessage { volume: volume.0.to_vec(), shards: shard_bytes(shards) })
+        }
+        Command::SetAside { instance, stripe, reason } => {
+            Kind::Aside(AsideMessage { instance: instance.0.to_vec(), stripe: stripe.0, reason: reason.clone() })
+        }
+        Command::RetryAside => Kind::RetryAside(true),
+        Command::Replace(replace) => Kind::Replace(Box::new(ReplaceMessage {
+            seal: Some(seal_message(&replace.seal, &Placed::ByVolumes)),
+            version: replace.version.0,
+            replaces: replace.replaces.0.to_vec(),
+        })),
+        Command::SetStudyProfile { tenant, study, profile } => Kind::StudyProfile(StudyProfileMessage {
+            tenant: tenant.to_string(),
+            study: study.to_string(),
+            profile: profile.as_ref().map(ToString::to_string),
+        }),
+        Command::SetDrain { target, draining } => {
+            let mut message = DrainMessage { draining: *draining, ..Default::default() };
+            match target {
+                DrainTarget::Node(node) => message.node = Some(node.0),
+                DrainTarget::Volume(volume) => message.volume = Some(volume.0.to_vec()),
+            }
+            Kind::Drain(message)
         }
     };
     CommandMessage { kind: Some(kind) }
@@ -173,6 +343,35 @@ impl TryFrom<CommandMessage> for Command {
             Kind::Compare(compare) => {
                 Self::CompareDigest { index: LogIndex(compare.index), digest: digest(&compare.digest)? }
             }
+            Kind::Activate(version) => Self::Activate { version },
+            Kind::Reseat(reseat) => Self::Reseat(reseat.try_into()?),
+            Kind::Damage(damage) => {
+                Self::ReportDamage { volume: volume_id(&damage.volume)?, shards: shard_ids(&damage.shards)? }
+            }
+            Kind::Aside(aside) => Self::SetAside {
+                instance: instance_id(&aside.instance)?,
+                stripe: StripeIndex(aside.stripe),
+                reason: aside.reason,
+            },
+            Kind::RetryAside(_) => Self::RetryAside,
+            Kind::Replace(replace) => Self::Replace(Box::new(Replace {
+                seal: seal(present("seal of a replacement", replace.seal)?, &mut no_placements)?,
+                version: VersionNumber(replace.version),
+                replaces: instance_id(&replace.replaces)?,
+            })),
+            Kind::StudyProfile(set) => Self::SetStudyProfile {
+                tenant: text("tenant", &set.tenant)?,
+                study: text("study UID", &set.study)?,
+                profile: set.profile.map(|name| text("profile name", &name)).transpose()?,
+            },
+            Kind::Drain(drain) => Self::SetDrain {
+                target: match (drain.node, drain.volume) {
+                    (Some(node), None) => DrainTarget::Node(NodeId(node)),
+                    (None, Some(volume)) => DrainTarget::Volume(volume_id(&volume)?),
+                    _ => return Err(unreadable("drain", "it names not exactly one of node and volume")),
+                },
+                draining: drain.draining,
+            },
         })
     }
 }
@@ -208,7 +407,7 @@ pub(super) struct OutcomeMessage {
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct RejectionMessage {
     /// 1 cluster state, 2 name taken, 3 unknown, 4 not allowed, 5 impossible, 6 fenced, 7 too weak, 8 window closed,
-    /// 9 malformed, 10 not found.
+    /// 9 malformed, 10 not found, 11 changed, 12 upgrade pending.
     #[prost(uint32, tag = "1")]
     pub kind: u32,
     #[prost(string, tag = "2")]
@@ -260,6 +459,10 @@ fn rejection_message(rejection: &Rejection) -> RejectionMessage {
         }
         Rejection::Malformed(text) => plain(9, text),
         Rejection::NotFound(text) => plain(10, text),
+        Rejection::Changed(text) => plain(11, text),
+        Rejection::UpgradePending { needed, present } => {
+            RejectionMessage { first: u64::from(*needed), second: u64::from(*present), ..plain(12, "") }
+        }
     }
 }
 
@@ -297,6 +500,11 @@ impl TryFrom<RejectionMessage> for Rejection {
             8 => Self::WindowClosed { began: message.first, horizon: message.second },
             9 => Self::Malformed(message.text),
             10 => Self::NotFound(message.text),
+            11 => Self::Changed(message.text),
+            12 => Self::UpgradePending {
+                needed: u32::try_from(message.first).map_err(|error| unreadable("version", error))?,
+                present: u32::try_from(message.second).map_err(|error| unreadable("version", error))?,
+            },
             tag => return Err(Error::UnknownTag { what: "rejection", tag }),
         })
     }

@@ -3,13 +3,15 @@
 //! **Invariants.** A stripe that travels lists its volumes; a stored one names an interned placement instead. Exactly
 //! one of the two is set, so a stored record can never pass for a message, nor the reverse.
 
-use super::command::{Attribute, Reserved, Seal, SealedInstance, StripeSeal};
+use super::command::{Attribute, Moved, Reserved, Seal, SealedInstance, StripeSeal};
 use super::wire_words::{
     CodeMessage, FailuresMessage, contract, digest, failures, failures_messages, instance_id, present, text,
     unreadable, volume_bytes, volume_ids,
 };
 use super::{Error, keys};
-use crate::ids::{LayoutVersion, LogIndex, PlacementId, Term, VersionNumber, VolumeId, WallMillis};
+use crate::ids::{
+    LayoutVersion, LogIndex, PlacementId, ShardIndex, StripeIndex, Term, VersionNumber, VolumeId, WallMillis,
+};
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct StripeMessage {
@@ -101,6 +103,41 @@ pub(super) struct SealedMessage {
     pub time: u64,
     #[prost(uint64, optional, tag = "9")]
     pub deleted: Option<u64>,
+    #[prost(message, repeated, tag = "10")]
+    pub moved: Vec<MovedMessage>,
+}
+
+/// A stripe that was reseated.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct MovedMessage {
+    #[prost(uint32, tag = "1")]
+    pub stripe: u32,
+    #[prost(uint64, tag = "2")]
+    pub index: u64,
+    /// Shards, ascending, one byte each …
+    #[prost(bytes = "vec", tag = "3")]
+    pub shards: Vec<u8>,
+    /// … and the volume that each was on, 16 bytes each.
+    #[prost(bytes = "vec", tag = "4")]
+    pub volumes: Vec<u8>,
+}
+
+fn moved_message((stripe, moved): (&StripeIndex, &Moved)) -> MovedMessage {
+    MovedMessage {
+        stripe: stripe.0,
+        index: moved.index.0,
+        shards: moved.former.keys().map(|shard| shard.0).collect(),
+        volumes: moved.former.values().flat_map(|volume| volume.0).collect(),
+    }
+}
+
+fn moved(message: &MovedMessage) -> Result<(StripeIndex, Moved), Error> {
+    let volumes = volume_ids(&message.volumes)?;
+    if volumes.len() != message.shards.len() {
+        return Err(unreadable("former holders", "shards and volumes differ in number"));
+    }
+    let former = message.shards.iter().map(|shard| ShardIndex(*shard)).zip(volumes).collect();
+    Ok((StripeIndex(message.stripe), Moved { index: LogIndex(message.index), former }))
 }
 
 /// How a stripe names its volumes: by list when it travels, by interned id when it is stored.
@@ -212,6 +249,7 @@ pub(super) fn sealed_message(sealed: &SealedInstance, placed: &Placed<'_>) -> Se
         index: sealed.index.0,
         time: sealed.time.0,
         deleted: sealed.deleted.map(|index| index.0),
+        moved: sealed.moved.iter().map(moved_message).collect(),
     }
 }
 
@@ -226,5 +264,6 @@ pub(super) fn sealed(message: SealedMessage, resolve: Resolve<'_>) -> Result<Sea
         index: LogIndex(message.index),
         time: WallMillis(message.time),
         deleted: message.deleted.map(LogIndex),
+        moved: message.moved.iter().map(moved).collect::<Result<_, _>>()?,
     })
 }

@@ -59,6 +59,8 @@ pub(crate) fn node_state(tag: u32) -> Result<NodeState, Error> {
         1 => Ok(NodeState::Up),
         2 => Ok(NodeState::Down),
         3 => Ok(NodeState::Removed),
+        4 => Ok(NodeState::Suspect),
+        5 => Ok(NodeState::Lost),
         tag => Err(Error::UnknownTag { what: "node state", tag }),
     }
 }
@@ -68,6 +70,7 @@ pub(crate) fn volume_state(tag: u32) -> Result<VolumeState, Error> {
         1 => Ok(VolumeState::Up),
         2 => Ok(VolumeState::ReadOnly),
         3 => Ok(VolumeState::Fenced),
+        4 => Ok(VolumeState::Away),
         tag => Err(Error::UnknownTag { what: "volume state", tag }),
     }
 }
@@ -184,6 +187,8 @@ pub(crate) struct NodeMessage {
     pub incarnation: Vec<u8>,
     #[prost(uint32, tag = "9")]
     pub version: u32,
+    #[prost(bool, tag = "10")]
+    pub draining: bool,
 }
 
 impl From<&Node> for NodeMessage {
@@ -198,6 +203,7 @@ impl From<&Node> for NodeMessage {
             state: (node.state as u8).into(),
             incarnation: node.incarnation.0.to_vec(),
             version: node.version,
+            draining: node.draining,
         }
     }
 }
@@ -214,6 +220,7 @@ impl TryFrom<NodeMessage> for Node {
             state: node_state(message.state)?,
             incarnation: incarnation(&message.incarnation)?,
             version: message.version,
+            draining: message.draining,
         })
     }
 }
@@ -228,6 +235,8 @@ pub(crate) struct VolumeMessage {
     pub capacity_bytes: u64,
     #[prost(uint32, tag = "4")]
     pub state: u32,
+    #[prost(bool, tag = "5")]
+    pub draining: bool,
 }
 
 impl From<&Volume> for VolumeMessage {
@@ -237,6 +246,7 @@ impl From<&Volume> for VolumeMessage {
             node: volume.node.0,
             capacity_bytes: volume.capacity_bytes,
             state: (volume.state as u8).into(),
+            draining: volume.draining,
         }
     }
 }
@@ -249,6 +259,7 @@ impl TryFrom<VolumeMessage> for Volume {
             node: NodeId(message.node),
             capacity_bytes: message.capacity_bytes,
             state: volume_state(message.state)?,
+            draining: message.draining,
         })
     }
 }
@@ -267,6 +278,9 @@ pub(crate) struct LayoutMessage {
     pub profiles: Vec<ProfileMessage>,
     #[prost(string, tag = "6")]
     pub default_profile: String,
+    /// 0 from a node that knows version 1 only.
+    #[prost(uint32, tag = "7")]
+    pub format: u32,
 }
 
 impl From<&Layout> for LayoutMessage {
@@ -278,6 +292,7 @@ impl From<&Layout> for LayoutMessage {
             volumes: layout.volumes.values().map(VolumeMessage::from).collect(),
             profiles: layout.profiles.values().map(ProfileMessage::from).collect(),
             default_profile: layout.default_profile.to_string(),
+            format: layout.format,
         }
     }
 }
@@ -298,6 +313,7 @@ impl TryFrom<LayoutMessage> for Layout {
         Ok(Self {
             cluster: cluster_id(&message.cluster)?,
             version: LayoutVersion(message.version),
+            format: message.format.max(1),
             nodes,
             volumes,
             profiles,

@@ -38,6 +38,11 @@ pub enum NodeState {
     Down = 2,
     /// Gone for good: its id is retired and never comes back.
     Removed = 3,
+    /// Not heard of for some seconds: its shards still count, it gets no new ones. Returns to `Up`.
+    Suspect = 4,
+    /// Away for so long that nobody waits for it: as `Down`, and what it held is rebuilt elsewhere even when its whole
+    /// site is away. May still return to `Up`.
+    Lost = 5,
 }
 
 /// Life of a volume, changed only through the log.
@@ -48,8 +53,11 @@ pub enum VolumeState {
     Up = 1,
     /// Read, gets no new shards: nearly full or being drained. Its shards count.
     ReadOnly = 2,
-    /// An I/O error or an operator took it out of service. Its shards count as absent. Never returns to `Up`.
+    /// An I/O error or an operator took it out of service, or it was away for too long. Its shards count as absent. Never
+    /// returns to `Up`.
     Fenced = 3,
+    /// Its node is up and does not serve it. Its shards count as absent. Returns to `Up`.
+    Away = 4,
 }
 
 /// One node as the cluster knows it.
@@ -71,6 +79,8 @@ pub struct Node {
     pub incarnation: Incarnation,
     /// Highest command and format version the node's binary understands.
     pub version: u32,
+    /// An operator wants it empty: it gets no new shards, those it has are moved off, and it should not lead.
+    pub draining: bool,
 }
 
 /// One volume as the cluster knows it.
@@ -84,6 +94,8 @@ pub struct Volume {
     pub capacity_bytes: u64,
     /// Whether it counts and gets shards.
     pub state: VolumeState,
+    /// An operator wants it empty: it gets no new shards, those it has are moved off.
+    pub draining: bool,
 }
 
 /// The whole cluster, as of one version.
@@ -93,6 +105,8 @@ pub struct Layout {
     pub cluster: ClusterId,
     /// Grows with every change.
     pub version: LayoutVersion,
+    /// Version of commands and formats in force, from 1; every member understands it. Raised through the log, never lowered.
+    pub format: u32,
     /// All nodes ever, removed ones included.
     pub nodes: BTreeMap<NodeId, Node>,
     /// All volumes ever, fenced ones included.
@@ -109,15 +123,35 @@ impl Layout {
         self.nodes.get(&self.volumes.get(&volume)?.node)
     }
 
-    /// True when shards on `volume` count as present: its node is up and it is not fenced.
+    /// True when shards on `volume` count as present: its node is up, or was moments ago, and serves it.
     pub fn counts(&self, volume: VolumeId) -> bool {
         let Some(known) = self.volumes.get(&volume) else { return false };
-        let up = self.nodes.get(&known.node).is_some_and(|node| node.state == NodeState::Up);
-        up && known.state != VolumeState::Fenced
+        let node = self.nodes.get(&known.node).map(|node| node.state);
+        let up = matches!(node, Some(NodeState::Up | NodeState::Suspect));
+        up && matches!(known.state, VolumeState::Up | VolumeState::ReadOnly)
     }
 
     /// True when `volume` may be given new shards.
     pub fn writable(&self, volume: VolumeId) -> bool {
-        self.counts(volume) && self.volumes.get(&volume).is_some_and(|known| known.state == VolumeState::Up)
+        let Some(known) = self.volumes.get(&volume) else { return false };
+        let Some(node) = self.nodes.get(&known.node) else { return false };
+        node.state == NodeState::Up && known.state == VolumeState::Up && !node.draining && !known.draining
+    }
+
+    /// True when an operator wants `volume` empty, by itself or with its node.
+    pub fn draining(&self, volume: VolumeId) -> bool {
+        let of_node = self.node_of(volume).is_some_and(|node| node.draining);
+        of_node || self.volumes.get(&volume).is_some_and(|known| known.draining)
+    }
+
+    /// True when every storage node of `site` that is not removed is away: an outage of the site rather than of nodes.
+    pub fn site_away(&self, site: &SiteName) -> bool {
+        let mut nodes = self.nodes.values().filter(|node| node.site == *site && node.roles.storage);
+        let away = |node: &Node| matches!(node.state, NodeState::Down | NodeState::Lost);
+        let mut any = false;
+        nodes.all(|node| {
+            any |= away(node);
+            away(node) || node.state == NodeState::Removed
+        }) && any
     }
 }

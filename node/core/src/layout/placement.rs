@@ -277,9 +277,10 @@ impl<'a> Field<'a> {
             volumes.known += 1;
             let node = layout.node_of(volume.id).filter(|node| node.state == NodeState::Up);
             match (node, volume.state) {
-                (None, _) => volumes.on_absent_nodes += 1,
+                (None, _) | (_, VolumeState::Away) => volumes.on_absent_nodes += 1,
                 (_, VolumeState::Fenced) => volumes.fenced += 1,
                 (_, VolumeState::ReadOnly) => volumes.read_only += 1,
+                _ if layout.draining(volume.id) => volumes.read_only += 1,
                 _ if avoid.contains(&volume.id) => volumes.avoided += 1,
                 (Some(node), VolumeState::Up) => {
                     volumes.writable += 1;

@@ -21,6 +21,7 @@ pub(super) fn cluster(sites: &[usize], volumes_per_node: u64) -> Layout {
     let mut layout = Layout {
         cluster: ClusterId([7; 16]),
         version: LayoutVersion(1),
+        format: 2,
         nodes: BTreeMap::new(),
         volumes: BTreeMap::new(),
         profiles: BTreeMap::new(),
@@ -38,11 +39,14 @@ pub(super) fn cluster(sites: &[usize], volumes_per_node: u64) -> Layout {
             state: NodeState::Up,
             incarnation: Incarnation([0; 16]),
             version: 1,
+            draining: false,
         };
         layout.nodes.insert(id, node);
         for id in (number * volumes_per_node..(number + 1) * volumes_per_node).map(volume) {
             let state = VolumeState::Up;
-            layout.volumes.insert(id, Volume { id, node: NodeId(number), capacity_bytes: 1 << 40, state });
+            layout
+                .volumes
+                .insert(id, Volume { id, node: NodeId(number), capacity_bytes: 1 << 40, state, draining: false });
         }
     }
     layout

@@ -112,7 +112,7 @@ pub fn shard_header(shard_bytes: u64) -> ShardHeader {
 
 pub fn put_shard(data: Bytes) -> Request {
     let header = shard_header(data.len() as u64);
-    Request::PutShard(Box::new(PutShard { volume: VolumeId([9; 16]), header, data }))
+    Request::PutShard(Box::new(PutShard { volume: VolumeId([9; 16]), header, data, repair: false }))
 }
 
 pub fn status() -> NodeStatus {
