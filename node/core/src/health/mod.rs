@@ -127,6 +127,8 @@ pub struct Aside {
     pub reason: String,
     /// Catalog time when it was set aside, in milliseconds.
     pub since: crate::ids::WallMillis,
+    /// Layout it was set aside under: another one is a reason to try again.
+    pub layout: crate::ids::LayoutVersion,
 }
 
 /// Why a shard is to be (re)made somewhere.

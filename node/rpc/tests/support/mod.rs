@@ -137,6 +137,7 @@ pub fn status() -> NodeStatus {
             used_bytes: 6,
             free_bytes: 7,
             capacity_bytes: 8,
+            scrub: pacsvault_core::health::report::ScrubAge::default(),
         }],
     }
 }
