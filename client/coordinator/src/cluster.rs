@@ -1,4 +1,4 @@
-//! What a coordinator knows of the cluster: the layout, who answers, and how fresh its own writes are.
+//! What a coordinator knows of the cluster: the layout, who answers, how fast, and what it wrote itself.
 //!
 //! **Invariants.** Suspicion is local and advisory: it steers placement and order of asking, never truth. Each suspected
 //! node has exactly one probe, which ends when the node answers or the coordinator is gone.
@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use crate::{Options, memory::Memory, unexpected};
+use crate::{Options, memory::Memory, own::OwnWrites, unexpected};
 use pacsvault_core::{
     codec::Coder,
-    ids::{LayoutVersion, LogIndex, NodeId, ProfileName, VolumeId},
+    ids::{LayoutVersion, LogIndex, NodeId, ObjectKey, ProfileName, VolumeId},
     layout::{
-        Layout, NodeState, Profile,
+        Layout, Profile,
         placement::{self, Placer},
         profile::Code,
     },
@@ -24,30 +24,26 @@ use pacsvault_ports::{
     peer::{Class, Fault, Freshness, Peer, Reply, Request, Target},
 };
 
-/// Pause between two rounds of asking every node, and between two probes of a suspect.
-const ROUND_PAUSE: Duration = Duration::from_millis(100);
 /// Pause between two probes of a suspected node.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How long a probe waits for an answer.
 const PROBE_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a node that gave no answer is asked after all others: longer than asking a whole site of them in turn.
-const SILENT_FOR: Duration = Duration::from_secs(30);
-/// How long nodes may all say that they are no members before that is believed: longer than a join takes.
-const JOINING_MAX: Duration = Duration::from_secs(3);
 /// Latencies kept per node, for the hedging delay.
 const LATENCIES_MAX: usize = 64;
 
+/// What changes.
 #[derive(Default)]
-struct Known {
-    layout: Option<(Arc<Layout>, MonoTime)>,
+pub struct Known {
+    pub layout: Option<(Arc<Layout>, MonoTime)>,
     refreshing: bool,
-    seen: LogIndex,
-    suspects: BTreeMap<NodeId, String>,
+    own: OwnWrites,
+    pub suspects: BTreeMap<NodeId, String>,
     full: BTreeMap<VolumeId, MonoTime>,
     latencies: BTreeMap<NodeId, Vec<Duration>>,
-    preferred: Option<Target>,
+    /// Who answered last.
+    pub preferred: Option<Target>,
     /// Addresses that lately gave no answer, until when: asked last, so that a dark site costs its deadlines once.
-    silent: BTreeMap<String, MonoTime>,
+    pub silent: BTreeMap<String, MonoTime>,
     coders: BTreeMap<Code, Coder>,
     placer: Option<(PlacerKey, Arc<Placer>)>,
 }
@@ -59,13 +55,6 @@ struct PlacerKey {
     profile: ProfileName,
     profile_version: u32,
     avoid: BTreeSet<VolumeId>,
-}
-
-/// The reply to a request that may have been sent more than once.
-pub struct Answer {
-    pub reply: Reply,
-    /// An earlier try may have been carried out too.
-    pub doubtful: bool,
 }
 
 /// The cluster as one coordinator sees it.
@@ -83,7 +72,8 @@ impl Cluster {
         Self { options, env, peer, memory, known: Mutex::default() }
     }
 
-    fn known(&self) -> std::sync::MutexGuard<'_, Known> {
+    /// What changes, locked for a moment.
+    pub fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
@@ -115,18 +105,24 @@ impl Cluster {
         self.known().coders.entry(code).or_insert_with(|| Coder::new(code)).clone()
     }
 
-    /// Raises `freshness` so that the writes of this coordinator are seen.
-    pub fn at_least_seen(&self, freshness: Freshness) -> Freshness {
-        match freshness {
-            Freshness::AtLeast(index) => Freshness::AtLeast(index.max(self.known().seen)),
-            Freshness::Linearizable => Freshness::Linearizable,
-        }
+    /// Raises `freshness` so that all writes of this coordinator are seen.
+    pub fn with_own(&self, freshness: Freshness) -> Freshness {
+        raised(freshness, self.known().own.newest())
     }
 
-    /// Notes that a write of this coordinator is visible from `index` on.
-    pub fn saw(&self, index: LogIndex) {
-        let mut known = self.known();
-        known.seen = known.seen.max(index);
+    /// Raises `freshness` so that all writes of this coordinator to `key` are seen.
+    pub fn with_own_of(&self, key: &ObjectKey, freshness: Freshness) -> Freshness {
+        raised(freshness, self.known().own.of_key(key))
+    }
+
+    /// Notes that a write of this coordinator to `key` is visible from `index` on.
+    pub fn wrote(&self, key: &ObjectKey, index: LogIndex) {
+        self.known().own.note(key, index);
+    }
+
+    /// Version of the layout held, if any is.
+    pub fn layout_version(&self) -> Option<LayoutVersion> {
+        self.known().layout.as_ref().map(|(layout, _)| layout.version)
     }
 
     /// The layout: cached, refreshed in the background when old.
@@ -157,7 +153,7 @@ impl Cluster {
 
     /// Fetches the layout now.
     pub async fn refresh_layout(self: &Arc<Self>) -> Result<Arc<Layout>, Fault> {
-        let freshness = self.at_least_seen(Freshness::AtLeast(LogIndex(0)));
+        let freshness = self.with_own(Freshness::AtLeast(LogIndex(0)));
         match self.ask(&Request::Layout(freshness)).await? {
             Reply::Layout(layout) => {
                 let mut known = self.known();
@@ -169,108 +165,6 @@ impl Cluster {
                 Ok(newest)
             }
             other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Nodes to ask, best first: the one that answered last, own site, others, suspects last; then the seeds.
-    fn targets(&self) -> Vec<Target> {
-        let known = self.known();
-        let mut targets: Vec<Target> = known.preferred.iter().cloned().collect();
-        if let Some((layout, _)) = &known.layout {
-            let mut nodes: Vec<_> = layout.nodes.values().filter(|node| node.state != NodeState::Removed).collect();
-            nodes.sort_by_key(|node| {
-                (known.suspects.contains_key(&node.id), Some(&node.site) != self.options.site.as_ref(), node.id)
-            });
-            targets.extend(nodes.into_iter().map(target_of));
-        }
-        targets.extend(self.options.seeds.iter().cloned());
-        let mut met = BTreeSet::new();
-        targets.retain(|target| met.insert(target.address.clone()));
-        let now = self.env.now();
-        targets.sort_by_key(|target| known.silent.get(&target.address).is_some_and(|until| *until > now));
-        targets
-    }
-
-    /// Asks nodes in turn until one answers, round after round until the operation deadline. Every request is safe to
-    /// repeat.
-    pub async fn ask(&self, request: &Request) -> Result<Reply, Fault> {
-        Ok(self.ask_told(request).await?.reply)
-    }
-
-    /// As [`Cluster::ask`], and says whether an earlier try may have been carried out too. Once one may have been, no
-    /// fault of a later try is definite: the outcome is unknown, and said so. A request that changes nothing has no
-    /// outcome to be unsure of.
-    pub async fn ask_told(&self, request: &Request) -> Result<Answer, Fault> {
-        let began = self.env.now().0;
-        let end = began + self.options.operation_deadline;
-        let mut doubtful = false;
-        let mut last =
-            Fault::new(Class::Retry, "PV-NO-NODE", "no node of the cluster is known: name at least one endpoint");
-        loop {
-            let mut codes = BTreeSet::new();
-            for target in self.targets() {
-                let left = end.saturating_sub(self.env.now().0);
-                if left.is_zero() {
-                    return Err(self.gave_up(doubtful, &last));
-                }
-                let deadline = self.options.catalog_deadline.min(left);
-                let fault = match self.peer.call(&target, request.clone(), deadline).await {
-                    Ok(reply) => {
-                        self.note_answer(target);
-                        return Ok(Answer { reply, doubtful });
-                    }
-                    Err(fault) => fault,
-                };
-                self.note_no_answer(&target, &fault);
-                match fault.class {
-                    Class::Unknown => doubtful |= !only_reads(request),
-                    Class::Retry | Class::Exhausted => {}
-                    Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => {
-                        return Err(if doubtful { in_doubt(&fault) } else { fault });
-                    }
-                }
-                codes.insert(fault.code);
-                last = fault;
-            }
-            let now = self.env.now().0;
-            if hopeless(&codes, now.saturating_sub(began)) {
-                if last.code == "PV-TRUST" {
-                    last.class = Class::Reject;
-                }
-                return Err(if doubtful { in_doubt(&last) } else { last });
-            }
-            if now + ROUND_PAUSE >= end {
-                return Err(self.gave_up(doubtful, &last));
-            }
-            self.env.sleep(ROUND_PAUSE).await;
-        }
-    }
-
-    fn note_answer(&self, target: Target) {
-        let mut known = self.known();
-        known.silent.remove(&target.address);
-        known.preferred = Some(target);
-    }
-
-    fn note_no_answer(&self, target: &Target, fault: &Fault) {
-        let mut known = self.known();
-        if known.preferred.as_ref() == Some(target) {
-            known.preferred = None;
-        }
-        if matches!(fault.class, Class::Unknown | Class::Retry) {
-            let until = MonoTime(self.env.now().0 + SILENT_FOR);
-            known.silent.insert(target.address.clone(), until);
-        }
-    }
-
-    fn gave_up(&self, doubtful: bool, last: &Fault) -> Fault {
-        let seconds = self.options.operation_deadline.as_secs();
-        if doubtful {
-            let text = format!("outcome unknown after {seconds} s: {last}; trying again with the same content is safe");
-            Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
-        } else {
-            let text = format!("no node answered within {seconds} s: {last}; see `pacsvault status`");
-            Fault::new(Class::Retry, "PV-UNAVAILABLE", text)
         }
     }
 
@@ -332,35 +226,11 @@ impl Cluster {
     }
 }
 
-/// Requests that leave everything as it is, whether or not they were carried out.
-fn only_reads(request: &Request) -> bool {
-    matches!(
-        request,
-        Request::Layout(_)
-            | Request::Lookup(_)
-            | Request::List(_)
-            | Request::Status
-            | Request::ReadIndex
-            | Request::GetShard(_)
-            | Request::SnapshotFiles { .. }
-            | Request::SnapshotRead { .. }
-    )
-}
-
-/// A whole round was refused, every node for the same reason, and asking again will not help.
-fn hopeless(codes: &BTreeSet<&'static str>, asked_for: Duration) -> bool {
-    let only = |code: &str| codes.len() == 1 && codes.contains(code);
-    // A node that is being let in says that it is no member, but not for long.
-    only("PV-TRUST") || (only("PV-NOT-MEMBER") && asked_for >= JOINING_MAX)
-}
-
-/// The fault of a try, when an earlier try of the same request may have been carried out.
-pub fn in_doubt(later: &Fault) -> Fault {
-    let text = format!(
-        "outcome unknown: an earlier try may have been carried out, and a later one was refused: {later}; trying again \
-         with the same content is safe"
-    );
-    Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
+fn raised(freshness: Freshness, least: LogIndex) -> Freshness {
+    match freshness {
+        Freshness::AtLeast(index) => Freshness::AtLeast(index.max(least)),
+        Freshness::Linearizable => Freshness::Linearizable,
+    }
 }
 
 /// How to reach a node.

@@ -13,11 +13,15 @@
 //!
 //! Left to others: transport and trust (`rpc`), durability (`volume`), truth (`catalog`).
 
+mod ask;
 mod cluster;
 mod fetch;
 mod get;
+mod lookup;
 mod memory;
+mod own;
 mod put;
+mod shards;
 mod stripe;
 mod verify;
 
@@ -32,7 +36,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     env::SharedEnv,
-    peer::{Class, Fault, Freshness, List, ListPage, Lookup, Peer, Reply, Request, Target},
+    peer::{Class, Fault, Freshness, List, ListPage, Peer, Reply, Request, Target},
 };
 
 use cluster::Cluster;
@@ -65,6 +69,11 @@ pub struct Options {
     pub shard_deadline: Duration,
     /// After this long for one request of the catalog another node is asked.
     pub catalog_deadline: Duration,
+    /// After this long without an answer a lookup is put to another node too, and content with this coordinator's own
+    /// writes to its key.
+    pub lookup_patience: Duration,
+    /// After this long without an answer a seal, a deletion or a listing is put to another node too.
+    pub change_patience: Duration,
     /// How long an operation keeps trying before it reports that it could not, or that its outcome is unknown.
     pub operation_deadline: Duration,
     /// Once the contract is met, how long to wait for the shards still on their way.
@@ -85,6 +94,8 @@ impl Options {
             stripe_bytes: pacsvault_core::limits::STRIPE_BYTES_MAX,
             shard_deadline: Duration::from_secs(5),
             catalog_deadline: Duration::from_secs(5),
+            lookup_patience: Duration::from_millis(300),
+            change_patience: Duration::from_secs(1),
             operation_deadline: Duration::from_secs(30),
             straggler_grace: Duration::from_millis(25),
             hedge_after: Duration::from_millis(150),
@@ -139,7 +150,7 @@ pub struct GetQuery {
     pub offset_bytes: u64,
     /// Bytes wanted; to the end when absent.
     pub len_bytes: Option<u64>,
-    /// How fresh. Writes of this coordinator are always seen.
+    /// How fresh. Writes of this coordinator to the key are always seen.
     pub freshness: Freshness,
 }
 
@@ -197,29 +208,20 @@ impl Coordinator {
         Download::new(self.cluster.clone(), sealed, query.offset_bytes, query.len_bytes)
     }
 
-    /// Finds one sealed instance. `NotFound` when it is not stored or deleted.
+    /// Finds one sealed instance. `NotFound` when it is not stored or deleted. Writes of this coordinator to the key are
+    /// always seen; those to other keys unless no replica has them yet.
     pub async fn lookup(
         &self,
         key: &ObjectKey,
         version: Option<VersionNumber>,
         freshness: Freshness,
     ) -> Result<SealedInstance, Fault> {
-        let freshness = self.cluster.at_least_seen(freshness);
-        let lookup = Lookup { key: key.clone(), version, freshness };
-        match self.cluster.ask(&Request::Lookup(lookup)).await? {
-            Reply::Found { sealed: Some(sealed), .. } => Ok(*sealed),
-            Reply::Found { sealed: None, .. } => Err(Fault::new(
-                Class::NotFound,
-                "PV-NOT-FOUND",
-                format!("{key} is not stored; `pacsvault ls` lists what is"),
-            )),
-            other => Err(unexpected(&other)),
-        }
+        self.cluster.lookup(key, version, freshness).await
     }
 
     /// One page of a listing.
     pub async fn list(&self, mut list: List) -> Result<ListPage, Fault> {
-        list.freshness = self.cluster.at_least_seen(list.freshness);
+        list.freshness = self.cluster.with_own(list.freshness);
         match self.cluster.ask(&Request::List(list)).await? {
             Reply::Page(page) => Ok(*page),
             other => Err(unexpected(&other)),
@@ -246,7 +248,7 @@ impl Coordinator {
                 match outcome {
                     // What reads after this delete waits for it, on whichever node.
                     Outcome::Deleted { versions, index } => {
-                        self.cluster.saw(index);
+                        self.cluster.wrote(&key, index);
                         deleted.extend(versions);
                     }
                     Outcome::Rejected(rejection) => return Err(rejected(&rejection)),
@@ -278,7 +280,7 @@ impl Coordinator {
     /// A rejection counts only if no earlier try can have been applied: otherwise it may be about a state that the
     /// earlier try made or will still change, and the outcome is unknown. What was accepted is definite.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
-        let cluster::Answer { reply, doubtful } = self.cluster.ask_told(&Request::Propose(commands)).await?;
+        let ask::Answer { reply, doubtful } = self.cluster.ask_told(&Request::Propose(commands)).await?;
         let Reply::Outcomes(outcomes) = reply else { return Err(unexpected(&reply)) };
         let refused = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Rejected(rejection) => Some(rejected(rejection)),
@@ -288,7 +290,7 @@ impl Coordinator {
             Some(fault) if doubtful => {
                 // The catalog knows better than the cached layout: see it before the next try.
                 let _ = self.cluster.refresh_layout().await;
-                Err(cluster::in_doubt(&fault))
+                Err(ask::in_doubt(&fault))
             }
             _ => Ok(outcomes),
         }

@@ -191,7 +191,7 @@ impl Upload {
                 Err(Fault::new(Class::Reject, "PV-DELETED", text))
             }
             Some(Outcome::Sealed { sealed, first }) => {
-                cluster.saw(sealed.index);
+                cluster.wrote(&sealed.seal.key, sealed.index);
                 let (receipt, signed) = self.coordinator.sign(&sealed, &layout)?;
                 Ok(Stored { sealed: *sealed, receipt, signed, first })
             }

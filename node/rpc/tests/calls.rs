@@ -204,7 +204,7 @@ async fn oversized_and_malformed_messages_are_refused_and_the_connection_lives_o
     let (channel, origin) = bench.peer.channel(&bench.server.target).expect("a channel");
     let mut client = ShardsClient::with_origin(channel, origin).max_encoding_message_size(usize::MAX);
     let header = Some(convert::shard_header_message(&shard_header(4)));
-    let good = v1::PutShardRequest { volume: vec![9; 16].into(), header, data: Bytes::from_static(b"data") };
+    let good = v1::PutShardRequest { volume: vec![9; 16].into(), header, repair: false, data: Bytes::from_static(b"data") };
     let huge = v1::PutShardRequest { data: vec![0; MESSAGE_BYTES_MAX].into(), ..good.clone() };
     assert_eq!(client.put_shard(huge).await.expect_err("too large").code(), Code::OutOfRange);
 

@@ -1,8 +1,12 @@
 //! What the volume holds, in memory: where each shard lies, and what each segment still has to be kept for.
 //!
-//! **Invariants.** A segment's `live` equals the index entries that point into it. `targets` of a segment counts its
-//! tombstones per segment that still exists and holds the record they delete: such a segment must not be reused before
-//! those, or the deleted records would come back.
+//! **Invariants.**
+//! - A segment's `live` equals the index entries that point into it.
+//! - Every record on the disk that no longer counts has a *witness* as long as its segment exists: a tombstone that names its
+//!   place, or a later record of the same shard. A witness lies in the same segment, or in one whose `targets` counts it.
+//!   A segment with targets is never reused. So a witness never goes before what it witnesses against, and no record that
+//!   was deleted or superseded comes back.
+//! - A superseded record is `owed` a tombstone until one is durable: only then does its place have a witness that names it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +19,10 @@ use pacsvault_core::{
 };
 use pacsvault_ports::disk::DiskFile;
 
-use crate::format::RECORD_ALIGN;
+use crate::format::{RECORD_ALIGN, Tombstone};
+
+/// Least gain for which compaction empties a segment that is more than half in use: far more than its batches are padded by.
+const GAIN_BYTES_MIN: u64 = 64 << 10;
 
 /// A shard id in 21 bytes whose order is that of [`ShardId`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -81,15 +88,35 @@ pub(crate) struct Segment {
     pub(crate) len: u64,
     pub(crate) live: u64,
     pub(crate) live_bytes: u64,
+    /// Witnesses in this segment, per other segment that exists and holds the record they are against.
     pub(crate) targets: BTreeMap<u64, u64>,
     /// Its contents are not fully known; never reused.
     pub(crate) damaged: bool,
+    /// Compaction went through it and had to leave so many records, for they are damaged. It tries again when fewer are left.
+    pub(crate) left: Option<u64>,
+    /// Compaction has begun to restate its tombstones. Once in a life: a second pass could not tell which of them `targets`
+    /// still counts.
+    pub(crate) restated: bool,
 }
 
 impl Segment {
     pub(crate) fn new(file: Arc<dyn DiskFile>, len: u64) -> Self {
-        Self { file, len, live: 0, live_bytes: 0, targets: BTreeMap::new(), damaged: false }
+        let targets = BTreeMap::new();
+        Self { file, len, live: 0, live_bytes: 0, targets, damaged: false, left: None, restated: false }
     }
+
+    /// Bytes that compaction would have to write, at most: a tombstone alone in its record takes one unit.
+    fn kept_bytes(&self) -> u64 {
+        self.live_bytes + RECORD_ALIGN * self.targets.values().sum::<u64>()
+    }
+}
+
+/// A superseded record that no tombstone names yet.
+#[derive(Debug, Clone, Copy)]
+struct Owed {
+    id: ShardId,
+    /// Segment of the record that took its place, and that is held back for it.
+    by: u64,
 }
 
 /// Index and segments together.
@@ -99,6 +126,8 @@ pub(crate) struct Table {
     pub(crate) segments: BTreeMap<u64, Segment>,
     /// Written, not yet durable.
     in_flight: BTreeSet<Key>,
+    /// Superseded records without a tombstone: (segment, offset).
+    owed: BTreeMap<(u64, u64), Owed>,
 }
 
 impl Table {
@@ -116,6 +145,7 @@ impl Table {
     pub(crate) fn insert(&mut self, id: ShardId, place: Place) {
         if let Some(old) = self.index.insert(id.into(), place) {
             self.forget(old);
+            self.owe(id, old, place.sequence());
         }
         if let Some(segment) = self.segments.get_mut(&place.sequence()) {
             segment.live += 1;
@@ -130,6 +160,36 @@ impl Table {
         }
     }
 
+    /// The record at `old` was superseded by one in segment `by`, which is its only witness for now.
+    fn owe(&mut self, id: ShardId, old: Place, by: u64) {
+        if !self.segments.contains_key(&old.sequence()) {
+            return;
+        }
+        self.owed.insert((old.sequence(), old.offset()), Owed { id, by });
+        if by != old.sequence()
+            && let Some(segment) = self.segments.get_mut(&by)
+        {
+            *segment.targets.entry(old.sequence()).or_default() += 1;
+        }
+    }
+
+    /// Tombstones that are owed, at most `limit`.
+    pub(crate) fn owed(&self, limit: usize) -> Vec<Tombstone> {
+        let tombstone = |(&(sequence, offset), owed): (&(u64, u64), &Owed)| Tombstone { id: owed.id, sequence, offset };
+        self.owed.iter().take(limit).map(tombstone).collect()
+    }
+
+    /// One witness in segment `from` against a record of segment `target` is no longer needed.
+    pub(crate) fn release(&mut self, from: u64, target: u64) {
+        let Some(segment) = self.segments.get_mut(&from) else { return };
+        if let Some(count) = segment.targets.get_mut(&target) {
+            *count -= 1;
+            if *count == 0 {
+                segment.targets.remove(&target);
+            }
+        }
+    }
+
     /// Applies one tombstone that lies in segment `from`; true if the shard was there.
     pub(crate) fn delete(&mut self, id: ShardId, sequence: u64, offset: u64, from: u64) -> bool {
         if from != sequence
@@ -137,6 +197,11 @@ impl Table {
             && let Some(segment) = self.segments.get_mut(&from)
         {
             *segment.targets.entry(sequence).or_default() += 1;
+        }
+        if let Some(paid) = self.owed.remove(&(sequence, offset))
+            && paid.by != sequence
+        {
+            self.release(paid.by, sequence);
         }
         match self.find(id) {
             Some(place) if place.sequence() == sequence && place.offset() == offset => {
@@ -154,8 +219,46 @@ impl Table {
         self.segments.range(..active).find(|(_, segment)| dead(segment)).map(|(sequence, _)| *sequence)
     }
 
+    /// The segment before `active` that compaction should empty next. In quiet times the oldest that keeps less than half of
+    /// its length; when room is `short`, the one that gives most, if it gives a quarter and [`GAIN_BYTES_MIN`].
+    ///
+    /// Each choice gives back more than compaction writes for it (padding included, see `compact`), so choosing ends.
+    pub(crate) fn victim(&self, active: u64, short: bool) -> Option<u64> {
+        let gain = |segment: &Segment| segment.len.saturating_sub(segment.kept_bytes());
+        let mut fit = self.segments.range(..active).filter(|(_, segment)| {
+            let worth = gain(segment) > segment.len / 2
+                || short && gain(segment) >= GAIN_BYTES_MIN.max(segment.len / 4);
+            let tried = segment.left.is_some_and(|left| segment.live >= left);
+            worth && !segment.damaged && !tried
+        });
+        let found = if short { fit.max_by_key(|(_, segment)| gain(segment)) } else { fit.next() };
+        found.map(|(sequence, _)| *sequence)
+    }
+
+    /// Index entries in segment `sequence`, of at most `limit` entries after `after`; and where to go on, unless at the end.
+    pub(crate) fn places_in(
+        &self,
+        sequence: u64,
+        after: Option<ShardId>,
+        limit: usize,
+    ) -> (Vec<(ShardId, Place)>, Option<ShardId>) {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let from = after.map_or(Unbounded, |id| Excluded(Key::from(id)));
+        let (mut found, mut seen, mut last) = (Vec::new(), 0, None);
+        for (key, place) in self.index.range((from, Unbounded)).take(limit) {
+            if place.sequence() == sequence {
+                found.push(((*key).into(), *place));
+            }
+            (seen, last) = (seen + 1, Some(*key));
+        }
+        (found, last.filter(|_| seen == limit).map(ShardId::from))
+    }
+
     /// Takes out a dead segment; tombstones that aimed at it have done their work.
     pub(crate) fn take_segment(&mut self, sequence: u64) -> Option<Segment> {
+        while let Some((&place, _)) = self.owed.range((sequence, 0)..=(sequence, u64::MAX)).next() {
+            self.owed.remove(&place);
+        }
         for segment in self.segments.values_mut() {
             segment.targets.remove(&sequence);
         }

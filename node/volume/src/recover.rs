@@ -7,8 +7,9 @@
 //! **Invariants.**
 //! - Opening writes nothing into segments. The first batch of the new life begins with a mark that names the void records;
 //!   until that is durable, every further open finds the same.
-//! - Where no valid record begins, the rest is searched for the next one, at least as far as one crash can reach: damage of
-//!   one header does not hide the records behind it.
+//! - Behind damage the next record is sought (see `walk`), in the newest segment at least as far as one crash can reach.
+//! - Of two records of one shard the later counts; the earlier is owed a tombstone (see `index`).
+//! - Rot never refuses the volume: only doubt whose it is does, and a disk that cannot be listed or synced.
 //! - What is found is synced before it can be acknowledged again: the process may have died without the power failing.
 
 use std::{
@@ -16,27 +17,25 @@ use std::{
     sync::{Arc, Mutex, OnceLock, RwLock, atomic::AtomicU64},
 };
 
-use pacsvault_core::{checksum::verify_chunks, ids::VolumeId};
+use pacsvault_core::ids::VolumeId;
 use pacsvault_ports::disk::{Disk, DiskFile};
 
 use crate::{
     crash,
     error::Error,
     format::{
-        self, Body, IDENTITY_NAME, Identity, RECORD_ALIGN, RECORD_MAGIC, RECORDS_START, Record, SECTOR_BYTES,
-        SegmentHeader, Tombstone, align, decode_voids, parse_name, spare_name,
+        self, Body, IDENTITY_NAME, Identity, Record, SECTOR_BYTES, Tombstone, decode_voids, parse_name, spare_name,
     },
     index::{Place, Segment, Table},
+    note,
     store::{IDENTITY_PART, Options, Owner, POISON_NAME, Store, segment_bytes, to_usize},
+    walk::Walk,
     writer::{Active, BATCH_BYTES_MAX, MarkDue, Spare, Writer},
 };
 
 /// How far behind the last valid record of the newest segment others are sought: two batches may have been in flight,
 /// each at most 16 MiB or one record of as much.
 const SEARCH_BYTES_MAX: u64 = 2 * (BATCH_BYTES_MAX + (17 << 20));
-/// Read at once while searching.
-const SEARCH_READ_BYTES: u64 = 256 << 10;
-
 /// What opening found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -79,12 +78,10 @@ struct Scan {
     report: Recovery,
 }
 
-/// Where the scan of a segment ended.
+/// Where the scan of a segment ended, and the life in force there.
 struct Tail {
     life: u64,
     offset: u64,
-    /// It was read without errors up to where records may lie.
-    readable: bool,
 }
 
 pub(crate) fn open(disk: Arc<dyn Disk>, owner: &Owner, options: Options) -> Result<(Store, Recovery), Error> {
@@ -147,7 +144,7 @@ fn read_identity(disk: &dyn Disk, names: &[String], owner: &Owner) -> Result<Ide
 fn remove_parts(disk: &dyn Disk, names: &[String]) -> Result<(), Error> {
     for name in names {
         let part = name.strip_suffix(".tmp").is_some_and(|whole| parse_name(whole, "spare-").is_some());
-        if part || name == IDENTITY_PART {
+        if part || name == IDENTITY_PART || note::is_part(name) {
             // CRASH(volume.open.3): it may be there again at the next open; it is removed again.
             crash::point("volume.open.3");
             disk.remove(name).map_err(Error::open("remove an unfinished file"))?;
@@ -200,16 +197,32 @@ impl Scan {
         let segment = &self.table.segments[&sequence];
         let (file, len) = (segment.file.clone(), segment.len);
         self.report.segments += 1;
-        let Some(life) = self.segment_life(sequence, &*file, len) else {
-            self.damaged(sequence);
-            return Ok(None);
+        let (mut walk, durable_batch) = match Walk::begin(self.volume(), sequence, file, len) {
+            Ok(begun) => begun,
+            Err(read_bytes) => {
+                self.report.read_bytes += read_bytes;
+                self.damaged(sequence);
+                return Ok(None);
+            }
         };
-        let tail = self.records(sequence, &file, len, life, last);
-        if !tail.readable {
+        self.proven_batch = self.proven_batch.max(durable_batch);
+        self.newest_batch = self.newest_batch.max(durable_batch);
+        if last {
+            walk.search_at_most(SEARCH_BYTES_MAX);
+        }
+        while let Some(record) = walk.next_record() {
+            match record.body {
+                Body::End => self.prove(record.stamp.durable_batch),
+                Body::Shard(_) | Body::Tombstones { .. } | Body::Mark { .. } => self.take(record, walk.file()),
+            }
+        }
+        self.report.read_bytes += walk.read_bytes;
+        self.report.damaged_places += walk.damaged_places;
+        if !walk.readable {
             self.damaged(sequence);
             return Ok(None);
         }
-        Ok(Some(tail))
+        Ok(Some(Tail { life: walk.life, offset: walk.tail_offset }))
     }
 
     fn damaged(&mut self, sequence: u64) {
@@ -217,120 +230,6 @@ impl Scan {
         if let Some(segment) = self.table.segments.get_mut(&sequence) {
             segment.damaged = true;
         }
-    }
-
-    /// The life that began a segment, from its header, the copy, or its first record.
-    fn segment_life(&mut self, sequence: u64, file: &dyn DiskFile, len: u64) -> Option<u64> {
-        for copy in 0..2 {
-            let mut bytes = vec![0; to_usize(SECTOR_BYTES)];
-            self.report.read_bytes += SECTOR_BYTES;
-            if file.read_at(copy * SECTOR_BYTES, &mut bytes).is_err() {
-                continue;
-            }
-            if let Ok(header) = SegmentHeader::decode(&bytes)
-                && header.volume == self.volume()
-                && header.sequence == sequence
-            {
-                self.proven_batch = self.proven_batch.max(header.durable_batch);
-                self.newest_batch = self.newest_batch.max(header.durable_batch);
-                return Some(header.life);
-            }
-        }
-        let first = self.record_at(sequence, file, len, RECORDS_START).ok()??;
-        Some(first.stamp.life)
-    }
-
-    /// The record at `offset`, if one of this volume and segment begins there.
-    fn record_at(
-        &mut self,
-        sequence: u64,
-        file: &dyn DiskFile,
-        len: u64,
-        offset: u64,
-    ) -> std::io::Result<Option<Record>> {
-        if offset + RECORD_ALIGN > len {
-            return Ok(None);
-        }
-        let mut bytes = vec![0; to_usize(SECTOR_BYTES.min(len - offset))];
-        self.report.read_bytes += bytes.len() as u64;
-        file.read_at(offset, &mut bytes)?;
-        Ok(Record::decode(&bytes).ok().filter(|record| {
-            let stamp = record.stamp;
-            let here = stamp.volume == self.volume() && stamp.sequence == sequence && stamp.offset == offset;
-            here && offset.checked_add(record.span_bytes).is_some_and(|end| end <= len)
-        }))
-    }
-
-    /// Follows the records of one segment.
-    fn records(&mut self, sequence: u64, file: &Arc<dyn DiskFile>, len: u64, life: u64, last: bool) -> Tail {
-        let mut tail = Tail { life, offset: RECORDS_START, readable: true };
-        let mut batch = 0;
-        let mut offset = RECORDS_START;
-        // Where the chain broke, while searching.
-        let mut broken: Option<u64> = None;
-        loop {
-            let record = match self.record_at(sequence, &**file, len, offset) {
-                Ok(record) => record.filter(|record| belongs(record, tail.life, batch)),
-                Err(_) => {
-                    tail.readable = false;
-                    None
-                }
-            };
-            let Some(record) = record else {
-                let start = *broken.get_or_insert(offset);
-                let limit = if last && tail.readable { len.min(start + SEARCH_BYTES_MAX) } else { len };
-                match self.search(&**file, offset + RECORD_ALIGN, limit, &mut tail.readable) {
-                    Some(next) => offset = next,
-                    None => return tail,
-                }
-                continue;
-            };
-            if broken.take().is_some() && !matches!(record.body, Body::Mark { .. }) {
-                self.report.damaged_places += 1;
-            }
-            batch = record.stamp.batch;
-            offset += record.span_bytes;
-            if let Body::End = record.body {
-                // The rest is not free: whoever wrote this has left the segment, or is about to.
-                tail.offset = len;
-                self.prove(record.stamp.durable_batch);
-                return tail;
-            }
-            tail.offset = align(offset, SECTOR_BYTES);
-            if let Body::Mark { next_life } = record.body {
-                tail.life = next_life;
-            }
-            self.take(record, file);
-        }
-    }
-
-    /// Next multiple of 512 in `from..limit` where a record may begin.
-    fn search(&mut self, file: &dyn DiskFile, from: u64, limit: u64, readable: &mut bool) -> Option<u64> {
-        let mut at = from;
-        let mut buffer = Vec::new();
-        let mut step = SEARCH_READ_BYTES;
-        while at + RECORD_ALIGN <= limit {
-            // Reads end on multiples of their size, so that bad sectors cost only themselves.
-            let end = ((at / step + 1) * step).min(limit);
-            buffer.resize(to_usize(end - at), 0);
-            self.report.read_bytes += end - at;
-            if file.read_at(at, &mut buffer).is_err() {
-                *readable = false;
-                if step > SECTOR_BYTES {
-                    step = SECTOR_BYTES;
-                } else {
-                    at = end;
-                }
-                continue;
-            }
-            let unit = to_usize(RECORD_ALIGN);
-            let found = buffer.chunks(unit).position(|sector| sector.starts_with(RECORD_MAGIC));
-            if let Some(found) = found {
-                return Some(at + found as u64 * RECORD_ALIGN);
-            }
-            at = end;
-        }
-        None
     }
 
     /// Everything up to batch `durable` was synced: what waited for that is applied.
@@ -417,10 +316,6 @@ impl Scan {
             Active { sequence, file: segment.file.clone(), offset: tail.offset, len: segment.len }
         });
         let mark = (active.is_some() || !mark.voids.is_empty()).then_some(mark);
-        let rest = active.as_ref().map_or(0, |active| active.len.saturating_sub(active.offset));
-        let files: u64 = self.table.segments.values().map(|segment| segment.len).sum();
-        let spare: u64 = spares.iter().map(|spare| spare.len).sum();
-        let growth = space.free_bytes.min(capacity_bytes.saturating_sub(files + spare));
         self.report.shards = self.table.shards();
         self.report.live_bytes = self.table.live_bytes();
         let writer = Writer { active, next_number, batch: self.newest_batch, mark, spares, preparing: false };
@@ -434,28 +329,21 @@ impl Scan {
             writer: Mutex::new(writer),
             sync: Mutex::new(()),
             durable_batch: AtomicU64::new(self.newest_batch),
-            room_bytes: AtomicU64::new(rest + spare + growth),
+            room_bytes: AtomicU64::new(0),
             poison: OnceLock::new(),
+            compaction: Mutex::default(),
+            notes: Mutex::default(),
         };
+        {
+            let writer = store.lock_writer()?;
+            store.measure_room(&writer)?;
+        }
         Ok((store, self.report))
     }
 }
 
-/// Whether a record continues the log: written by the life we are in, or the mark that ends it (or that mark's copy).
-fn belongs(record: &Record, life: u64, batch: u64) -> bool {
-    let known = match record.body {
-        Body::Mark { next_life } => record.stamp.life == life || next_life == life,
-        Body::Shard(_) | Body::Tombstones { .. } | Body::End => record.stamp.life == life,
-    };
-    known && record.stamp.batch >= batch
-}
-
-/// The payload, if it can be read and matches its checksums.
+/// The payload of a record, if it can be read and matches its checksums.
 fn payload_of(held: &Held, read_bytes: &mut u64) -> Option<Vec<u8>> {
-    let record = &held.record;
-    let mut payload = vec![0; to_usize(record.payload_bytes)];
-    *read_bytes += record.payload_bytes;
-    held.file.read_at(record.stamp.offset + record.header_bytes as u64, &mut payload).ok()?;
-    verify_chunks(&payload, 0, &record.chunk_crcs).ok()?;
-    Some(payload)
+    *read_bytes += held.record.payload_bytes;
+    crate::walk::payload_of(&*held.file, &held.record)
 }
