@@ -108,6 +108,16 @@ impl IdentityFile {
         self.write()
     }
 
+    /// Forgets the volume that `path` held.
+    pub fn forget_volume(&self, path: &Path) -> Result<Option<VolumeId>, Fault> {
+        let known = self.volume_at(path)?;
+        if known.is_some() {
+            self.content().volumes.remove(&path.display().to_string());
+            self.write()?;
+        }
+        Ok(known)
+    }
+
     /// True when consensus may have relied on the stores: from then on they must be there.
     pub fn has_stores(&self) -> bool {
         self.content().stores

@@ -3,7 +3,7 @@
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::Parser;
-use pacsvault_node::{config::Config, shell};
+use pacsvault_node::{config::Config, shell, volumes};
 
 /// One pacsvault storage node: holds shards, votes, or both.
 ///
@@ -20,6 +20,10 @@ struct Arguments {
     /// Check configuration and certificates, then exit.
     #[arg(long)]
     check: bool,
+    /// Forget the volume that PATH held, because its disk is gone for good, then exit. The next start formats a new volume
+    /// there, if the directory is empty. Stop the node first. What the old volume held is rebuilt from the others.
+    #[arg(long, value_name = "PATH")]
+    forget_volume: Option<PathBuf>,
     /// Log one JSON object per line.
     #[arg(long)]
     log_json: bool,
@@ -49,6 +53,12 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     if arguments.check {
         shell::credentials(&config)?;
         println!("{}: fine", arguments.config.display());
+        return Ok(());
+    }
+    if let Some(path) = &arguments.forget_volume {
+        let volume = volumes::forget(&config, shell::credentials(&config)?.cluster(), path)?;
+        println!("volume {volume} is forgotten; start the node, and a new volume is made in {}", path.display());
+        println!("to have its shards rebuilt at once: pacsvault cluster fence-volume {volume}");
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("pacsvault").build()?;

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures::{StreamExt, stream};
 use pacsvault_client::{Acked, Client, receipt};
 use pacsvault_coordinator::{GetQuery, ShardFinding};
-use pacsvault_core::ids::{Digest, ObjectKey, Uid, VersionNumber};
+use pacsvault_core::ids::{Digest, InstanceId, ObjectKey, Uid, VersionNumber};
 use pacsvault_ports::peer::{Class, Fault};
 use rand::{RngCore, SeedableRng, rngs::StdRng};
 
@@ -179,6 +179,18 @@ impl Ledger {
         let mut certain = around.filter(|(_, record)| record.certain());
         let (key, record) = certain.next()?;
         Some((key.clone(), record.attempts.last()?.0))
+    }
+
+    /// Instances that must be stored, with size and digest, as their receipts say: those of keys nobody wished to delete.
+    pub fn promised(&self, ca_pem: &str) -> anyhow::Result<BTreeMap<InstanceId, (u64, Digest)>> {
+        let mut promised = BTreeMap::new();
+        for record in self.records().values().filter(|record| record.deletion == Deletion::None) {
+            for (_, _, signed) in record.acked() {
+                let (receipt, _) = receipt::prove(signed, ca_pem)?;
+                promised.insert(receipt.instance, (receipt.size_bytes, receipt.digest));
+            }
+        }
+        Ok(promised)
     }
 
     /// How many versions are acknowledged.

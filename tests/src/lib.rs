@@ -7,12 +7,13 @@
 //! - Nothing is left behind: processes are stopped by pid and directories removed when the bed goes, also after a panic.
 //!
 //! Rooms: [`bed`] (a cluster and its clients), [`ledger`] (what was promised, and whether it holds), [`load`] (writers and
-//! readers), [`raw`] (gRPC without our client), [`refusal`] (nodes that must not start), [`mount`] (small disks).
+//! readers), [`proof`] (what the volumes themselves say), [`raw`] (gRPC without our client), [`refusal`] (nodes that must not start), [`mount`] (small disks).
 
 pub mod bed;
 pub mod ledger;
 pub mod load;
 pub mod mount;
+pub mod proof;
 pub mod raw;
 pub mod refusal;
 

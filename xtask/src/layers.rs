@@ -60,7 +60,7 @@ const ROOMS: &[Room] = &[
     Room {
         dir: "tests",
         name: "tests",
-        may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "proto", "client", "harness"],
+        may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "proto", "volume", "client", "harness"],
     },
     Room { dir: "tests/harness", name: "harness", may_use: &[] },
     Room { dir: "xtask", name: "xtask", may_use: &["harness"] },

@@ -103,40 +103,82 @@ impl Cluster {
         issue("operator", "admin")?;
         issue("gateway", "demo")?;
         let ports = free_ports(sites * nodes * 2)?;
-        let seeds: Vec<String> = ports.iter().take(sites).map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+        let seeds: Vec<String> = ports.iter().take(sites).map(|port| format!("127.0.0.1:{port}")).collect();
         let mut cluster = Self { bin: bin.to_path_buf(), dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
         for number in 0..nodes {
             for letter in ('a'..='z').take(sites) {
                 let name = format!("{letter}{}", number + 1);
                 issue("node", &name)?;
                 let index = cluster.nodes.len();
-                let (port, ops) = (ports[index], ports[sites * nodes + index]);
-                let home = dir.join(&name);
-                fs::create_dir_all(&home)?;
-                let config = home.join("node.toml");
-                let text = format!(
-                    "name = \"{name}\"\nsite = \"{letter}\"\ndata_dir = \"data\"\nlisten = \"127.0.0.1:{port}\"\n\
-                     ops_listen = \"127.0.0.1:{ops}\"\njoin = [{}]\n\n[tls]\nca = \"../pki/ca.pem\"\n\
-                     cert = \"../pki/node-{name}.pem\"\nkey = \"../pki/node-{name}.key\"\n\n[[volumes]]\npath = \"volume\"\n\
-                     capacity = \"64GiB\"\n",
-                    seeds.join(", ")
-                );
-                fs::write(&config, text)?;
-                cluster.nodes.push(Node {
-                    log: home.join("node.log"),
-                    name,
-                    site: letter.to_string(),
-                    address: format!("127.0.0.1:{port}"),
-                    ops: format!("127.0.0.1:{ops}"),
-                    config,
-                    environment: Vec::new(),
-                    child: None,
-                });
+                cluster.describe(name, letter, ports[index], ports[sites * nodes + index], &seeds)?;
             }
         }
         cluster.write_client_config("operator-admin", "admin.toml")?;
         cluster.write_client_config("gateway-demo", "client.toml")?;
         Ok(cluster)
+    }
+
+    /// Writes a node's configuration and takes it in, stopped.
+    fn describe(&mut self, name: String, site: char, port: u16, ops: u16, seeds: &[String]) -> anyhow::Result<()> {
+        let home = self.dir.join(&name);
+        fs::create_dir_all(&home)?;
+        let config = home.join("node.toml");
+        let seeds: Vec<String> = seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
+        let text = format!(
+            "name = \"{name}\"\nsite = \"{site}\"\ndata_dir = \"data\"\nlisten = \"127.0.0.1:{port}\"\n\
+             ops_listen = \"127.0.0.1:{ops}\"\njoin = [{}]\n\n[tls]\nca = \"../pki/ca.pem\"\n\
+             cert = \"../pki/node-{name}.pem\"\nkey = \"../pki/node-{name}.key\"\n\n[[volumes]]\npath = \"volume\"\n\
+             capacity = \"64GiB\"\n",
+            seeds.join(", ")
+        );
+        fs::write(&config, text)?;
+        self.nodes.push(Node {
+            log: home.join("node.log"),
+            name,
+            site: site.to_string(),
+            address: format!("127.0.0.1:{port}"),
+            ops: format!("127.0.0.1:{ops}"),
+            config,
+            environment: Vec::new(),
+            child: None,
+        });
+        Ok(())
+    }
+
+    /// Takes in one more node of `site`, stopped, that asks the others to let it in; its name is the site's next number.
+    pub fn add(&mut self, site: char, issue: &dyn Fn(&str, &str) -> anyhow::Result<()>) -> anyhow::Result<String> {
+        let present = self.nodes.iter().filter(|node| node.site == site.to_string()).count();
+        let name = format!("{site}{}", present + 1);
+        issue("node", &name)?;
+        let ports = free_ports(2)?;
+        let seeds: Vec<String> = self.nodes.iter().take(3).map(|node| node.address.clone()).collect();
+        self.describe(name.clone(), site, ports[0], ports[1], &seeds)?;
+        Ok(name)
+    }
+
+    /// Appends `text` (TOML tables) to every node's configuration.
+    pub fn configure(&self, text: &str) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            let present = fs::read_to_string(&node.config)?;
+            fs::write(&node.config, format!("{present}\n{text}"))?;
+        }
+        Ok(())
+    }
+
+    /// Takes everything from a stopped node but its configuration and its log: a burnt machine with the same name.
+    pub fn wipe(&self, name: &str) -> anyhow::Result<()> {
+        let node = self.nodes.iter().find(|node| node.name == name).context("no such node")?;
+        if node.child.is_some() {
+            bail!("node {name} still runs");
+        }
+        let home = node.config.parent().context("a configuration lies in a folder")?;
+        for entry in fs::read_dir(home)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_client_config(&self, certificate: &str, file: &str) -> anyhow::Result<()> {
