@@ -203,5 +203,16 @@ impl ByTier {
     }
 }
 
+/// How full a volume is, as its node told last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Room {
+    /// Bytes it may hold.
+    pub capacity_bytes: u64,
+    /// Bytes in live records.
+    pub used_bytes: u64,
+    /// Bytes that it can still take.
+    pub free_bytes: u64,
+}
+
 /// What is survived and what not, in words of the contract.
 pub type Claims = Vec<Failures>;

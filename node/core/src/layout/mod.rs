@@ -11,7 +11,7 @@ pub mod profile;
 mod spread;
 pub mod survival;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 use std::collections::BTreeMap;
 

@@ -1,4 +1,4 @@
-//! Layouts for the tests of this room. Volumes and nodes are numbered from 0, nodes site by site.
+//! Layouts for the tests of this room and of those that judge by it. Volumes and nodes are numbered from 0, nodes site by site.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,17 @@ use crate::ids::{ClusterId, Incarnation, LayoutVersion, NodeId, SiteName, Volume
 use crate::layout::profile::ReadPreference;
 
 /// The volume with this number; volumes of node `n` are `n * per_node` and following.
-pub(super) fn volume(number: u64) -> VolumeId {
+pub(crate) fn volume(number: u64) -> VolumeId {
     VolumeId(u128::from(number).to_be_bytes())
 }
 
 /// The site with this number.
-pub(super) fn site(number: usize) -> SiteName {
+pub(crate) fn site(number: usize) -> SiteName {
     format!("site-{number}").parse().expect("a site name")
 }
 
 /// All up, sites of these many nodes, with equal volumes.
-pub(super) fn cluster(sites: &[usize], volumes_per_node: u64) -> Layout {
+pub(crate) fn cluster(sites: &[usize], volumes_per_node: u64) -> Layout {
     let mut layout = Layout {
         cluster: ClusterId([7; 16]),
         version: LayoutVersion(1),
@@ -52,16 +52,16 @@ pub(super) fn cluster(sites: &[usize], volumes_per_node: u64) -> Layout {
     layout
 }
 
-pub(super) fn fence(layout: &mut Layout, number: u64) {
+pub(crate) fn fence(layout: &mut Layout, number: u64) {
     layout.volumes.get_mut(&volume(number)).expect("a known volume").state = VolumeState::Fenced;
 }
 
-pub(super) fn take_down(layout: &mut Layout, number: u64) {
+pub(crate) fn take_down(layout: &mut Layout, number: u64) {
     layout.nodes.get_mut(&NodeId(number)).expect("a known node").state = NodeState::Down;
 }
 
 /// A profile whose floor accepts anything readable.
-pub(super) fn profile(code: &str, contract: &str) -> Profile {
+pub(crate) fn profile(code: &str, contract: &str) -> Profile {
     Profile {
         name: "tested".parse().expect("a profile name"),
         version: 1,
