@@ -5,7 +5,11 @@
 //! were not waited for run on until they end, so that slow and silent nodes are known the next time; each holds the
 //! fetch's working memory.
 
-use std::{collections::VecDeque, ops::Range, sync::Arc};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::Range,
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, channel::oneshot, future::Either, stream::FuturesUnordered};
@@ -37,14 +41,47 @@ pub struct Wanted<'a> {
     pub work: Arc<ReadHold>,
 }
 
+/// Which shards, and how much of each, would do: all of `data`, or any `k`.
+pub struct Goal<'a> {
+    pub sealed: &'a SealedInstance,
+    pub stripe: StripeIndex,
+    /// Data shards; all `k` of them when none is better than any other shard.
+    pub data: Vec<u8>,
+    /// Bytes of each shard: the same of all.
+    pub columns: Range<u64>,
+    /// Shards not to be asked for.
+    pub exclude: &'a BTreeSet<ShardIndex>,
+    /// Memory kept by every call until it ends.
+    pub work: Arc<ReadHold>,
+}
+
+impl Goal<'_> {
+    fn seal(&self) -> &StripeSeal {
+        &self.sealed.seal.stripes[self.stripe.0 as usize]
+    }
+}
+
 /// Part of a shard, `columns` of it, aligned to chunks (except at the shard's end).
-struct Part {
-    shard: ShardIndex,
-    data: Bytes,
+pub struct Part {
+    pub shard: ShardIndex,
+    pub data: Bytes,
+}
+
+/// A stripe could not be read.
+pub struct Unread {
+    pub fault: Fault,
+    /// A volume does not hold what the record says, so the record may be out of date.
+    pub outdated: bool,
+}
+
+impl From<Fault> for Unread {
+    fn from(fault: Fault) -> Self {
+        Self { fault, outdated: false }
+    }
 }
 
 /// Fetches `wanted.range` of the stripe's content, in order.
-pub async fn fetch(cluster: &Arc<Cluster>, wanted: &Wanted<'_>) -> Result<Vec<Bytes>, Fault> {
+pub async fn fetch(cluster: &Arc<Cluster>, wanted: &Wanted<'_>) -> Result<Vec<Bytes>, Unread> {
     let code = wanted.sealed.seal.code;
     let stripe = &wanted.sealed.seal.stripes[wanted.stripe.0 as usize];
     if wanted.range.is_empty() {
@@ -59,10 +96,16 @@ pub async fn fetch(cluster: &Arc<Cluster>, wanted: &Wanted<'_>) -> Result<Vec<By
         0..shard_bytes
     };
     let layout = cluster.layout().await?;
-    let data_wanted: Vec<u8> =
-        (0..code.data_u8()).filter(|index| (first..=last).contains(&u64::from(*index))).collect();
-    let parts = gather(cluster, &layout, wanted, stripe, &data_wanted, columns.clone()).await?;
-    let data = restore(&cluster.coder(code), parts, &data_wanted)?;
+    let goal = Goal {
+        sealed: wanted.sealed,
+        stripe: wanted.stripe,
+        data: (0..code.data_u8()).filter(|index| (first..=last).contains(&u64::from(*index))).collect(),
+        columns: columns.clone(),
+        exclude: &BTreeSet::new(),
+        work: wanted.work.clone(),
+    };
+    let parts = gather(cluster, &layout, &goal).await?;
+    let data = restore(&cluster.coder(code), parts, &goal.data)?;
     let mut pieces = Vec::with_capacity(data.len());
     for (index, bytes) in data {
         let starts = u64::from(index) * shard_bytes + columns.start;
@@ -105,67 +148,39 @@ fn restore(coder: &Coder, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, By
 }
 
 /// Candidates in the order in which to ask them.
-fn candidates(
-    cluster: &Cluster,
-    layout: &Layout,
-    stripe: &StripeSeal,
-    wanted: &[u8],
-    whole: bool,
-) -> VecDeque<ShardIndex> {
+fn candidates(cluster: &Cluster, layout: &Layout, goal: &Goal<'_>) -> VecDeque<ShardIndex> {
+    let stripe = goal.seal();
+    let whole = goal.data.len() == goal.sealed.seal.code.data();
     let suspects = cluster.suspects();
     let rank = |index: u8| {
         let volume = stripe.placement[usize::from(index)];
         let node = layout.node_of(volume);
         let away = !layout.counts(volume) || node.is_none_or(|node| suspects.contains_key(&node.id));
         let near = node.is_some_and(|node| Some(&node.site) == cluster.options.site.as_ref());
-        let is_wanted = wanted.contains(&index);
+        let is_wanted = goal.data.contains(&index);
         // A part of one shard is cheapest from that shard; a whole stripe from wherever is near.
         if whole { (away, !near, !is_wanted, index) } else { (away, !is_wanted, !near, index) }
     };
     let total = u8::try_from(stripe.placement.len()).unwrap_or(u8::MAX);
-    let mut order: Vec<u8> = (0..total).filter(|index| stripe.persisted & (1 << index) != 0).collect();
+    let asked = |index: &u8| stripe.persisted & (1 << index) != 0 && !goal.exclude.contains(&ShardIndex(*index));
+    let mut order: Vec<u8> = (0..total).filter(asked).collect();
     order.sort_by_key(|index| rank(*index));
     order.into_iter().map(ShardIndex).collect()
 }
 
-/// Fetches until all `data_wanted` or any `k` parts are here. Slow ones are hedged, bad ones replaced.
-async fn gather(
-    cluster: &Arc<Cluster>,
-    layout: &Arc<Layout>,
-    wanted: &Wanted<'_>,
-    stripe: &StripeSeal,
-    data_wanted: &[u8],
-    columns: Range<u64>,
-) -> Result<Vec<Part>, Fault> {
-    let k = wanted.sealed.seal.code.data();
-    let whole = data_wanted.len() == k;
-    let mut queue = candidates(cluster, layout, stripe, data_wanted, whole);
+/// Fetches until all of `goal.data` or any `k` parts are here. Slow ones are hedged, bad ones replaced.
+pub async fn gather(cluster: &Arc<Cluster>, layout: &Arc<Layout>, goal: &Goal<'_>) -> Result<Vec<Part>, Unread> {
+    let (stripe, k) = (goal.seal(), goal.sealed.seal.code.data());
+    let mut queue = candidates(cluster, layout, goal);
     let mut calls = FuturesUnordered::new();
     let mut parts: Vec<Part> = Vec::with_capacity(k);
-    let mut faults: Vec<String> = Vec::new();
+    let mut faults = Faults::default();
     let mut delay = cluster.options.hedge_after;
     let ask = |shard: ShardIndex| {
-        let id = ShardId { instance: wanted.sealed.seal.instance, stripe: wanted.stripe, shard };
         let volume = stripe.placement[usize::from(shard.0)];
-        let question = Question {
-            id,
-            volume,
-            root: stripe.shard_root,
-            columns: columns.clone(),
-            code: wanted.sealed.seal.code,
-            stripe_bytes: stripe.stripe_bytes,
-        };
-        let (done, answer) = oneshot::channel();
-        let (task_cluster, layout, work) = (cluster.clone(), layout.clone(), wanted.work.clone());
-        cluster.env.spawn(Box::pin(async move {
-            let result = question.ask(&task_cluster, &layout).await;
-            if let Err(fault) = &result {
-                task_cluster.note_failure(&layout, volume, fault);
-            }
-            // The fetch may have ended without this one.
-            let _ = done.send(result);
-            drop(work);
-        }));
+        let whole = Question::whole(goal.sealed, goal.stripe, shard, volume);
+        let question = Question { columns: goal.columns.clone(), ..whole };
+        let answer = begin(cluster, layout, question, &goal.work);
         async move {
             let stopping =
                 |_| Err(Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere"));
@@ -173,8 +188,8 @@ async fn gather(
         }
     };
     // When a wanted part lies on a volume that is away, only `k` parts can end the fetch.
-    let direct = queue.iter().take(data_wanted.len()).all(|shard| data_wanted.contains(&shard.0));
-    for shard in take(&mut queue, if direct { data_wanted.len() } else { k }) {
+    let direct = queue.iter().take(goal.data.len()).all(|shard| goal.data.contains(&shard.0));
+    for shard in take(&mut queue, if direct { goal.data.len() } else { k }) {
         if let Some(node) = layout.node_of(stripe.placement[usize::from(shard.0)]) {
             delay = delay.min(cluster.hedge_delay(node.id));
         }
@@ -183,8 +198,7 @@ async fn gather(
     // Once one wanted part fails or is slow, only `k` parts can end the fetch.
     let mut hedge = Some(cluster.env.sleep(delay));
     loop {
-        let enough =
-            parts.len() >= k || data_wanted.iter().all(|index| parts.iter().any(|part| part.shard.0 == *index));
+        let enough = parts.len() >= k || goal.data.iter().all(|index| parts.iter().any(|part| part.shard.0 == *index));
         if enough {
             return Ok(parts);
         }
@@ -213,14 +227,14 @@ async fn gather(
         match next {
             Some((shard, _, Ok(data))) => parts.push(Part { shard, data }),
             Some((shard, volume, Err(fault))) => {
-                tracing::warn!(stripe = %wanted.stripe, %shard, %volume, code = fault.code, reason = %fault, "shard unreadable; decoding around it");
-                faults.push(format!("shard {shard}: {fault}"));
+                tracing::warn!(stripe = %goal.stripe, %shard, %volume, code = fault.code, reason = %fault, "shard unreadable; decoding around it");
+                faults.note(shard, &fault);
                 let missing = k.saturating_sub(parts.len() + calls.len());
                 for shard in take(&mut queue, missing) {
                     calls.push(ask(shard));
                 }
             }
-            None if queue.is_empty() => return Err(unreadable(wanted, k, parts.len(), &faults)),
+            None if queue.is_empty() => return Err(faults.end(goal, parts.len())),
             None => {
                 let missing = k.saturating_sub(parts.len());
                 for shard in take(&mut queue, missing) {
@@ -235,15 +249,52 @@ fn take(queue: &mut VecDeque<ShardIndex>, count: usize) -> Vec<ShardIndex> {
     queue.drain(..count.min(queue.len())).collect()
 }
 
-fn unreadable(wanted: &Wanted<'_>, k: usize, have: usize, faults: &[String]) -> Fault {
-    let text = format!(
-        "stripe {} of {} needs {k} shards and only {have} could be read now ({}); nothing is lost while the others are only \
-         away: bring their nodes back and read again",
-        wanted.stripe,
-        wanted.sealed.seal.key,
-        faults.join("; ")
-    );
-    Fault::new(Class::Retry, "PV-UNREADABLE", text)
+/// Puts one question. The call runs on by itself, so that a volume that times out is noticed although the stripe was
+/// long read without it.
+fn begin(
+    cluster: &Arc<Cluster>,
+    layout: &Arc<Layout>,
+    question: Question,
+    work: &Arc<ReadHold>,
+) -> oneshot::Receiver<Result<Bytes, Fault>> {
+    let (done, answer) = oneshot::channel();
+    let (task_cluster, layout, work) = (cluster.clone(), layout.clone(), work.clone());
+    cluster.env.spawn(Box::pin(async move {
+        let result = question.ask(&task_cluster, &layout).await;
+        if let Err(fault) = &result {
+            task_cluster.note_failure(&layout, question.volume, fault);
+        }
+        // The fetch may have ended without this one.
+        let _ = done.send(result.map(|(_, data)| data));
+        drop(work);
+    }));
+    answer
+}
+
+/// What went wrong with one stripe.
+#[derive(Default)]
+struct Faults {
+    told: Vec<String>,
+    outdated: bool,
+}
+
+impl Faults {
+    fn note(&mut self, shard: ShardIndex, fault: &Fault) {
+        self.outdated |= fault.class == Class::NotFound;
+        self.told.push(format!("shard {shard}: {fault}"));
+    }
+
+    fn end(self, goal: &Goal<'_>, have: usize) -> Unread {
+        let text = format!(
+            "stripe {} of {} needs {} shards and only {have} could be read now ({}); nothing is lost while the others are \
+             only away: bring their nodes back and read again",
+            goal.stripe,
+            goal.sealed.seal.key,
+            goal.sealed.seal.code.data(),
+            self.told.join("; ")
+        );
+        Unread { fault: Fault::new(Class::Retry, "PV-UNREADABLE", text), outdated: self.outdated }
+    }
 }
 
 /// One question to one volume, and the proof of its answer.
@@ -258,10 +309,26 @@ pub struct Question {
 }
 
 impl Question {
+    /// All of `shard`, asked of `volume`.
+    pub fn whole(sealed: &SealedInstance, stripe: StripeIndex, shard: ShardIndex, volume: VolumeId) -> Self {
+        let seal = &sealed.seal.stripes[stripe.0 as usize];
+        let code = sealed.seal.code;
+        Self {
+            id: ShardId { instance: sealed.seal.instance, stripe, shard },
+            volume,
+            root: seal.shard_root,
+            columns: 0..code.shard_bytes(seal.stripe_bytes),
+            code,
+            stripe_bytes: seal.stripe_bytes,
+        }
+    }
+
     /// Asks and proves. The bytes are exactly `columns` of the shard.
-    pub async fn ask(&self, cluster: &Cluster, layout: &Layout) -> Result<Bytes, Fault> {
+    pub async fn ask(&self, cluster: &Cluster, layout: &Layout) -> Result<(ShardHeader, Bytes), Fault> {
+        // The record may be newer than the layout, or name what was removed since.
         let node = layout.node_of(self.volume).ok_or_else(|| {
-            Fault::new(Class::Bug, "PV-BUG", format!("volume {} has no node in the layout", self.volume))
+            let text = format!("volume {} is not in layout {}", self.volume, layout.version);
+            Fault::new(Class::NotFound, "PV-NO-VOLUME", text)
         })?;
         let request = Request::GetShard(GetShard {
             volume: self.volume,
@@ -278,7 +345,7 @@ impl Question {
         }
     }
 
-    fn prove(&self, shard: ShardData) -> Result<Bytes, Fault> {
+    fn prove(&self, shard: ShardData) -> Result<(ShardHeader, Bytes), Fault> {
         let ShardData { header, offset_bytes, data } = shard;
         let wrong = |what: &str| {
             let text = format!("volume {} sent {what} for shard {}; reading around it", self.volume, self.id);
@@ -301,7 +368,7 @@ impl Question {
             let first_chunk = to_usize(offset_bytes) / CHUNK_BYTES;
             checksum::verify_chunks(&data, first_chunk, &header.chunk_crcs).is_ok()
         };
-        if proven { Ok(data) } else { Err(wrong("damaged bytes")) }
+        if proven { Ok((header, data)) } else { Err(wrong("damaged bytes")) }
     }
 }
 

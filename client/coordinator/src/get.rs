@@ -3,6 +3,10 @@
 //! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. Bytes hold memory from before
 //! they are asked for until the reader took them; a download waits for memory only while it holds none. When the whole content was read
 //! its BLAKE3 equals the one in the catalog, or the last item is an error.
+//!
+//! Repair, drains and re-encoding move shards under a reader. When a stripe cannot be read and a volume denies to have
+//! what the record says, or the layout changed, the record is looked up again and the download goes on at the same byte:
+//! with the new places, or with another instance of the same version, digest and size.
 
 use std::{collections::VecDeque, ops::Range, sync::Arc};
 
@@ -10,26 +14,32 @@ use bytes::Bytes;
 use futures::channel::oneshot;
 use pacsvault_core::{
     catalog::SealedInstance,
-    ids::{Digest, StripeIndex},
+    ids::{Digest, LayoutVersion, StripeIndex},
 };
 use pacsvault_ports::peer::{Class, Fault};
 
 use crate::{
     cluster::Cluster,
-    fetch::{Wanted, fetch},
+    fetch::{Unread, Wanted, fetch},
+    lookup::RENEWALS_MAX,
     memory::ReadHold,
 };
 
 /// Stripes fetched ahead: one on its way while one is read.
 const STRIPES_AHEAD: usize = 2;
 
-type Fetched = Result<(Vec<Bytes>, ReadHold), Fault>;
+type Fetched = Result<(Vec<Bytes>, ReadHold), Unread>;
 
 /// A read in progress.
 pub struct Download {
     cluster: Arc<Cluster>,
     sealed: Arc<SealedInstance>,
+    /// The layout when `sealed` was looked up.
+    layout: Option<LayoutVersion>,
+    renewals: u32,
     range: Range<u64>,
+    /// Where in the content the bytes after `pieces` begin.
+    position: u64,
     todo: VecDeque<(StripeIndex, Range<u64>)>,
     ahead: VecDeque<oneshot::Receiver<Fetched>>,
     pieces: VecDeque<Bytes>,
@@ -52,22 +62,15 @@ impl Download {
         }
         let end = len_bytes.map_or(size, |len| size.min(offset_bytes.saturating_add(len)));
         let range = offset_bytes..end;
-        let mut todo = VecDeque::new();
-        let mut start = 0;
-        for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
-            let stop = start + stripe.stripe_bytes;
-            let (from, to) = (range.start.max(start), range.end.min(stop));
-            if from < to {
-                todo.push_back((StripeIndex(index), from - start..to - start));
-            }
-            start = stop;
-        }
         let hasher = (range == (0..size)).then(blake3::Hasher::new);
         Ok(Self {
+            layout: cluster.layout_version(),
+            todo: parts_of(&sealed, &range),
             cluster,
             sealed: Arc::new(sealed),
+            renewals: 0,
+            position: range.start,
             range,
-            todo,
             ahead: VecDeque::new(),
             pieces: VecDeque::new(),
             hold: None,
@@ -114,10 +117,15 @@ impl Download {
             self.ahead.pop_front();
             match fetched {
                 Ok(Ok((pieces, hold))) => {
+                    self.position += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
                     self.pieces.extend(pieces);
                     self.hold = Some(hold);
                 }
-                Ok(Err(fault)) => return Some(Err(self.end(fault))),
+                Ok(Err(unread)) => {
+                    if let Err(fault) = self.renew(unread).await {
+                        return Some(Err(self.end(fault)));
+                    }
+                }
                 Err(_) => {
                     let fault =
                         Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere");
@@ -134,6 +142,34 @@ impl Download {
             pieces.push(piece?);
         }
         if pieces.len() == 1 { Ok(pieces.swap_remove(0)) } else { Ok(pieces.concat().into()) }
+    }
+
+    /// Looks the instance up again and continues where the last piece ended, if that may help.
+    async fn renew(&mut self, unread: Unread) -> Result<(), Fault> {
+        // Whoever drops this future here finds the download where it was.
+        self.restart();
+        let moved = unread.outdated || (self.layout.is_some() && self.layout != self.cluster.layout_version());
+        if !moved || self.renewals == RENEWALS_MAX {
+            return Err(unread.fault);
+        }
+        self.renewals += 1;
+        match self.cluster.renewed(&self.sealed).await {
+            Ok(Some(sealed)) => {
+                tracing::info!(key = %sealed.seal.key, "shards were moved; reading on from their new places");
+                self.sealed = Arc::new(sealed);
+                self.layout = self.cluster.layout_version();
+                self.restart();
+                Ok(())
+            }
+            // Deleted meanwhile, or not the same content: that is the reason.
+            Err(fault) if matches!(fault.class, Class::NotFound | Class::Bug) => Err(fault),
+            Ok(None) | Err(_) => Err(unread.fault),
+        }
+    }
+
+    fn restart(&mut self) {
+        self.ahead.clear();
+        self.todo = parts_of(&self.sealed, &(self.position..self.range.end));
     }
 
     fn end(&mut self, fault: Fault) -> Fault {
@@ -186,4 +222,19 @@ impl Download {
             format!("{key} reads as BLAKE3 {digest} instead of {expected}: do not use these bytes and report this");
         Err(Fault::new(Class::Bug, "PV-CONTENT-DIGEST", text))
     }
+}
+
+/// Stripes of `sealed` that hold `range` of its content, and which part of each.
+fn parts_of(sealed: &SealedInstance, range: &Range<u64>) -> VecDeque<(StripeIndex, Range<u64>)> {
+    let mut parts = VecDeque::new();
+    let mut start = 0;
+    for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
+        let stop = start + stripe.stripe_bytes;
+        let (from, to) = (range.start.max(start), range.end.min(stop));
+        if from < to {
+            parts.push_back((StripeIndex(index), from - start..to - start));
+        }
+        start = stop;
+    }
+    parts
 }

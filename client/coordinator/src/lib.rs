@@ -9,6 +9,8 @@
 //! - A write is reported as stored only after `apply(Seal)` accepted it; until then it is invisible.
 //! - What a receipt claims was decided by `apply`, never by this room.
 //! - Memory is bounded: [`Options::stripe_memory_bytes`] for all transfers together.
+//! - A coordinator reads its own writes: a lookup of a key sees all it wrote under that key, a listing all it wrote. What
+//!   others wrote it may see as late as any replica does, unless it asks for `Linearizable`.
 //! - No byte leaves a [`Download`] before the shard it came from was proven (whole shards: Merkle root; parts: CRC32C).
 //!
 //! Left to others: transport and trust (`rpc`), durability (`volume`), truth (`catalog`).

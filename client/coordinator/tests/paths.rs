@@ -1,5 +1,6 @@
 //! The write and the read path on a cluster in memory, with volumes that are slow, full, empty or lie.
 
+#[allow(dead_code, reason = "every test binary uses another part of it")]
 mod support;
 
 use std::time::Duration;

@@ -12,7 +12,8 @@ use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner};
 use pacsvault_core::{
     catalog::{Command, Outcome, Seal, SealedInstance},
     ids::{
-        ClusterId, Incarnation, LayoutVersion, LogIndex, NodeId, ObjectKey, Term, VersionNumber, VolumeId, WallMillis,
+        ClusterId, Incarnation, LayoutVersion, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Term,
+        VersionNumber, VolumeId, WallMillis,
     },
     layout::{
         Contract, Failures, Layout, Node, NodeState, Profile, Roles, Volume, VolumeState,
@@ -23,7 +24,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     BoxFuture,
-    peer::{Class, Fault, Peer, Reply, Request, ShardData, Target},
+    peer::{Class, Fault, Freshness, Peer, Reply, Request, ShardData, Target},
 };
 use pacsvault_runtime::TokioEnv;
 
@@ -51,8 +52,14 @@ pub struct Kept {
     pub script: VecDeque<Lie>,
     /// Answer to every request of the catalog once the script is over.
     pub always: Option<Fault>,
+    /// Last index that the nodes' replicas have applied; what was sealed later is not found yet. No limit when absent.
+    pub applied: Option<LogIndex>,
+    /// Nodes that take requests of the catalog and never answer.
+    pub silent: BTreeSet<u8>,
     /// Nodes asked for shards, in order.
     pub asked: Vec<u8>,
+    /// Lookups so far: whom, and how fresh.
+    pub lookups: Vec<(u8, Freshness)>,
     /// Catalog requests so far.
     pub catalog_calls: usize,
 }
@@ -140,6 +147,56 @@ impl World {
         Outcome::Sealed { sealed: Box::new(sealed), first: true }
     }
 
+    /// Waits until the replica of `node` is as fresh as a request of the catalog asks; `None` at its deadline.
+    async fn hears(&self, node: u8, request: &Request, deadline: Duration) -> Option<()> {
+        let least = match request {
+            Request::Lookup(lookup) => {
+                self.kept().lookups.push((node, lookup.freshness));
+                lookup.freshness
+            }
+            Request::Layout(freshness) => *freshness,
+            Request::List(list) => list.freshness,
+            Request::Propose(_) => Freshness::AtLeast(LogIndex(0)),
+            _ => return Some(()),
+        };
+        let end = tokio::time::Instant::now() + deadline;
+        let waits = || {
+            let kept = self.kept();
+            let behind = match (least, kept.applied) {
+                (_, None) => false,
+                (Freshness::AtLeast(index), Some(applied)) => applied < index,
+                (Freshness::Linearizable, Some(_)) => true,
+            };
+            behind || kept.silent.contains(&node)
+        };
+        while waits() {
+            if tokio::time::Instant::now() >= end {
+                return None;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Some(())
+    }
+
+    /// Moves every shard of `number` from its volume to the next one, in the record too.
+    pub fn move_shards(&self, numbers: &[u8]) {
+        let mut kept = self.kept();
+        let Kept { shards, sealed, .. } = &mut *kept;
+        for sealed in sealed {
+            let instance = sealed.seal.instance;
+            for (stripe, index) in sealed.seal.stripes.iter_mut().zip(0_u32..) {
+                for number in numbers {
+                    let id = ShardId { instance, stripe: StripeIndex(index), shard: ShardIndex(*number) };
+                    let volume = &mut stripe.placement[usize::from(*number)];
+                    let next = VolumeId([volume.0[0] % NODES + 1; 16]);
+                    let shard = shards.remove(&(*volume, id)).expect("is there");
+                    shards.insert((next, id), shard);
+                    *volume = next;
+                }
+            }
+        }
+    }
+
     fn answer(&self, node: u8, request: Request) -> Result<Reply, Fault> {
         let is_change = matches!(request, Request::Propose(_));
         if is_change || matches!(request, Request::Lookup(_)) {
@@ -185,7 +242,9 @@ impl World {
                 Reply::Outcomes(outcomes.collect())
             }
             Request::Lookup(lookup) => {
-                let found = self.kept().sealed.iter().find(|sealed| sealed.seal.key == lookup.key).cloned();
+                let kept = self.kept();
+                let visible = |sealed: &&SealedInstance| kept.applied.is_none_or(|applied| sealed.index <= applied);
+                let found = kept.sealed.iter().filter(visible).find(|sealed| sealed.seal.key == lookup.key).cloned();
                 Reply::Found { sealed: found.map(Box::new), applied: LogIndex(99) }
             }
             _ => return Err(Fault::new(Class::Reject, "PV-NO-METHOD", "not part of these tests")),
@@ -208,6 +267,9 @@ impl Peer for Direct {
         };
         let world = self.0.clone();
         Box::pin(async move {
+            if world.hears(node, &request, deadline).await.is_none() {
+                return Err(Fault::new(Class::Unknown, "PV-DEADLINE", "no reply in time"));
+            }
             match slow {
                 Some(delay) if delay >= deadline => {
                     tokio::time::sleep(deadline).await;
