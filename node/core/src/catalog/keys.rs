@@ -10,18 +10,25 @@
 //! | 03 | node u64 | node | join, node state | never: ids are not reused |
 //! | 04 | volume 16 | volume | join, add, volume state | never |
 //! | 05 | profile name, version u32 | profile | init, set profile | never: sealed records name versions |
-//! | 10 | object name | newest version, newest live record | seal, delete | never: versions are not reused |
-//! | 11 | object name, version u32 | superseded or deleted record | seal (of the next), delete | never yet |
+//! | 06 | – | version of commands and formats in force; absent is 1 | activate | never |
+//! | 10 | object name | newest version, newest live record | seal, delete, replace, reseat, damage | never: versions are not reused |
+//! | 11 | object name, version u32 | superseded or deleted record | seal (of the next), delete, replace, reseat, damage | never yet |
 //! | 12 | tenant, study | objects and bytes | seal, delete | when the last object is deleted |
-//! | 13 | instance 16 | version, object name | seal | never: proves what was sealed |
-//! | 20 | placement u64 | volumes | first seal that uses it | never |
+//! | 13 | instance 16 | version, object name | seal, replace | never: proves what was sealed |
+//! | 14 | instance 16 | record that was replaced by another encoding, as deleted | replace | never yet |
+//! | 20 | placement u64 | volumes | first seal or reseat that uses it | never |
 //! | 21 | volumes 16 × n | placement | with 20 | never |
 //! | 22 | volume 16, placement u64 | – | with 20 | never |
-//! | 23 | placement u64, instance 16, stripe u32 | – | seal | never yet |
-//! | 24 | instance 16, stripe u32 | persisted bits | seal with missing shards | delete |
-//! | 30 | log index u64, instance 16 | – | delete | never yet |
+//! | 23 | placement u64, instance 16, stripe u32 | – | seal, replace, reseat | reseat, replace, delete (in version 1: never) |
+//! | 24 | instance 16, stripe u32 | persisted bits | seal with missing shards, damage, reseat | reseat, replace, delete |
+//! | 25 | placement u64, profile name 00, version u32 | sums over stripes of live records | whatever changes them | at 0 |
+//! | 26 | instance 16, stripe u32 | why and when set aside | set aside | retry, reseat, replace, delete |
+//! | 28 | – | index of the entry up to which 25 is right | every entry | never |
+//! | 30 | log index u64, instance 16 | – | delete, replace | never yet |
+//! | 31 | tenant 00 study 00 | profile that the study is to have | set study profile | the same |
 //!
-//! "Never yet": a later command that records completed sweeping may remove them.
+//! "Never yet": a later command that records completed sweeping may remove them. 01, 02, 25 and 28 are outside the digest:
+//! the first two hold it, the others are derived and can be made again from 10 and 11.
 //! The object name is `tenant 00 study 00 series 00 instance 00` or `tenant 00 study 00 @ name 00`; `@` sorts after
 //! every digit, so documents follow the series as in [`ObjectKey`]'s order.
 
@@ -41,16 +48,22 @@ const DIGEST: u8 = 0x02;
 const NODE: u8 = 0x03;
 const VOLUME: u8 = 0x04;
 const PROFILE: u8 = 0x05;
+const FORMAT: u8 = 0x06;
 const OBJECT: u8 = 0x10;
 const VERSION: u8 = 0x11;
 const STUDY: u8 = 0x12;
 const INSTANCE: u8 = 0x13;
+const REPLACED: u8 = 0x14;
 const PLACEMENT: u8 = 0x20;
 const PLACEMENT_OF: u8 = 0x21;
 const VOLUME_PLACEMENT: u8 = 0x22;
 const PLACEMENT_STRIPE: u8 = 0x23;
 const MISSING: u8 = 0x24;
+const SUMS: u8 = 0x25;
+const ASIDE: u8 = 0x26;
+const SUMS_APPLIED: u8 = 0x28;
 const TOMBSTONE: u8 = 0x30;
+const STUDY_PROFILE: u8 = 0x31;
 
 /// `from <= key < to`.
 pub(super) type Range = (Vec<u8>, Vec<u8>);
@@ -113,6 +126,10 @@ pub(super) fn profiles() -> Range {
     within(vec![PROFILE])
 }
 
+pub(super) fn format() -> Vec<u8> {
+    vec![FORMAT]
+}
+
 /// The object name: how an [`ObjectKey`] appears in keys and messages.
 pub(super) fn object_name(key: &ObjectKey) -> Vec<u8> {
     let (tenant, study) = (key.tenant.as_str().as_bytes(), key.study.as_str().as_bytes());
@@ -161,6 +178,16 @@ pub(super) fn objects(tenant: &Tenant, study: Option<&Uid>, series: Option<&Uid>
     within(prefix)
 }
 
+/// Newest versions of all objects.
+pub(super) fn all_objects() -> Range {
+    within(vec![OBJECT])
+}
+
+/// All records that are not in their object's row.
+pub(super) fn all_versions() -> Range {
+    within(vec![VERSION])
+}
+
 pub(super) fn version(name: &[u8], version: VersionNumber) -> Vec<u8> {
     build(VERSION, &[name, &version.0.to_be_bytes()])
 }
@@ -179,14 +206,31 @@ pub(super) fn studies(tenant: &Tenant) -> Range {
 
 /// The study named by a key of [`study`].
 pub(super) fn parse_study(key: &[u8]) -> Result<Uid, Error> {
+    parse_tenant_study(key).map(|(_, study)| study)
+}
+
+pub(super) fn study_profile(tenant: &Tenant, study: &Uid) -> Vec<u8> {
+    build(STUDY_PROFILE, &[tenant.as_str().as_bytes(), &[0], study.as_str().as_bytes(), &[0]])
+}
+
+pub(super) fn study_profiles() -> Range {
+    within(vec![STUDY_PROFILE])
+}
+
+/// The study named by a key of [`study`] or [`study_profile`], with its owner.
+pub(super) fn parse_tenant_study(key: &[u8]) -> Result<(Tenant, Uid), Error> {
     let bad = || Error::Unreadable { what: "study key", why: "it is not tenant 00 study 00".to_owned() };
     let text = std::str::from_utf8(key.get(1..).ok_or_else(bad)?).map_err(|_| bad())?;
-    let (_, study) = text.strip_suffix('\0').and_then(|text| text.split_once('\0')).ok_or_else(bad)?;
-    part("study UID", study)
+    let (tenant, study) = text.strip_suffix('\0').and_then(|text| text.split_once('\0')).ok_or_else(bad)?;
+    Ok((part("tenant", tenant)?, part("study UID", study)?))
 }
 
 pub(super) fn instance(id: InstanceId) -> Vec<u8> {
     build(INSTANCE, &[&id.0])
+}
+
+pub(super) fn replaced(id: InstanceId) -> Vec<u8> {
+    build(REPLACED, &[&id.0])
 }
 
 pub(super) fn placement(id: PlacementId) -> Vec<u8> {
@@ -235,6 +279,50 @@ pub(super) fn all_missing() -> Range {
 
 pub(super) fn parse_missing(key: &[u8]) -> Result<(InstanceId, StripeIndex), Error> {
     let bytes: [u8; 20] = tail(key, 1, "missing-shards key")?;
+    Ok(instance_stripe(bytes))
+}
+
+pub(super) fn sums(placement: PlacementId, profile: &ProfileName, version: u32) -> Vec<u8> {
+    build(SUMS, &[&placement.0.to_be_bytes(), profile.as_str().as_bytes(), &[0], &version.to_be_bytes()])
+}
+
+pub(super) fn sums_of(placement: PlacementId) -> Range {
+    within(build(SUMS, &[&placement.0.to_be_bytes()]))
+}
+
+pub(super) fn all_sums() -> Range {
+    within(vec![SUMS])
+}
+
+pub(super) fn parse_sums(key: &[u8]) -> Result<(PlacementId, ProfileName, u32), Error> {
+    let bad = |why: &str| Error::Unreadable { what: "sums key", why: why.to_owned() };
+    let (placement, rest) = key.get(1..).and_then(|key| key.split_first_chunk::<8>()).ok_or_else(|| bad("short"))?;
+    let (name, version) = rest.split_last_chunk::<4>().ok_or_else(|| bad("it has no version"))?;
+    let name = name.strip_suffix(&[0]).ok_or_else(|| bad("its name is not terminated"))?;
+    let name = std::str::from_utf8(name).map_err(|_| bad("it is not UTF-8"))?;
+    let placement = PlacementId(u64::from_be_bytes(*placement));
+    Ok((placement, part("profile name", name)?, u32::from_be_bytes(*version)))
+}
+
+pub(super) fn sums_applied() -> Vec<u8> {
+    vec![SUMS_APPLIED]
+}
+
+pub(super) fn aside(instance: InstanceId, stripe: StripeIndex) -> Vec<u8> {
+    build(ASIDE, &[&instance.0, &stripe.0.to_be_bytes()])
+}
+
+/// Stripes of one instance that are set aside.
+pub(super) fn asides_of(instance: InstanceId) -> Range {
+    within(build(ASIDE, &[&instance.0]))
+}
+
+pub(super) fn all_asides() -> Range {
+    within(vec![ASIDE])
+}
+
+pub(super) fn parse_aside(key: &[u8]) -> Result<(InstanceId, StripeIndex), Error> {
+    let bytes: [u8; 20] = tail(key, 1, "set-aside key")?;
     Ok(instance_stripe(bytes))
 }
 
@@ -309,6 +397,8 @@ mod tests {
             let range = studies(&a.tenant);
             prop_assert_eq!(range.0 <= row && row < range.1, a.tenant == b.tenant);
             prop_assert_eq!(parse_study(&row), Ok(b.study.clone()));
+            let wanted = study_profile(&b.tenant, &b.study);
+            prop_assert_eq!(parse_tenant_study(&wanted), Ok((b.tenant.clone(), b.study.clone())));
         }
 
         #[test]
@@ -324,6 +414,16 @@ mod tests {
                 Ok((InstanceId(a.1), StripeIndex(a.2))));
             prop_assert_eq!(parse_volume_placement(&volume_placement(VolumeId(a.1), PlacementId(a.0))),
                 Ok(PlacementId(a.0)));
+            prop_assert_eq!(parse_aside(&aside(InstanceId(a.1), StripeIndex(a.2))),
+                Ok((InstanceId(a.1), StripeIndex(a.2))));
+            let name: ProfileName = "cold".parse().expect("a valid name");
+            let group = sums(PlacementId(a.0), &name, a.2);
+            prop_assert_eq!(parse_sums(&group), Ok((PlacementId(a.0), name, a.2)));
+            let (from, to) = sums_of(PlacementId(b.0));
+            prop_assert_eq!(from <= group && group < to, a.0 == b.0);
+            let (from, to) = asides_of(InstanceId(b.1));
+            let one = aside(InstanceId(a.1), StripeIndex(a.2));
+            prop_assert_eq!(from <= one && one < to, a.1 == b.1);
             let (from, to) = volume_placements(VolumeId(a.1));
             let other = volume_placement(VolumeId(b.1), PlacementId(b.0));
             prop_assert_eq!(from <= other && other < to, a.1 == b.1);

@@ -9,6 +9,7 @@
 
 pub mod command;
 mod delete;
+mod groups;
 mod healing;
 mod keys;
 pub mod machine;

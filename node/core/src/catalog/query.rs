@@ -18,6 +18,10 @@ use crate::ids::{
 };
 use crate::limits::LIST_ROWS_MAX;
 
+pub use super::groups::{
+    aside, asides, group_stripes, groups, stripe_state, study_profile, study_profiles, volume_sums,
+};
+
 /// A page ends early once its records pass this size: with the largest record below 16 MiB, it fits a message.
 const PAGE_BYTES: usize = 1 << 20;
 /// Rows read at once by a listing.
@@ -92,16 +96,27 @@ pub fn lookup(
     }
 }
 
-/// Finds what an attempt sealed, deleted or not: `deleted` names the entry that allows to sweep its shards. `None`
-/// means that no entry up to the view's has sealed it.
+/// Finds what an attempt sealed, deleted or not: `deleted` names the entry that allows to sweep its shards, which is also
+/// so when the version lives on in another encoding. `None` means that no entry up to the view's has sealed it.
 /// # Errors
 /// The state is unreadable.
 pub fn by_instance(view: &dyn View, instance: InstanceId) -> Result<Option<SealedInstance>, Error> {
+    read_instance(view, instance)?.map(|record| resolve(view, record)).transpose()
+}
+
+/// The record that [`by_instance`] answers, as stored.
+pub(super) fn read_instance(view: &dyn View, instance: InstanceId) -> Result<Option<SealedMessage>, Error> {
     let Some(bytes) = view.get(&keys::instance(instance))? else { return Ok(None) };
     let found: InstanceMessage = open_strict("instance record", &bytes)?;
     let gone = || Error::Inconsistent(format!("instance {instance} is known and its record is not"));
     let record = read_version(view, &found.object, VersionNumber(found.version))?.ok_or_else(gone)?;
-    resolve(view, record).map(Some)
+    if record.seal.as_ref().is_some_and(|seal| seal.instance == instance.0) {
+        return Ok(Some(record));
+    }
+    // Another encoding took its place. It is asked for last, because the view may be of a store that moves: the row is
+    // written together with what was just read.
+    let bytes = view.get(&keys::replaced(instance))?.ok_or_else(gone)?;
+    open_strict("replaced record", &bytes).map(Some)
 }
 
 /// Lists a tenant, a study or a series in key order: newest live versions, or one row per study.
@@ -198,7 +213,7 @@ pub fn stripes_on(
     Ok(held)
 }
 
-/// Stripes of live instances that were sealed with shards missing, in id order: repair's standing work. At most
+/// Stripes of live instances with shards that are not durable where they belong, in id order: repair's standing work. At most
 /// `limit` of them, after `after`; fewer only at the end.
 /// # Errors
 /// The state is unreadable.
@@ -281,7 +296,11 @@ pub(super) fn read_object(view: &dyn View, name: &[u8]) -> Result<Option<ObjectM
 /// The view may be of a store that moves: between the two reads a delete can take the record out of the second row into
 /// the first, where it was not yet looked for. So an absent row is believed at the second look only. For a third the
 /// record would have to move to and fro in between, as a delete and a seal of the same key do it.
-fn read_version(view: &dyn View, name: &[u8], version: VersionNumber) -> Result<Option<SealedMessage>, Error> {
+pub(super) fn read_version(
+    view: &dyn View,
+    name: &[u8],
+    version: VersionNumber,
+) -> Result<Option<SealedMessage>, Error> {
     for _look in 0..2 {
         let Some(object) = read_object(view, name)? else { return Ok(None) };
         if let Some(live) = object.live.filter(|live| live.version == version.0) {
@@ -297,7 +316,7 @@ fn read_version(view: &dyn View, name: &[u8], version: VersionNumber) -> Result<
     Ok(None)
 }
 
-fn resolve(view: &dyn View, record: SealedMessage) -> Result<SealedInstance, Error> {
+pub(super) fn resolve(view: &dyn View, record: SealedMessage) -> Result<SealedInstance, Error> {
     let mut placements = Placements::new(view);
     sealed(record, &mut |id| placements.get(id))
 }

@@ -94,6 +94,49 @@ pub(super) struct MissingMessage {
     pub persisted: u32,
 }
 
+/// Version of commands and formats in force.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct FormatMessage {
+    #[prost(uint32, tag = "1")]
+    pub version: u32,
+}
+
+/// Sums over the stripes of a group.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SumsMessage {
+    #[prost(uint64, tag = "1")]
+    pub stripes: u64,
+    #[prost(uint64, tag = "2")]
+    pub content_bytes: u64,
+    #[prost(uint64, tag = "3")]
+    pub shard_bytes: u64,
+}
+
+/// Up to where the sums are right.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SumsAppliedMessage {
+    #[prost(uint64, tag = "1")]
+    pub applied: u64,
+}
+
+/// Why and when a stripe was set aside.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct AsideRowMessage {
+    #[prost(string, tag = "1")]
+    pub reason: String,
+    #[prost(uint64, tag = "2")]
+    pub since: u64,
+    #[prost(uint64, tag = "3")]
+    pub layout: u64,
+}
+
+/// The profile that a study is to have.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WantedProfileMessage {
+    #[prost(string, tag = "1")]
+    pub profile: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct StudyRowMessage {
     #[prost(string, tag = "1")]

@@ -131,7 +131,7 @@ fn moved_message((stripe, moved): (&StripeIndex, &Moved)) -> MovedMessage {
     }
 }
 
-fn moved(message: &MovedMessage) -> Result<(StripeIndex, Moved), Error> {
+pub(super) fn moved(message: &MovedMessage) -> Result<(StripeIndex, Moved), Error> {
     let volumes = volume_ids(&message.volumes)?;
     if volumes.len() != message.shards.len() {
         return Err(unreadable("former holders", "shards and volumes differ in number"));

@@ -278,7 +278,7 @@ pub(crate) struct LayoutMessage {
     pub profiles: Vec<ProfileMessage>,
     #[prost(string, tag = "6")]
     pub default_profile: String,
-    /// 0 from a node that knows version 1 only.
+    /// 0 is 1: so it was written before there were others, and so it still is.
     #[prost(uint32, tag = "7")]
     pub format: u32,
 }
@@ -292,7 +292,7 @@ impl From<&Layout> for LayoutMessage {
             volumes: layout.volumes.values().map(VolumeMessage::from).collect(),
             profiles: layout.profiles.values().map(ProfileMessage::from).collect(),
             default_profile: layout.default_profile.to_string(),
-            format: layout.format,
+            format: if layout.format > 1 { layout.format } else { 0 },
         }
     }
 }
