@@ -124,11 +124,11 @@ fn default_heartbeat() -> u64 {
 }
 
 fn default_election_min() -> u64 {
-    1_000
+    500
 }
 
 fn default_election_max() -> u64 {
-    2_000
+    1_000
 }
 
 #[derive(Debug, Deserialize)]

@@ -285,8 +285,12 @@ fn only_reads(request: &Request) -> bool {
             | Request::Lookup(_)
             | Request::List(_)
             | Request::Status
+            | Request::Health
+            | Request::WhatIf(_)
+            | Request::DrainPlan(_)
             | Request::ReadIndex
             | Request::GetShard(_)
+            | Request::VerifyShards { .. }
             | Request::SnapshotFiles { .. }
             | Request::SnapshotRead { .. }
     )

@@ -205,6 +205,29 @@ impl<R: AsyncRuntime> Inner<R> {
         }
     }
 
+    /// As [`Inner::forward`], to who leads. Ends soon after another one is known to lead: a site that went dark answers
+    /// nothing, and its connections take longer to break than the others need to elect.
+    async fn forward_to_leader(
+        &self,
+        leader: u64,
+        member: &Member,
+        request: Request,
+        limit: Duration,
+    ) -> Result<Reply, Fault> {
+        let mut changes = self.raft.server_metrics();
+        let mut call = Box::pin(self.forward(leader, member, request, limit));
+        while self.leader().is_none_or(|(now, _)| now == leader) {
+            match select(call, Box::pin(changes.changed())).await {
+                Either::Left((reply, _)) => return reply,
+                Either::Right((Err(_), _)) => return Err(stopped("its core is gone")),
+                Either::Right((Ok(()), pending)) => call = pending,
+            }
+        }
+        // One that is alive and was deposed still tells what it knows.
+        let told = timeout(self.env.as_ref(), LEADER_PAUSE * 2, call).await;
+        told.unwrap_or_else(|| Err(unknown("the leader changed")))
+    }
+
     pub(crate) async fn forward(
         &self,
         leader: u64,
@@ -228,7 +251,7 @@ impl<R: AsyncRuntime> Inner<R> {
             Some((leader, _)) if leader == self.options.node.0 => self.propose_here(commands.to_vec()).await,
             Some((leader, Some(member))) => {
                 let request = Request::Propose(commands.to_vec());
-                match self.forward(leader, &member, request, self.remaining(deadline)).await? {
+                match self.forward_to_leader(leader, &member, request, self.remaining(deadline)).await? {
                     Reply::Outcomes(outcomes) => Ok(outcomes),
                     _ => Err(Fault::new(Class::Bug, "PV-PEER-REPLY", "the leader answered something else")),
                 }
@@ -241,7 +264,7 @@ impl<R: AsyncRuntime> Inner<R> {
         match self.leader() {
             Some((leader, _)) if leader == self.options.node.0 => self.read_index().await,
             Some((leader, Some(member))) => {
-                match self.forward(leader, &member, Request::ReadIndex, self.remaining(deadline)).await? {
+                match self.forward_to_leader(leader, &member, Request::ReadIndex, self.remaining(deadline)).await? {
                     Reply::ReadIndex(index) => Ok(index),
                     _ => Err(Fault::new(Class::Bug, "PV-PEER-REPLY", "the leader answered something else")),
                 }
