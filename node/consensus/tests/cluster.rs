@@ -15,7 +15,7 @@ use pacsvault_ports::{
     peer::{Class, Freshness},
 };
 use pacsvault_simkv::SimKvMedia;
-use support::{Cluster, join};
+use support::{Cluster, PATIENCE, join};
 
 fn volume(number: u64) -> VolumeId {
     VolumeId((u128::from(number) + 1).to_be_bytes())
@@ -205,6 +205,30 @@ async fn a_node_without_a_majority_answers_within_the_deadline() {
     cluster.until("they agree", |cluster| cluster.leader().is_some()).await;
     cluster.replica(leader).propose(add(1)).await.expect("acked after the link healed");
     cluster.until_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_go_on_soon_after_the_leader_went_dark() {
+    let mut cluster = Cluster::found(|options| {
+        let names = (options.name.clone(), options.site.clone());
+        let usual = Options::new(options.node, options.cluster, options.incarnation, names, "");
+        options.heartbeat = usual.heartbeat;
+        (options.election_min, options.election_max) = (usual.election_min, usual.election_max);
+        options.deadline = PATIENCE;
+    })
+    .await;
+    cluster.grow(3, 3).await;
+    let leader = cluster.leader().expect("a leader");
+    let other = leader % 3 + 1;
+    cluster.darken(leader);
+    let began = tokio::time::Instant::now();
+    // Neither a broken connection nor a deadline ends what was sent to the old leader.
+    let fault = cluster.replica(other).propose(add(0)).await.expect_err("its fate is unknown");
+    assert_eq!(fault.class, Class::Unknown, "{fault}");
+    cluster.replica(other).propose(add(0)).await.expect("acked by the new leader");
+    cluster.replica(other).wait(Freshness::Linearizable).await.expect("a fresh read");
+    println!("writes paused for {:?}", began.elapsed());
+    assert!(began.elapsed() < PATIENCE / 4, "took {:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

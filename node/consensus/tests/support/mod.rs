@@ -34,6 +34,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Links {
     replicas: Mutex<BTreeMap<String, Arc<dyn Replica>>>,
     cut: Mutex<BTreeSet<String>>,
+    dark: Mutex<BTreeSet<String>>,
 }
 
 /// The calls of one node.
@@ -81,11 +82,20 @@ impl Peer for Loopback {
         let away = cut(&self.from) || cut(&target.address);
         let replica = self.links.replicas.lock().expect("no panic").get(&target.address).cloned();
         let from: NodeName = self.from.parse().expect("a name");
+        let (links, asker, asked) = (self.links.clone(), self.from.clone(), target.address.clone());
         Box::pin(async move {
             let lost = || Fault::new(Class::Retry, "PV-TEST-CUT", "the link is cut");
             let replica = replica.filter(|_| !away).ok_or_else(lost)?;
             let late = Fault::new(Class::Unknown, "PV-TEST-LATE", "no reply in time");
-            tokio::time::timeout(deadline, serve(replica, from, request)).await.map_err(|_| late)?
+            let answered = async {
+                let dark = || links.dark.lock().expect("no panic").iter().any(|name| [&asker, &asked].contains(&name));
+                if dark() {
+                    return std::future::pending().await;
+                }
+                let reply = serve(replica, from, request).await;
+                if dark() { std::future::pending().await } else { reply }
+            };
+            tokio::time::timeout(deadline, answered).await.map_err(|_| late)?
         })
     }
 }
@@ -112,6 +122,11 @@ pub fn site(id: u64) -> SiteName {
 }
 
 pub fn join(id: u64, life: u8) -> Command {
+    join_with(id, life, 1)
+}
+
+/// As a program that understands `version` joins.
+pub fn join_with(id: u64, life: u8, version: u32) -> Command {
     Command::JoinNode(JoinNode {
         name: name(id).parse().expect("a name"),
         incarnation: Incarnation([life; 16]),
@@ -119,7 +134,7 @@ pub fn join(id: u64, life: u8) -> Command {
         address: name(id),
         roles: Roles { storage: true, voter: true },
         volumes: Vec::new(),
-        version: 1,
+        version,
     })
 }
 
@@ -176,6 +191,11 @@ impl Cluster {
 
     pub fn cut(&self, id: u64) {
         self.links.cut.lock().expect("no panic").insert(name(id));
+    }
+
+    /// Whatever `id` is sent or sends is lost without a word.
+    pub fn darken(&self, id: u64) {
+        self.links.dark.lock().expect("no panic").insert(name(id));
     }
 
     pub fn heal(&self, id: u64) {
