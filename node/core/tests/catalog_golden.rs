@@ -107,7 +107,9 @@ fn lines() -> Vec<(String, Vec<u8>)> {
     lines.push(("study-row".to_owned(), wire::encode_study_row(&row)));
     lines.push(("page".to_owned(), wire::encode_page(&page)));
     lines.push(("receipt".to_owned(), Receipt::of(&sealed, &layout).encode()));
-    lines.extend(replica.state.into_iter().map(|(key, value)| (format!("state/{}", hex(&key)), value)));
+    // Sums and their marker are derived, and came later.
+    let stored = replica.state.into_iter().filter(|(key, _)| !matches!(key[0], 0x25 | 0x28));
+    lines.extend(stored.map(|(key, value)| (format!("state/{}", hex(&key)), value)));
     lines
 }
 

@@ -9,6 +9,9 @@ use crate::ids::{
 use crate::layout::{Contract, Failures, NodeState, Profile, Roles, VolumeState, profile::Code};
 use crate::shard::ShardId;
 
+/// The newest version of commands and formats that this build understands; [`Command::version`] is never above it.
+pub const COMMANDS_VERSION: u32 = 2;
+
 /// One log entry: commands proposed together, with the leader's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

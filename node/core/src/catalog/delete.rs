@@ -10,11 +10,12 @@ use super::keys;
 use super::machine::{At, Machine, Stop};
 use super::query::read_object;
 use super::seal::change_study;
+use super::sums::each_stripe;
 use super::view::{Overlay, View};
 use super::wire::{ObjectMessage, frame, open_strict};
 use super::wire_seal::{SealMessage, SealedMessage};
 use super::wire_words::{instance_id, present};
-use crate::ids::{ObjectKey, StripeIndex, VersionNumber, WallMillis};
+use crate::ids::{ObjectKey, PlacementId, StripeIndex, VersionNumber, WallMillis};
 
 /// Versions read at once.
 const VERSION_ROWS: usize = 64;
@@ -29,7 +30,7 @@ impl Machine {
         key: &ObjectKey,
         version: Option<VersionNumber>,
     ) -> Result<Outcome, Stop> {
-        self.initialised()?;
+        let format = self.initialised()?.format;
         let name = keys::object_name(key);
         let Some(object) = read_object(overlay, &name)? else {
             return Err(Rejection::NotFound(key.to_string()).into());
@@ -52,7 +53,7 @@ impl Machine {
         }
         let versions = doomed.iter().map(|record| VersionNumber(record.version)).collect();
         for record in doomed {
-            bury(overlay, at, &name, record)?;
+            self.bury(overlay, (at, format), &name, record)?;
         }
         let newest_live = kept.into_iter().next_back();
         if let Some(record) = &newest_live {
@@ -62,6 +63,47 @@ impl Machine {
         overlay.put(keys::object(&name), frame(&ObjectMessage { newest: object.newest, live: newest_live }));
         change_study(overlay, key, newest_size, size)?;
         Ok(Outcome::Deleted { versions, index: at.index })
+    }
+
+    /// Marks a version as deleted, and lets repair forget it.
+    fn bury(
+        &mut self,
+        overlay: &mut Overlay<'_>,
+        (at, format): (At, u32),
+        name: &[u8],
+        mut record: SealedMessage,
+    ) -> Result<(), Error> {
+        let seal: &SealMessage = present("seal of a version record", record.seal.as_ref())?;
+        let instance = instance_id(&seal.instance)?;
+        self.release(overlay, format, seal)?;
+        record.deleted = Some(at.index.0);
+        overlay.put(keys::version(name, VersionNumber(record.version)), frame(&record));
+        overlay.put(keys::tombstone(at.index, instance), Vec::new());
+        Ok(())
+    }
+
+    /// Takes the stripes of a record that dies out of the indexes and sums.
+    ///
+    /// In version 1 the index by placement kept them. Such rows stay for ever and name no live stripe.
+    pub(super) fn release(&mut self, overlay: &mut Overlay<'_>, format: u32, seal: &SealMessage) -> Result<(), Error> {
+        let instance = instance_id(&seal.instance)?;
+        let total = present("code", seal.code.as_ref()).map(|code| code.data + code.parity)?;
+        for (stripe, index) in seal.stripes.iter().zip((0_u32..).map(StripeIndex)) {
+            if stripe.persisted.count_ones() != total {
+                overlay.delete(keys::missing(instance, index));
+            }
+            if format >= 2 {
+                overlay.delete(keys::placement_stripe(PlacementId(stripe.placement), instance, index));
+            }
+        }
+        each_stripe(seal, |placement, profile, version, one| self.tally.take(placement, profile, version, one))?;
+        if format >= 2 {
+            let (from, to) = keys::asides_of(instance);
+            for (key, _) in overlay.scan(&from, &to, seal.stripes.len())? {
+                overlay.delete(key);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -95,20 +137,4 @@ fn check_retention(record: &SealedMessage, now: WallMillis, key: &ObjectKey) -> 
         .into()),
         _ => Ok(()),
     }
-}
-
-/// Marks a version as deleted, and lets repair forget it.
-fn bury(overlay: &mut Overlay<'_>, at: At, name: &[u8], mut record: SealedMessage) -> Result<(), Error> {
-    let seal: &SealMessage = present("seal of a version record", record.seal.as_ref())?;
-    let instance = instance_id(&seal.instance)?;
-    let total = present("code", seal.code.as_ref()).map(|code| code.data + code.parity)?;
-    for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
-        if stripe.persisted.count_ones() != total {
-            overlay.delete(keys::missing(instance, StripeIndex(index)));
-        }
-    }
-    record.deleted = Some(at.index.0);
-    overlay.put(keys::version(name, VersionNumber(record.version)), frame(&record));
-    overlay.put(keys::tombstone(at.index, instance), Vec::new());
-    Ok(())
 }

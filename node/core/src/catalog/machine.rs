@@ -11,10 +11,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::command::{Command, Entry, Outcome, Rejection};
+use super::command::{COMMANDS_VERSION, Command, Entry, Outcome, Rejection};
 use super::seal::Judgements;
+use super::sums::{Tally, are_stale};
 use super::view::{Overlay, View};
-use super::wire::{DigestMessage, MetaMessage, frame, open_strict};
+use super::wire::{DigestMessage, FormatMessage, MetaMessage, frame, open_strict};
 use super::wire_words::{NodeMessage, ProfileMessage, VolumeMessage, cluster_id, digest, text};
 use super::{Error, keys};
 use crate::ids::{
@@ -80,6 +81,7 @@ pub struct Machine {
     pub(super) profiles: BTreeMap<(ProfileName, u32), Profile>,
     placements: BTreeMap<Vec<VolumeId>, PlacementId>,
     pub(super) judgements: Judgements,
+    pub(super) tally: Tally,
 }
 
 impl Machine {
@@ -97,12 +99,14 @@ impl Machine {
             next_node: NodeId(stored.next_node),
             next_placement: PlacementId(stored.next_placement),
         };
+        machine.tally.stale = are_stale(view, machine.meta.applied)?;
         let Some(cluster) = stored.cluster else { return Ok(machine) };
         let mut layout = empty_layout(
             cluster_id(&cluster)?,
             text("default profile", &stored.default_profile)?,
             stored.layout_version,
         );
+        layout.format = read_format(view)?;
         load_rows(view, keys::nodes(), |bytes| {
             let node = Node::try_from(open_strict::<NodeMessage>("node record", bytes)?)?;
             layout.nodes.insert(node.id, node);
@@ -143,6 +147,7 @@ impl Machine {
             profiles: BTreeMap::new(),
             placements: BTreeMap::new(),
             judgements: Judgements::default(),
+            tally: Tally::default(),
         }
     }
 
@@ -180,6 +185,9 @@ impl Machine {
         if index <= self.meta.applied {
             return Err(Error::Order { index, applied: self.meta.applied });
         }
+        if self.tally.stale {
+            self.rebuild_sums(overlay)?;
+        }
         self.meta.time = self.meta.time.max(entry.time);
         let mut journal = blake3::Hasher::new();
         journal.update(&self.meta.digest.0).update(&index.0.to_be_bytes()).update(&self.meta.time.0.to_be_bytes());
@@ -195,12 +203,21 @@ impl Machine {
         }
         self.meta.applied = index;
         self.meta.digest = Digest(*overlay.entry_digest().as_bytes());
+        self.tally.settle(overlay)?;
+        self.mark_sums(overlay);
         self.store_meta(overlay);
         Ok(outcomes)
     }
 
     /// INVARIANT: a command that is refused has changed nothing, neither overlay nor machine.
     fn command(&mut self, overlay: &mut Overlay<'_>, at: At, command: &Command) -> Result<Outcome, Stop> {
+        let needed = command.version();
+        if needed > 1 {
+            let present = self.initialised()?.format;
+            if present < needed {
+                return Err(Rejection::UpgradePending { needed, present }.into());
+            }
+        }
         match command {
             Command::InitCluster { cluster, profiles, default_profile } => {
                 self.init_cluster(overlay, *cluster, profiles, default_profile)
@@ -306,7 +323,8 @@ pub(super) fn empty_layout(cluster: ClusterId, default_profile: ProfileName, ver
     }
 }
 
-fn load_rows(
+/// Passes each value of a range to `read`.
+pub(super) fn load_rows(
     view: &dyn View,
     range: keys::Range,
     mut read: impl FnMut(&[u8]) -> Result<(), Error>,
@@ -321,6 +339,16 @@ fn load_rows(
             Some((last, _)) => from = keys::after(last),
             None => return Ok(()),
         }
+    }
+}
+
+fn read_format(view: &dyn View) -> Result<u32, Error> {
+    let Some(bytes) = view.get(&keys::format())? else { return Ok(1) };
+    let FormatMessage { version } = open_strict("version record", &bytes)?;
+    if version > COMMANDS_VERSION {
+        Err(Error::UnknownTag { what: "version of the cluster", tag: version })
+    } else {
+        Ok(version)
     }
 }
 

@@ -61,6 +61,13 @@ impl Machine {
             ))
             .into());
         }
+        if layout.format >= 2 && join.version < layout.format {
+            return Err(Rejection::NotAllowed(format!(
+                "node {} understands version {} only, and version {} is in force: upgrade its binary",
+                join.name, join.version, layout.format
+            ))
+            .into());
+        }
         let known = known_member(&layout, join)?;
         for (volume, _) in &join.volumes {
             check_owner(&layout, *volume, known.map(|node| node.id))?;
@@ -107,6 +114,9 @@ impl Machine {
                 "node {node} was removed and never returns; format its volumes and let it join as a new node"
             ))
             .into());
+        }
+        if layout.format >= 2 && state == NodeState::Removed {
+            self.check_removal(overlay, &layout, present)?;
         }
         let mut changed = Layout::clone(&layout);
         store_node(overlay, &mut changed, Node { state, ..present.clone() });
@@ -169,7 +179,8 @@ impl Machine {
         check_floor(profile)?;
         // Before the first storage node there is nothing to check against; a seal is then held to the floor.
         if layout.volumes.keys().any(|volume| member_volume(&layout, *volume)) {
-            check_possible(profile, &Topology::of(&layout)).map_err(|why| Rejection::Impossible(why.to_string()))?;
+            check_possible(profile, &Topology::staying(&layout))
+                .map_err(|why| Rejection::Impossible(why.to_string()))?;
         }
         let present = layout.profiles.get(&profile.name);
         let next = Profile { version: present.map_or(0, |one| one.version) + 1, ..profile.clone() };
@@ -253,14 +264,14 @@ fn member_volume(layout: &Layout, volume: VolumeId) -> bool {
     layout.node_of(volume).is_some_and(|node| node.state != NodeState::Removed)
 }
 
-fn store_node(overlay: &mut Overlay<'_>, layout: &mut Layout, node: Node) {
+pub(super) fn store_node(overlay: &mut Overlay<'_>, layout: &mut Layout, node: Node) {
     if layout.nodes.get(&node.id) != Some(&node) {
         overlay.put(keys::node(node.id), frame(&NodeMessage::from(&node)));
         layout.nodes.insert(node.id, node);
     }
 }
 
-fn store_volume(overlay: &mut Overlay<'_>, layout: &mut Layout, volume: Volume) {
+pub(super) fn store_volume(overlay: &mut Overlay<'_>, layout: &mut Layout, volume: Volume) {
     if layout.volumes.get(&volume.id) != Some(&volume) {
         overlay.put(keys::volume(volume.id), frame(&VolumeMessage::from(&volume)));
         layout.volumes.insert(volume.id, volume);

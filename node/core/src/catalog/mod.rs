@@ -12,17 +12,23 @@ mod delete;
 mod groups;
 mod healing;
 mod keys;
+mod leaving;
 pub mod machine;
 mod members;
 pub mod query;
+mod record;
+mod replace;
 mod seal;
+mod sums;
 pub mod view;
 pub mod wire;
 mod wire_command;
 mod wire_seal;
 pub(crate) mod wire_words;
 
-pub use command::{Command, Entry, Outcome, Rejection, Replace, Reseat, Seal, SealedInstance, StripeSeal};
+pub use command::{
+    COMMANDS_VERSION, Command, Entry, Outcome, Rejection, Replace, Reseat, Seal, SealedInstance, StripeSeal,
+};
 pub use keys::FIRST_BYTES;
 pub use machine::Machine;
 pub use view::{Overlay, View, ViewError};

@@ -17,7 +17,8 @@ use super::Error;
 use super::command::{Outcome, Rejection, Seal, SealedInstance, StripeSeal};
 use super::keys;
 use super::machine::{At, Machine, Stop};
-use super::query::{Placements, by_instance, read_object};
+use super::query::{Placements, by_instance, read_object, read_version, resolve};
+use super::sums::one_stripe;
 use super::view::{Overlay, View};
 use super::wire::{InstanceMessage, MissingMessage, ObjectMessage, StudyMessage, frame, open_strict};
 use super::wire_seal::{Placed, SealedMessage, sealed, sealed_message};
@@ -127,14 +128,10 @@ fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = Held> + '_ {
 impl Machine {
     pub(super) fn seal(&mut self, overlay: &mut Overlay<'_>, at: At, seal: &Seal) -> Result<Outcome, Stop> {
         let layout = self.initialised()?;
-        let named = self.profiles.get(&(seal.profile.clone(), seal.profile_version));
-        let (Some(named), Some(promise)) = (named, layout.profiles.get(&seal.profile)) else {
-            let profile = format!("version {} of profile {}", seal.profile_version, seal.profile);
-            return Err(Rejection::Unknown(profile).into());
-        };
+        let (named, promise) = self.profiles_of(&layout, seal)?;
         check_structure(seal, named, &layout).map_err(Rejection::Malformed)?;
         if let Some(earlier) = by_instance(overlay, seal.instance)? {
-            return Ok(sealed_before(seal, earlier)?);
+            return Ok(sealed_before(seal, living(overlay, earlier)?)?);
         }
         let name = keys::object_name(&seal.key);
         let object = read_object(overlay, &name)?.unwrap_or_default();
@@ -165,6 +162,42 @@ impl Machine {
         };
         self.store_sealed(overlay, &name, object, &sealed)?;
         Ok(Outcome::Sealed { sealed: Box::new(sealed), first: true })
+    }
+
+    /// The profile that a seal names, and its newest version, which says what is promised.
+    pub(super) fn profiles_of<'a, 'l>(
+        &'a self,
+        layout: &'l Layout,
+        seal: &Seal,
+    ) -> Result<(&'a Profile, &'l Profile), Rejection> {
+        let named = self.profiles.get(&(seal.profile.clone(), seal.profile_version));
+        named
+            .zip(layout.profiles.get(&seal.profile))
+            .ok_or_else(|| Rejection::Unknown(format!("version {} of profile {}", seal.profile_version, seal.profile)))
+    }
+
+    /// What every stripe survives; refuses when one is below what is required.
+    pub(super) fn accepted(
+        &mut self,
+        layout: &Layout,
+        seal: &Seal,
+        promise: &Profile,
+        strict: bool,
+    ) -> Result<Vec<Failures>, Rejection> {
+        accepted(strict, self.worth(layout, seal, promise))
+    }
+
+    /// Lets a record say what its shards are worth now, when that is more than it says: then it is all that it said before,
+    /// or all that was promised.
+    pub(super) fn raise(&mut self, layout: &Layout, sealed: &mut SealedInstance) {
+        let Some(promise) = layout.profiles.get(&sealed.seal.profile) else { return };
+        let now = self.worth(layout, &sealed.seal, promise).survives;
+        let kept = covers(&now, &sealed.contract);
+        let as_before = sealed.survives.iter().all(|one| covers(&now, &Contract::one(*one)));
+        if as_before || (sealed.degraded && kept) {
+            sealed.survives = now;
+            sealed.degraded = !kept;
+        }
     }
 
     /// What all stripes of `seal` are worth to `promise` by the present layout.
@@ -217,18 +250,7 @@ impl Machine {
         sealed: &SealedInstance,
     ) -> Result<(), Error> {
         let seal = &sealed.seal;
-        let mut placements: Vec<PlacementId> = Vec::with_capacity(seal.stripes.len());
-        for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
-            let id = self.intern(overlay, &stripe.placement)?;
-            placements.push(id);
-            overlay.put(keys::placement_stripe(id, seal.instance, StripeIndex(index)), Vec::new());
-            if stripe.persisted.count_ones() as usize != seal.code.total() {
-                let missing = MissingMessage { persisted: stripe.persisted };
-                overlay.put(keys::missing(seal.instance, StripeIndex(index)), frame(&missing));
-            }
-        }
-        let instance = InstanceMessage { version: sealed.version.0, object: name.to_vec() };
-        overlay.put(keys::instance(seal.instance), frame(&instance));
+        let placements = self.store_stripes(overlay, seal, sealed.version, name)?;
         let replaced = object.live.as_ref().and_then(|live| live.seal.as_ref()).map(|seal| seal.size_bytes);
         if let Some(live) = object.live {
             overlay.put(keys::version(name, VersionNumber(live.version)), frame(&live));
@@ -236,6 +258,30 @@ impl Machine {
         let live = Some(sealed_message(sealed, &Placed::ById(&placements)));
         overlay.put(keys::object(name), frame(&ObjectMessage { newest: sealed.version.0, live }));
         change_study(overlay, &seal.key, replaced, Some(seal.size_bytes))
+    }
+
+    /// Indexes and sums of a record about to be stored; answers the placement of each stripe.
+    pub(super) fn store_stripes(
+        &mut self,
+        overlay: &mut Overlay<'_>,
+        seal: &Seal,
+        version: VersionNumber,
+        name: &[u8],
+    ) -> Result<Vec<PlacementId>, Error> {
+        let mut placements: Vec<PlacementId> = Vec::with_capacity(seal.stripes.len());
+        for (stripe, index) in seal.stripes.iter().zip(0_u32..) {
+            let id = self.intern(overlay, &stripe.placement)?;
+            placements.push(id);
+            self.tally.add(id, &seal.profile, seal.profile_version, one_stripe(seal.code, stripe.stripe_bytes));
+            overlay.put(keys::placement_stripe(id, seal.instance, StripeIndex(index)), Vec::new());
+            if stripe.persisted.count_ones() as usize != seal.code.total() {
+                let missing = MissingMessage { persisted: stripe.persisted };
+                overlay.put(keys::missing(seal.instance, StripeIndex(index)), frame(&missing));
+            }
+        }
+        let instance = InstanceMessage { version: version.0, object: name.to_vec() };
+        overlay.put(keys::instance(seal.instance), frame(&instance));
+        Ok(placements)
     }
 }
 
@@ -267,7 +313,7 @@ pub(super) fn change_study(
 }
 
 /// Everything that a seal says must agree with itself, its profile and the layout.
-fn check_structure(seal: &Seal, profile: &Profile, layout: &Layout) -> Result<(), String> {
+pub(super) fn check_structure(seal: &Seal, profile: &Profile, layout: &Layout) -> Result<(), String> {
     if seal.code != profile.code {
         return Err(format!("code {} is not {} of profile {}", seal.code, profile.code, profile.name));
     }
@@ -322,8 +368,20 @@ fn check_sizes(seal: &Seal) -> Result<(), String> {
     if sum == seal.size_bytes { Ok(()) } else { Err(format!("{sum} bytes in stripes, {} claimed", seal.size_bytes)) }
 }
 
+/// The record that stands for what `earlier` was: itself, or the encoding that took its place in a version that lives on.
+fn living(view: &dyn View, earlier: SealedInstance) -> Result<SealedInstance, Error> {
+    if earlier.deleted.is_none() {
+        return Ok(earlier);
+    }
+    let present = read_version(view, &keys::object_name(&earlier.seal.key), earlier.version)?;
+    match present.filter(|record| record.deleted.is_none()) {
+        Some(record) => resolve(view, record),
+        None => Ok(earlier),
+    }
+}
+
 /// The same attempt again: its first record, even if it was deleted since.
-fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outcome, Rejection> {
+pub(super) fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outcome, Rejection> {
     let known = &earlier.seal;
     if known.key == seal.key && known.digest == seal.digest && known.size_bytes == seal.size_bytes {
         Ok(Outcome::Sealed { sealed: Box::new(earlier), first: false })
@@ -347,7 +405,7 @@ fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> R
     sealed(live.clone(), &mut |id| placements.get(id)).map(Some)
 }
 
-fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
+pub(super) fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
     let horizon = now.0.saturating_sub(WRITE_WINDOW_MILLIS);
     if began.0 < horizon {
         return Err(Rejection::WindowClosed { began: began.0, horizon });
@@ -366,7 +424,7 @@ fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
 
 /// Shards on a fenced volume, or of a removed node, are gone for good: the coordinator must place again. A node that
 /// is down returns; its shards just do not count now.
-fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection> {
+pub(super) fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection> {
     let mut held = seal.stripes.iter().flat_map(persisted);
     let gone = held.find(|held| {
         let fenced = layout.volumes.get(&held.volume).is_none_or(|volume| volume.state == VolumeState::Fenced);

@@ -111,7 +111,12 @@ impl<'a> Overlay<'a> {
         self.pending.insert(key, None);
     }
 
-    /// For records that hold the digest itself.
+    /// For records that are derived.
+    pub(super) fn delete_outside_digest(&mut self, key: Vec<u8>) {
+        self.pending.insert(key, None);
+    }
+
+    /// For records that hold the digest itself, and for derived ones.
     pub(super) fn put_outside_digest(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.pending.insert(key, Some(value));
     }

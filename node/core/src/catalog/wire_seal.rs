@@ -122,7 +122,7 @@ pub(super) struct MovedMessage {
     pub volumes: Vec<u8>,
 }
 
-fn moved_message((stripe, moved): (&StripeIndex, &Moved)) -> MovedMessage {
+pub(super) fn moved_message((stripe, moved): (&StripeIndex, &Moved)) -> MovedMessage {
     MovedMessage {
         stripe: stripe.0,
         index: moved.index.0,

@@ -10,7 +10,7 @@ use std::fmt;
 
 use super::profile::{Code, ReadPreference};
 use super::spread::{SiteLoad, Spread, strongest_spread};
-use super::{Contract, Failures, Layout, NodeState, Profile, VolumeState};
+use super::{Contract, Failures, Layout, NodeState, Profile, Volume, VolumeState};
 use crate::ids::{ProfileName, SiteName};
 
 /// Most sites, nodes per site or parity shards that a remedy proposes to add; more is a different cluster.
@@ -26,9 +26,19 @@ pub struct Topology {
 impl Topology {
     /// The topology of a layout: every node not removed and every volume not fenced, whether or not it is up just now.
     pub fn of(layout: &Layout) -> Self {
+        Self::of_volumes(layout, |_| true)
+    }
+
+    /// What stays: as [`Topology::of`], without what is being drained.
+    pub fn staying(layout: &Layout) -> Self {
+        Self::of_volumes(layout, |volume| !layout.draining(volume.id))
+    }
+
+    /// As [`Topology::of`], of these volumes only.
+    pub fn of_volumes(layout: &Layout, wanted: impl Fn(&Volume) -> bool) -> Self {
         let mut topology = Self::default();
         for node in layout.nodes.values().filter(|node| node.state != NodeState::Removed) {
-            let usable = layout.volumes.values().filter(|volume| volume.node == node.id);
+            let usable = layout.volumes.values().filter(|volume| volume.node == node.id && wanted(volume));
             let volumes = usable.filter(|volume| volume.state != VolumeState::Fenced).count();
             let site = topology.sites.entry(node.site.clone()).or_default();
             site.extend((volumes > 0).then_some(volumes));

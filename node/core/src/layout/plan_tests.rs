@@ -1,6 +1,7 @@
 //! Built-in profiles, refusals and plans, as an operator reads them.
 
 use super::*;
+use crate::ids::NodeId;
 use crate::layout::testing::{cluster, profile, site};
 
 fn topology(sites: &[usize]) -> Topology {
@@ -87,4 +88,7 @@ fn a_topology_leaves_out_what_is_gone_for_good_only() {
     crate::layout::testing::take_down(&mut layout, 0);
     [2, 4, 5].into_iter().for_each(|volume| crate::layout::testing::fence(&mut layout, volume));
     assert_eq!(Topology::of(&layout).sites, [(site(0), vec![2, 1]), (site(1), vec![])].into());
+    assert_eq!(Topology::staying(&layout), Topology::of(&layout), "who is down stays");
+    layout.nodes.get_mut(&NodeId(0)).expect("a known node").draining = true;
+    assert_eq!(Topology::staying(&layout).sites, [(site(0), vec![1]), (site(1), vec![])].into());
 }
