@@ -3,12 +3,14 @@
 //! **Invariants.** Every field of a received message is checked here; what comes out is well formed. A violation names
 //! its field ([`Invalid`]). Both directions are inverse for values that core can hold.
 
+pub mod health;
+pub mod repair;
+
 use std::str::FromStr;
 
 use bytes::Bytes;
 use pacsvault_core::{
     catalog::{SealedInstance, command::Attribute},
-    health::report::ScrubAge,
     ids::{
         ClusterId, Digest, Incarnation, InstanceId, Leaf, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Term,
         Uid, VersionNumber, VolumeId,
@@ -396,6 +398,7 @@ pub fn status_message(status: &NodeStatus) -> v1::StatusReply {
         used_bytes: volume.used_bytes,
         free_bytes: volume.free_bytes,
         capacity_bytes: volume.capacity_bytes,
+        scrub: health::scrub_age_message(&volume.scrub),
     });
     v1::StatusReply {
         node: status.node.map(|node| node.0),
@@ -425,7 +428,7 @@ pub fn status(message: v1::StatusReply) -> Parsed<NodeStatus> {
             used_bytes: volume.used_bytes,
             free_bytes: volume.free_bytes,
             capacity_bytes: volume.capacity_bytes,
-            scrub: ScrubAge::default(),
+            scrub: health::scrub_age(volume.scrub).map_err(|error| error.within("volumes"))?,
         })
     });
     Ok(NodeStatus {

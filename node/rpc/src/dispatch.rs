@@ -159,9 +159,7 @@ async fn unary(
         let read = read_message(request.into_body(), MESSAGE_BYTES_MAX, admit).await;
         let (frames, _) = read.map_err(|error| unreadable(&error))?;
         let asked = methods::decode_request(method, frames)?;
-        if let Request::Propose(commands) = &asked.request {
-            roles::check_commands(&caller, commands)?;
-        }
+        roles::check_request(&caller, &asked.request)?;
         let reply_room = match reply_bytes(&asked.request) {
             0 => None,
             len_bytes => Some(shared.room_for(len_bytes).ok_or_else(|| unreadable(&ReadError::NoRoom))?),

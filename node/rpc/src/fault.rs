@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use pacsvault_core::catalog::Rejection;
 use pacsvault_ports::peer::{Class, Fault};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -120,6 +121,21 @@ impl Refusal {
     }
 }
 
+/// What a refusal by the catalog means to who proposed the command.
+pub fn rejected(rejection: &Rejection) -> Fault {
+    let (class, code) = match rejection {
+        Rejection::Fenced { .. } => (Class::Retry, "PV-FENCED"),
+        Rejection::TooWeak { .. } => (Class::Retry, "PV-TOO-WEAK"),
+        Rejection::WindowClosed { .. } => (Class::Reject, "PV-WINDOW-CLOSED"),
+        Rejection::NotFound(_) => (Class::NotFound, "PV-NOT-FOUND"),
+        Rejection::Changed(_) => (Class::Retry, "PV-CHANGED"),
+        Rejection::UpgradePending { .. } => (Class::Reject, "PV-UPGRADE-PENDING"),
+        Rejection::Impossible(_) => (Class::Reject, "PV-IMPOSSIBLE"),
+        _ => (Class::Reject, "PV-REJECTED"),
+    };
+    Fault::new(class, code, rejection.to_string())
+}
+
 /// The status that carries `fault`.
 pub fn status_of(fault: &Fault) -> Status {
     Status::with_error_details(code_of(fault), fault.message.clone(), details_of(fault))
@@ -215,6 +231,15 @@ mod tests {
                 assert_eq!(fault_of(&status, true), fault);
             }
         }
+    }
+
+    #[test]
+    fn a_refusal_that_passes_by_itself_may_be_repeated() {
+        let changed = rejected(&Rejection::Changed("the stripe".to_owned()));
+        assert_eq!((changed.class, changed.code), (Class::Retry, "PV-CHANGED"));
+        let pending = rejected(&Rejection::UpgradePending { needed: 2, present: 1 });
+        assert_eq!((pending.class, pending.code), (Class::Reject, "PV-UPGRADE-PENDING"));
+        assert!(pending.message.contains("finish the upgrade"), "{pending}");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! **Invariants.** One row of [`METHODS`] per method, and one arm each in the four translations. Requests and replies
 //! come back from the wire as they were sent. A payload (shard, Raft message, snapshot piece) is never copied here.
 
+mod healing;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -22,7 +24,7 @@ use prost::Message;
 
 use crate::{
     convert::{self, fixed, raw, required},
-    fault::{Invalid, NO_METHOD},
+    fault::{Invalid, rejected},
     frames::{Frames, Payload},
     plan,
     roles::Kind,
@@ -33,7 +35,7 @@ use crate::{
 pub enum Lane {
     /// Raft messages and read indexes: small and urgent.
     Consensus,
-    /// Catalog and administration.
+    /// Catalog, administration, healing: no payloads.
     Control,
     /// Shards and snapshot pieces.
     Bulk,
@@ -62,10 +64,21 @@ pub enum Method {
     SetProfile,
     TransferLeader,
     Plan,
+    Heartbeat,
+    Repair,
+    Health,
+    WhatIf,
+    DrainPlan,
+    SetDrain,
+    RemoveNode,
+    RetryAside,
+    SetStudyProfile,
+    ScrubNow,
+    VerifyShards,
 }
 
 /// Path, method, kind for authorization, lane.
-const METHODS: [(&str, Method, Kind, Lane); 19] = [
+const METHODS: [(&str, Method, Kind, Lane); 30] = [
     ("/pacsvault.v1.Shards/PutShard", Method::PutShard, Kind::Shards, Lane::Bulk),
     ("/pacsvault.v1.Shards/GetShard", Method::GetShard, Kind::Shards, Lane::Bulk),
     ("/pacsvault.v1.Consensus/Raft", Method::Raft, Kind::Consensus, Lane::Consensus),
@@ -85,6 +98,18 @@ const METHODS: [(&str, Method, Kind, Lane); 19] = [
     ("/pacsvault.v1.Admin/SetProfile", Method::SetProfile, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/TransferLeader", Method::TransferLeader, Kind::Administer, Lane::Control),
     ("/pacsvault.v1.Admin/Plan", Method::Plan, Kind::Status, Lane::Control),
+    // As urgent as Raft's own messages, and as small: a node must not seem dead because a listing is in its way.
+    ("/pacsvault.v1.Healing/Heartbeat", Method::Heartbeat, Kind::Healing, Lane::Consensus),
+    ("/pacsvault.v1.Healing/Repair", Method::Repair, Kind::Healing, Lane::Control),
+    ("/pacsvault.v1.Admin/Health", Method::Health, Kind::Status, Lane::Control),
+    ("/pacsvault.v1.Admin/WhatIf", Method::WhatIf, Kind::Status, Lane::Control),
+    ("/pacsvault.v1.Admin/DrainPlan", Method::DrainPlan, Kind::Status, Lane::Control),
+    ("/pacsvault.v1.Admin/SetDrain", Method::SetDrain, Kind::Administer, Lane::Control),
+    ("/pacsvault.v1.Admin/RemoveNode", Method::RemoveNode, Kind::Administer, Lane::Control),
+    ("/pacsvault.v1.Admin/RetryAside", Method::RetryAside, Kind::Administer, Lane::Control),
+    ("/pacsvault.v1.Admin/SetStudyProfile", Method::SetStudyProfile, Kind::Administer, Lane::Control),
+    ("/pacsvault.v1.Admin/ScrubNow", Method::ScrubNow, Kind::Administer, Lane::Control),
+    ("/pacsvault.v1.Admin/VerifyShards", Method::VerifyShards, Kind::Prove, Lane::Control),
 ];
 
 impl Method {
@@ -169,7 +194,7 @@ pub fn encode_request(request: Request) -> Result<(Method, Payload), Fault> {
         Request::TransferLeader { to } => {
             (Method::TransferLeader, Payload::of(&v1::TransferLeaderRequest { to: to.0 }))
         }
-        _ => return Err(Fault::new(Class::Reject, NO_METHOD, "this request has no form on the wire")),
+        other => return healing::encode_request(other),
     })
 }
 
@@ -248,6 +273,17 @@ pub fn decode_request(method: Method, frames: Frames) -> Result<Asked, Invalid> 
             let profiles = profiles(read::<v1::PlanRequest>(frames)?.profiles)?;
             return Ok(Asked { request: Request::Layout(convert::freshness(None)?), profiles });
         }
+        Method::Heartbeat
+        | Method::Repair
+        | Method::Health
+        | Method::WhatIf
+        | Method::DrainPlan
+        | Method::SetDrain
+        | Method::RemoveNode
+        | Method::RetryAside
+        | Method::SetStudyProfile
+        | Method::ScrubNow
+        | Method::VerifyShards => healing::decode_request(method, frames)?,
     };
     Ok(request.into())
 }
@@ -340,10 +376,7 @@ pub fn encode_reply(method: Method, profiles: &[Profile], reply: Reply) -> Resul
         }
         (Method::Status, Reply::Status(status)) => Payload::of(&convert::status_message(&status)),
         (Method::TransferLeader, Reply::Done) => Payload::of(&v1::TransferLeaderReply {}),
-        (method, _) => {
-            let text = format!("{} was answered with something else", method.path());
-            return Err(Fault::new(Class::Bug, "PV-BUG", text));
-        }
+        (method, reply) => return healing::encode_reply(method, reply),
     })
 }
 
@@ -362,7 +395,7 @@ fn encode_page(page: &ListPage) -> Payload {
 
 fn accepted(outcomes: Vec<Outcome>) -> Result<(), Fault> {
     match outcomes.into_iter().next() {
-        Some(Outcome::Rejected(rejection)) => Err(Fault::new(Class::Reject, "PV-REJECTED", rejection.to_string())),
+        Some(Outcome::Rejected(rejection)) => Err(rejected(&rejection)),
         Some(_) => Ok(()),
         None => Err(Fault::new(Class::Bug, "PV-BUG", "a proposal had no outcome")),
     }
@@ -424,6 +457,17 @@ fn parse_reply(method: Method, frames: Frames) -> Result<Reply, Invalid> {
         Method::Status => Reply::Status(Box::new(convert::status(read(frames)?)?)),
         Method::TransferLeader | Method::SetVolumeState | Method::SetProfile => Reply::Done,
         Method::AdminLayout | Method::Plan => return Err(Invalid::new("method", "is for other clients")),
+        Method::Heartbeat
+        | Method::Repair
+        | Method::Health
+        | Method::WhatIf
+        | Method::DrainPlan
+        | Method::SetDrain
+        | Method::RemoveNode
+        | Method::RetryAside
+        | Method::SetStudyProfile
+        | Method::ScrubNow
+        | Method::VerifyShards => return healing::parse_reply(method, frames),
     })
 }
 

@@ -11,9 +11,15 @@
 //! (sealing is idempotent by content). Scrubbing and `verify` find such a record, its `coordinator` names the culprit's
 //! certificate, and deleting it lets the content be written again; that name is therefore taken from the certificate and
 //! cannot be another's. A gateway cannot make content undeletable, nor fence, join or stop nodes.
+//!
+//! **What an operator is not trusted with.** What nodes find out themselves (that one is silent, that a shard is damaged,
+//! where a stripe has been brought to) is not taken from people: a slip there would count shards that are not there.
 
-use pacsvault_core::catalog::Command;
-use pacsvault_ports::peer::{Caller, Class, Fault};
+use pacsvault_core::{
+    catalog::Command,
+    layout::{NodeState, VolumeState},
+};
+use pacsvault_ports::peer::{Caller, Class, Fault, Request};
 use pacsvault_security::{Identity, Role};
 
 use crate::fault::DENIED;
@@ -37,11 +43,15 @@ pub enum Kind {
     Administer,
     /// The thin clients' service.
     Archive,
+    /// Signs of life, tasks of repair.
+    Healing,
+    /// Prove shards from the disk.
+    Prove,
 }
 
 /// One row per kind: the roles that may. "Nodes all" keeps forwarding between nodes simple; a node's key can do
 /// anything in its cluster anyway, since nodes apply the log.
-const ALLOWED: [(Kind, &[Role], &str); 8] = [
+const ALLOWED: [(Kind, &[Role], &str); 10] = [
     (Kind::Shards, &[Role::Node, Role::Gateway], "read or write shards"),
     (Kind::Catalog, &[Role::Node, Role::Gateway, Role::Operator], "read the catalog"),
     (Kind::Propose, &[Role::Node, Role::Gateway, Role::Operator], "change the catalog"),
@@ -50,6 +60,8 @@ const ALLOWED: [(Kind, &[Role], &str); 8] = [
     (Kind::Join, &[Role::Node], "join the cluster"),
     (Kind::Administer, &[Role::Node, Role::Operator], "administer the cluster"),
     (Kind::Archive, &[Role::Node, Role::Gateway, Role::Operator], "store or read studies"),
+    (Kind::Healing, &[Role::Node], "take part in healing"),
+    (Kind::Prove, &[Role::Node, Role::Operator], "have shards proven from the disk"),
 ];
 
 /// Who a verified peer is, as the service sees it. `None` for roles that call no service yet (auditors).
@@ -86,8 +98,45 @@ pub fn check_commands(caller: &Caller, commands: &[Command]) -> Result<(), Fault
     }
     match caller {
         Caller::Gateway(name) => commands.iter().try_for_each(|command| check_gateway(name, command)),
-        Caller::Node(_) | Caller::Operator(_) | Caller::Local => Ok(()),
+        Caller::Operator(name) => commands.iter().try_for_each(|command| check_operator(name, command)),
+        // A node proposes what healing needs, and forwards what others proposed to it.
+        Caller::Node(_) | Caller::Local => Ok(()),
     }
+}
+
+/// Refuses what only some callers may ask for in a request that is open to them.
+pub fn check_request(caller: &Caller, request: &Request) -> Result<(), Fault> {
+    match (caller, request) {
+        (_, Request::Propose(commands)) => check_commands(caller, commands),
+        (Caller::Gateway(name) | Caller::Operator(name), Request::PutShard(put)) if put.repair => {
+            Err(denied(format!("{name} may not write into the room kept for repair; only nodes repair")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses what the operator `name` may not propose.
+fn check_operator(name: &str, command: &Command) -> Result<(), Fault> {
+    let refused = match command {
+        Command::SetNodeState { state: NodeState::Removed, .. }
+        | Command::SetVolumeState { state: VolumeState::Fenced, .. }
+        | Command::InitCluster { .. }
+        | Command::JoinNode(_)
+        | Command::AddVolume { .. }
+        | Command::SetProfile { .. }
+        | Command::Seal(_)
+        | Command::Delete { .. }
+        | Command::RetryAside
+        | Command::SetStudyProfile { .. }
+        | Command::SetDrain { .. } => return Ok(()),
+        Command::SetNodeState { .. } => "say whether a node is up; the leader listens for that. It may remove nodes",
+        Command::SetVolumeState { .. } => {
+            "say whether a volume is up; its node does. It may fence volumes for good, or drain them"
+        }
+        // Refused until someone decides otherwise, also what a later version adds.
+        _ => "propose what nodes find out and repair themselves",
+    };
+    Err(denied(format!("operator {name} may not {refused}")))
 }
 
 /// Refuses what the gateway `name` may not propose.
@@ -118,9 +167,12 @@ mod tests {
     use pacsvault_core::{
         catalog::{
             Seal,
-            command::{Reserved, StripeSeal},
+            command::{DrainTarget, Reseat, Reserved, StripeSeal},
         },
-        ids::{ClusterId, Digest, InstanceId, LayoutVersion, LogIndex, WallMillis},
+        ids::{
+            ClusterId, Digest, InstanceId, LayoutVersion, LogIndex, NodeId, ShardIndex, StripeIndex, VolumeId,
+            WallMillis,
+        },
         layout::profile::Code,
     };
 
@@ -158,6 +210,49 @@ mod tests {
         assert!(check_commands(&gateway, std::slice::from_ref(&delete)).is_ok());
         assert!(check_commands(&gateway, &[delete, fence.clone()]).is_err());
         assert!(check_commands(&Caller::Operator("o".to_owned()), &[fence]).is_ok());
+    }
+
+    #[test]
+    fn an_operator_removes_and_drains_but_says_nothing_that_nodes_find_out() {
+        let operator = Caller::Operator("o".to_owned());
+        let node = Caller::Node("n".parse().expect("a name"));
+        let gateway = Caller::Gateway("g".to_owned());
+        let (id, volume) = (NodeId(3), VolumeId([1; 16]));
+        let target = DrainTarget::Node(id);
+        let study = "1.2.3".parse().expect("a UID");
+        let tenant = "main".parse().expect("a name");
+        let state = |state| Command::SetVolumeState { volume, state };
+        for allowed in [
+            Command::SetNodeState { node: id, state: NodeState::Removed },
+            state(VolumeState::Fenced),
+            Command::SetDrain { target, draining: true },
+            Command::RetryAside,
+            Command::SetStudyProfile { tenant, study, profile: None },
+        ] {
+            assert!(check_commands(&operator, std::slice::from_ref(&allowed)).is_ok(), "{allowed:?}");
+            assert!(check_commands(&gateway, std::slice::from_ref(&allowed)).is_err(), "{allowed:?}");
+            assert!(check_commands(&node, &[allowed]).is_ok(), "forwarded by a node");
+        }
+        let instance = InstanceId([1; 16]);
+        let stripe = StripeIndex(0);
+        let reseat =
+            Reseat { instance, stripe, expected: vec![volume; 3], persisted: 7, moves: vec![(ShardIndex(0), volume)] };
+        for refused in [
+            Command::SetNodeState { node: id, state: NodeState::Up },
+            Command::SetNodeState { node: id, state: NodeState::Down },
+            state(VolumeState::Up),
+            state(VolumeState::ReadOnly),
+            state(VolumeState::Away),
+            Command::Reseat(reseat),
+            Command::ReportDamage { volume, shards: Vec::new() },
+            Command::SetAside { instance, stripe, reason: String::new() },
+            Command::Activate { version: 2 },
+        ] {
+            let fault = check_commands(&operator, std::slice::from_ref(&refused)).expect_err("is refused");
+            assert_eq!((fault.class, fault.code), (Class::Reject, DENIED), "{refused:?}");
+            assert!(check_commands(&gateway, std::slice::from_ref(&refused)).is_err(), "{refused:?}");
+            assert!(check_commands(&node, &[refused]).is_ok(), "healing needs it");
+        }
     }
 
     fn seal_by(coordinator: &str, retain_until: Option<WallMillis>) -> Command {

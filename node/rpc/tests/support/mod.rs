@@ -9,16 +9,23 @@ use bytes::Bytes;
 use pacsvault_coordinator::Coordinator;
 use pacsvault_core::{
     catalog::Outcome,
-    ids::{ClusterId, Digest, InstanceId, LogIndex, NodeId, ShardIndex, StripeIndex, Term, VolumeId, WallMillis},
-    layout::{VolumeState, profile::Code},
+    health::{
+        Aside, ByTier, Cause, Loss, Sums, Tier,
+        report::{Done, DrainPlan, Health, NodeHealth, ScrubAge, VolumeHealth, WhatIf, WritesUnder},
+    },
+    ids::{
+        ClusterId, Digest, InstanceId, LayoutVersion, LogIndex, NodeId, ShardIndex, StripeIndex, Term, VolumeId,
+        WallMillis,
+    },
+    layout::{Failures, VolumeState, profile::Code},
     shard::{DurableShard, ShardHeader, ShardId},
 };
 use pacsvault_ports::{
     BoxFuture,
     kv::CheckpointFile,
     peer::{
-        Caller, Class, Fault, ListPage, NodeStatus, PutShard, Reply, Request, Service, ShardData, StudyRow, Target,
-        VolumeStatus,
+        Caller, Class, Fault, ListPage, NodeStatus, PutShard, Reply, Request, Service, ShardData, ShardProof, StudyRow,
+        Target, VolumeStatus,
     },
 };
 use pacsvault_rpc::{Counters, Server, ServerTls, TonicPeer};
@@ -137,8 +144,89 @@ pub fn status() -> NodeStatus {
             used_bytes: 6,
             free_bytes: 7,
             capacity_bytes: 8,
-            scrub: pacsvault_core::health::report::ScrubAge::default(),
+            scrub: scrub_age(),
         }],
+    }
+}
+
+pub fn scrub_age() -> ScrubAge {
+    ScrubAge {
+        histogram: [1, 2, 3, 4, 5, 6, 7],
+        oldest: Some(WallMillis(8)),
+        damaged: 9,
+        verified: u64::MAX,
+        hurried: true,
+    }
+}
+
+fn sums(number: u64) -> Sums {
+    Sums { stripes: number, content_bytes: number << 20, shard_bytes: number << 18 }
+}
+
+fn by_tier() -> ByTier {
+    ByTier([(Tier::Unreadable, sums(1)), (Tier::Distance(0), sums(2)), (Tier::Distance(2), sums(3))].into())
+}
+
+pub fn health() -> Health {
+    Health {
+        leader: NodeId(7),
+        layout: LayoutVersion(44),
+        format: 2,
+        by_tier: by_tier(),
+        below_contract: sums(4),
+        worst: Some(Tier::Unreadable),
+        sites_away: vec!["site-b".parse().expect("a name")],
+        waiting: [(Cause::Repair, sums(5)), (Cause::Drain, sums(6))].into(),
+        in_progress: 7,
+        rate_bytes_per_s: 8,
+        done_stripes: 9,
+        done_bytes: 10,
+        wan_bytes: 11,
+        eta_s: None,
+        held_back: vec!["site-b is away as a whole".to_owned()],
+        aside: vec![Aside {
+            instance: InstanceId([3; 16]),
+            stripe: StripeIndex(12),
+            reason: "3 of 4 shards".to_owned(),
+            since: WallMillis(13),
+            layout: LayoutVersion(14),
+        }],
+        aside_total: 15,
+        nodes: vec![
+            NodeHealth { node: NodeId(7), silent_ms: Some(0), allowed_bytes_per_s: None },
+            NodeHealth { node: NodeId(9), silent_ms: None, allowed_bytes_per_s: Some(16) },
+        ],
+        volumes: vec![VolumeHealth {
+            volume: VolumeId([9; 16]),
+            catalog_bytes: 17,
+            used_bytes: 18,
+            free_bytes: 19,
+            scrub: scrub_age(),
+        }],
+    }
+}
+
+pub fn what_if(loss: Loss) -> WhatIf {
+    WhatIf {
+        loss,
+        nodes_lost: vec![NodeId(1), NodeId(2)],
+        by_tier: by_tier(),
+        within_contract: sums(1),
+        below_contract: sums(2),
+        all_readable: true,
+        quorum: true,
+        voters: (3, 5),
+        writes: vec![WritesUnder {
+            profile: "standard".parse().expect("a name"),
+            survives: vec![Failures { sites: 0, nodes: 2 }],
+            full: false,
+            why: "one site is left out".to_owned(),
+        }],
+        rebuild_bytes: sums(3),
+        urgent_bytes: 4,
+        wan_bytes: 5,
+        repair_s: Some(6),
+        rate_bytes_per_s: 7,
     }
 }
 
@@ -195,7 +283,31 @@ fn reply_to(request: Request) -> Result<Reply, Fault> {
         Request::Join(join) => {
             Reply::Joined { node: NodeId(4), cluster: ClusterId([8; 16]), incarnation: join.incarnation }
         }
-        Request::TransferLeader { .. } => Reply::Done,
+        Request::TransferLeader { .. } | Request::Heartbeat(_) | Request::ScrubNow(_) => Reply::Done,
+        Request::Repair(task) => {
+            Reply::Repaired(Done::Reseated { written_bytes: task.write_bytes, read_bytes: 1, wan_bytes: 2 })
+        }
+        Request::Health => Reply::Health(Box::new(health())),
+        Request::WhatIf(loss) => Reply::WhatIf(Box::new(what_if(loss))),
+        Request::DrainPlan(target) => Reply::DrainPlan(Box::new(DrainPlan {
+            target,
+            volumes: vec![VolumeId([1; 16]), VolumeId([2; 16])],
+            safe: false,
+            reasons: vec!["standard v1: 1 site is left".to_owned()],
+            moves: sums(8),
+            free_elsewhere_bytes: 9,
+            takes_s: Some(10),
+            rate_bytes_per_s: 11,
+            empty: false,
+        })),
+        Request::VerifyShards { shards, .. } => {
+            let proof = |id: &ShardId| match id.shard.0 {
+                0 => ShardProof::Sound(Digest([7; 32])),
+                1 => ShardProof::Missing,
+                _ => ShardProof::Damaged("chunk 3".to_owned()),
+            };
+            Reply::Verified(shards.iter().map(proof).collect())
+        }
         _ => return Err(Fault::new(Class::Reject, "PV-NO-METHOD", "not echoed")),
     })
 }
