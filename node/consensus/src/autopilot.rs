@@ -1,8 +1,9 @@
-//! The leader's care for the membership: invites nodes that joined the layout, promotes and replaces voters by plan,
-//! finishes changes that another leader left half done, lets removed nodes go, and compares the replicas' digests.
+//! The leader's care for the cluster: invites nodes that joined the layout, promotes and replaces voters by plan, finishes
+//! changes that another leader left half done, hands leadership to a better node, lets removed nodes go, puts a new
+//! version of commands in force when the last member understands it, and compares the replicas' digests.
 //!
 //! **Invariants.** One change is in flight at a time, and each is conditional on the membership it was decided on. A
-//! member is never changed in place. A replica stops itself for the digest of a majority of voters only, never for that of
+//! member is never changed in place. A leader that is to leave hands over first, if anybody can take over. A replica stops itself for the digest of a majority of voters only, never for that of
 //! the leader alone: a leader that a majority differs from is itself the one that stops. Nothing here is needed for
 //! safety: a leader without it serves the same.
 
@@ -15,7 +16,7 @@ use std::{
 use futures::future::join_all;
 use openraft::{AsyncRuntime, ChangeMembers, Instant, Precondition, RaftMetrics, ServerState};
 use pacsvault_core::{
-    catalog::{Command, query::remembered_digest},
+    catalog::{Command, Outcome, command::COMMANDS_VERSION, query::remembered_digest},
     ids::{Digest, LogIndex, NodeId},
     layout::{Layout, Node, NodeState},
 };
@@ -26,6 +27,8 @@ use pacsvault_ports::{
 
 use crate::{
     facade::Inner,
+    gate::understood,
+    leadership::{Patience, Seat, successor},
     types::{Member, Types},
     voters::{Candidate, Health, plan},
 };
@@ -38,6 +41,10 @@ const STABLE: Duration = Duration::from_secs(2);
 const BEHIND_MAX: u64 = 2_000;
 /// Longest wait for one change; it may still come true afterwards and is then found done.
 const CHANGE_DEADLINE: Duration = Duration::from_secs(20);
+/// How often a removed leader tries to hand over before its vote is taken.
+const HAND_OVER_TRIES: u32 = 3;
+/// Before a version is asked for again that was not put in force.
+const ACTIVATE_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait for a voter's status, and then for this replica to have applied as much.
 const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -52,6 +59,10 @@ struct Memory {
     last_healthy: BTreeMap<u64, MonoTime>,
     began: MonoTime,
     compared: (MonoTime, LogIndex),
+    /// About moving leadership.
+    patience: Patience,
+    /// When a version was last asked to be put in force.
+    activated: Option<MonoTime>,
 }
 
 /// What to do next.
@@ -98,6 +109,10 @@ async fn look<R: AsyncRuntime>(inner: &Inner<R>, metrics: &RaftMetrics<Types<R>>
         return;
     }
     let Some(layout) = inner.state.published().layout else { return };
+    activate(inner, &layout, memory, now).await;
+    if hand_over(inner, metrics, &layout, memory, now).await {
+        return;
+    }
     let Some(change) = decide(metrics, &layout, memory, now, inner.options.voter_grace) else { return };
     tracing::info!(node = inner.options.node.0, ?change, "changing the membership");
     let carried = carry_out(inner, metrics, change);
@@ -108,7 +123,66 @@ async fn look<R: AsyncRuntime>(inner: &Inner<R>, metrics: &RaftMetrics<Types<R>>
     }
 }
 
+/// Puts the newest version that all members understand in force.
+async fn activate<R: AsyncRuntime>(inner: &Inner<R>, layout: &Layout, memory: &mut Memory, now: MonoTime) {
+    let version = COMMANDS_VERSION;
+    let asked = memory.activated.is_some_and(|then| now.0.saturating_sub(then.0) < ACTIVATE_AGAIN);
+    if layout.format >= version || asked || !understood(Some(layout), version) {
+        return;
+    }
+    memory.activated = Some(now);
+    tracing::info!(version, "every node has been upgraded: its version is put in force");
+    match inner.propose_here(vec![Command::Activate { version }]).await.as_deref() {
+        Ok([Outcome::Rejected(why)]) => tracing::warn!(version, %why, "the version was not put in force"),
+        Ok(_) => {}
+        Err(fault) => tracing::warn!(version, %fault, "the version was not put in force"),
+    }
+}
+
+/// Moves leadership to a better node, when the reason has held for long enough; true when nothing else should be done now.
+async fn hand_over<R: AsyncRuntime>(
+    inner: &Inner<R>,
+    metrics: &RaftMetrics<Types<R>>,
+    layout: &Layout,
+    memory: &mut Memory,
+    now: MonoTime,
+) -> bool {
+    let membership = metrics.membership_config.membership();
+    if membership.get_joint_config().len() > 1 {
+        return false;
+    }
+    let settle = inner.options.leader_settle;
+    let steady = STABLE.max(settle);
+    let seat = |id: u64, for_how_long| {
+        let node = layout.nodes.get(&NodeId(id))?;
+        Some(Seat::of(node, memory.healthy_for(id, now) >= Some(for_how_long)))
+    };
+    let Some(own) = seat(metrics.id, STABLE) else { return false };
+    // One that is leaving goes at once; for comfort alone leadership is given only to a node that has been well for long.
+    let (settle, steady) = if own.leaving { (Duration::ZERO, STABLE) } else { (settle, steady) };
+    let others: Vec<Seat> = membership.voter_ids().filter_map(|id| seat(id, steady)).collect();
+    let wish = successor(&own, &others, inner.options.preferred_site.as_ref());
+    // After some vain attempts to hand over, its vote is taken anyway, and it steps down.
+    let waits = own.leaving && wish.is_some() && memory.patience.failures() < HAND_OVER_TRIES;
+    let Some(to) = memory.patience.ripe(wish, now, settle) else { return waits };
+    tracing::info!(from = metrics.id, to = to.0, leaving = own.leaving, fit = own.fit, "handing over leadership");
+    match timeout(inner.env.as_ref(), CHANGE_DEADLINE, inner.transfer_leader(to)).await {
+        Some(Ok(())) => {}
+        Some(Err(fault)) => {
+            tracing::warn!(to = to.0, %fault, "leadership was not handed over");
+            memory.patience.failed(inner.env.now(), inner.options.leader_settle);
+        }
+        None => memory.patience.failed(inner.env.now(), inner.options.leader_settle),
+    }
+    true
+}
+
 impl Memory {
+    /// For how long a node has been healthy; `None` when it is not.
+    fn healthy_for(&self, id: u64, now: MonoTime) -> Option<Duration> {
+        self.healthy_since.get(&id).map(|then| now.0.saturating_sub(then.0))
+    }
+
     fn observe<R: AsyncRuntime>(&mut self, metrics: &RaftMetrics<Types<R>>, now: MonoTime, contact: Duration) {
         let last = metrics.last_log_index.unwrap_or(0);
         for (id, _) in metrics.membership_config.nodes() {
@@ -127,7 +201,7 @@ impl Memory {
 
     fn health(&self, id: u64, now: MonoTime, grace: Duration) -> Health {
         let since = |then: &MonoTime| now.0.saturating_sub(then.0);
-        if self.healthy_since.get(&id).is_some_and(|then| since(then) >= STABLE) {
+        if self.healthy_for(id, now) >= Some(STABLE) {
             Health::Healthy
         } else if since(self.last_healthy.get(&id).unwrap_or(&self.began)) < grace {
             Health::Away
@@ -163,6 +237,7 @@ fn decide<R: AsyncRuntime>(
             node: node.id,
             site: node.site.clone(),
             eligible: node.roles.voter && node.state != NodeState::Removed,
+            draining: node.draining,
             health: memory.health(*id, now, grace),
             voter: voters.contains(id),
             leader: *id == metrics.id,
@@ -289,7 +364,36 @@ async fn remembered<R: AsyncRuntime>(inner: &Inner<R>, upto: LogIndex) -> Option
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use openraft_rt_tokio::TokioRuntime;
+
     use super::*;
+    use crate::types::{Membership, StoredMembership, log_id};
+
+    #[test]
+    fn a_change_that_another_leader_left_half_done_is_finished_first() {
+        let sets = |joint: Vec<BTreeSet<u64>>| {
+            let nodes: BTreeMap<u64, Member> = (1..=4).map(|id| (id, Member::default())).collect();
+            let membership = Membership::new(joint, nodes).expect("all are known");
+            let mut metrics = RaftMetrics::<Types<TokioRuntime>>::new_initial(1);
+            metrics.membership_config = Arc::new(StoredMembership::new(Some(log_id(1, 5)), membership));
+            metrics
+        };
+        let empty = Layout {
+            cluster: pacsvault_core::ids::ClusterId([0; 16]),
+            version: pacsvault_core::ids::LayoutVersion(1),
+            format: 1,
+            nodes: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            default_profile: "standard".parse().expect("a name"),
+        };
+        let decided = |metrics| decide(&metrics, &empty, &Memory::default(), MonoTime::default(), Duration::ZERO);
+        let (old, new) = (BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2, 4]));
+        assert_eq!(decided(sets(vec![old.clone(), new.clone()])), Some(Change::FinishJoint(new)));
+        assert_eq!(decided(sets(vec![old])), None);
+    }
 
     #[test]
     fn a_majority_vouches_for_what_all_of_it_has_applied() {

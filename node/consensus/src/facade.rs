@@ -21,7 +21,7 @@ use openraft::{
     errors::{InitializeError, LinearizableReadError, RaftError},
 };
 use pacsvault_core::{
-    catalog::{Command, Outcome, View},
+    catalog::{Command, Outcome, Rejection, View},
     ids::{LogIndex, NodeId, NodeName, Term, WallMillis},
     layout::Layout,
     limits::COMMANDS_PER_ENTRY_MAX,
@@ -35,7 +35,7 @@ use pacsvault_ports::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
-    autopilot,
+    autopilot, gate,
     log_store::{Bounds, LogStore},
     network::{Factory, Net},
     options::{Error, Options},
@@ -184,8 +184,27 @@ impl<R: AsyncRuntime> Inner<R> {
         Some((leader, metrics.membership_config.get_node(&leader).cloned()))
     }
 
+    /// What of `commands` must not enter the log, by position; decided on everything that was committed before the call.
+    async fn gate(&self, commands: &[Command]) -> Result<Option<Vec<Option<Rejection>>>, Fault> {
+        let refused = || gate::refused(commands, self.state.published().layout.as_deref());
+        if refused().is_none() {
+            return Ok(None);
+        }
+        // Perhaps this replica is only behind, as a new leader is for a moment.
+        self.wait(Freshness::Linearizable).await?;
+        Ok(refused())
+    }
+
     pub(crate) async fn propose_here(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         self.running()?;
+        let Some(refused) = self.gate(&commands).await? else { return self.submit(commands).await };
+        let admitted = gate::admitted(commands, &refused);
+        let outcomes = if admitted.is_empty() { Vec::new() } else { self.submit(admitted).await? };
+        Ok(gate::merged(refused, outcomes))
+    }
+
+    /// Puts commands that passed the gate into the queue, and waits for what becomes of them.
+    async fn submit(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { bytes: estimate_bytes(&commands), commands, reply };
         {
@@ -300,6 +319,14 @@ impl<R: AsyncRuntime> Inner<R> {
     async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         check_size(&commands)?;
         self.running()?;
+        // Here already: a leader of an older release would not even understand the request.
+        let Some(refused) = self.gate(&commands).await? else { return self.propose_admitted(commands).await };
+        let admitted = gate::admitted(commands, &refused);
+        let outcomes = if admitted.is_empty() { Vec::new() } else { self.propose_admitted(admitted).await? };
+        Ok(gate::merged(refused, outcomes))
+    }
+
+    async fn propose_admitted(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         let deadline = self.deadline();
         let attempt = || -> BoxFuture<'_, _> { Box::pin(self.attempt(&commands, deadline)) };
         self.persist(deadline, |class| class == Class::Retry, attempt).await
@@ -344,7 +371,7 @@ impl<R: AsyncRuntime> Inner<R> {
         self.applied_at_least(index, deadline).await
     }
 
-    async fn transfer_leader(&self, to: NodeId) -> Result<(), Fault> {
+    pub(crate) async fn transfer_leader(&self, to: NodeId) -> Result<(), Fault> {
         self.running()?;
         let metrics = self.metrics();
         if metrics.state != ServerState::Leader {

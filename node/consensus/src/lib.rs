@@ -8,12 +8,15 @@
 //! - The log is purged only below what the state store holds durably.
 //! - A message names the cluster, the node id and the incarnation it is for; a node that is not that one refuses it,
 //!   so a wiped node can never answer under an old id ([`network`]).
+//! - A command that some member could not read never enters the log ([`gate`]).
 //! - A restarted leader never resumes its term (openraft's leader restore is off).
 //!
 //! What it leaves to others: which commands mean what (`core::catalog`), who may call (`rpc`, `service`).
 
 mod autopilot;
 mod facade;
+mod gate;
+mod leadership;
 pub mod log_store;
 mod machine;
 mod messages;

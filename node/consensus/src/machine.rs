@@ -25,6 +25,17 @@ impl Catalog {
         Ok(Self { machine: Machine::load(&view)?, view })
     }
 
+    /// The changes that make the derived sums those of the records, when they are not: after a release that knew no sums
+    /// has applied entries, or a snapshot of one was taken over. One pass over all records.
+    pub(crate) fn rebuild_sums(&mut self) -> Result<Option<Batch>, Error> {
+        if !self.machine.sums_stale() {
+            return Ok(None);
+        }
+        let mut overlay = Overlay::new(&self.view);
+        self.machine.rebuild_sums(&mut overlay)?;
+        Ok(Some(overlay.into_batch()))
+    }
+
     /// Applies encoded entries: the changes of all, and the outcomes of each.
     pub(crate) fn apply(&mut self, entries: &[(LogIndex, Term, &[u8])]) -> Result<(Batch, Vec<Vec<Outcome>>), Error> {
         let mut overlay = Overlay::new(&self.view);

@@ -93,6 +93,10 @@ pub struct Options {
     pub autopilot: bool,
     /// How long a voter may be out of contact before a spare may take its place. Default 5 min.
     pub voter_grace: Duration,
+    /// Leadership moves to a caught-up voter of this site, when there is one. Default none.
+    pub preferred_site: Option<SiteName>,
+    /// How long a reason to move leadership must hold before it is moved. Default 10 s.
+    pub leader_settle: Duration,
     /// Between two comparisons of the replicas' digests. Default 30 s: an entry each, and 4 096 entries are remembered.
     pub compare_every: Duration,
 }
@@ -128,6 +132,8 @@ impl Options {
             append_deadline: Duration::from_secs(2),
             autopilot: true,
             voter_grace: Duration::from_secs(300),
+            preferred_site: None,
+            leader_settle: Duration::from_secs(10),
             compare_every: Duration::from_secs(30),
         }
     }

@@ -29,6 +29,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     crash::{self, CROSSED, Trap, tags_in},
+    kv::{Batch, Durability, Kv as _},
     peer::Freshness,
 };
 use pacsvault_runtime::TokioEnv;
@@ -41,6 +42,10 @@ type C = Types<TokioRuntime>;
 const OWN: [&str; 5] = ["consensus.1", "consensus.3", "consensus.4", "consensus.5", "consensus.8"];
 /// Crossed by a replica that is sent a snapshot.
 const RECEIVED: [&str; 2] = ["consensus.6", "consensus.7"];
+/// Crossed by a replica whose catalog was written by a release that knew no sums.
+const DERIVED: &str = "consensus.9";
+/// Key of the catalog's row that says up to which entry the sums are right.
+const SUMS_MARKER: &[u8] = &[0x28];
 /// At which passing the power fails. Later ones are in `crash_points.rs`, which goes through all operations.
 const PASSINGS: [u64; 9] = [1, 2, 3, 4, 6, 9, 13, 18, 24];
 
@@ -166,6 +171,31 @@ async fn receiving(tag: &'static str) {
     cluster.stop(1).await;
 }
 
+/// The catalog's sums are made again; the power fails before they are written.
+async fn rebuilding(tag: &'static str) {
+    let mut cluster = Cluster::found(tune).await;
+    for number in 0..10 {
+        cluster.replica(1).propose(add(number)).await.expect("acked");
+    }
+    cluster.stop(1).await;
+    let state = cluster.nodes[&1].state.clone();
+    let marked = |state: &SimKvMedia| state.content().contains_key(SUMS_MARKER);
+    assert!(marked(&state), "the sums are marked");
+    // As a release leaves it that knows no sums.
+    let mut batch = Batch::default();
+    batch.delete(SUMS_MARKER.to_vec());
+    state.open().write(batch, Durability::Synced).expect("written");
+    let outage = Outage::at(tag, 1, vec![state.clone()]);
+    assert!(cluster.try_start_as(1, 1).await.is_err(), "{tag}: it does not serve what it could not make right");
+    assert!(outage.struck() && !marked(&state));
+    drop(outage);
+    let replica = cluster.start(1).await;
+    assert!(marked(&state), "{tag}: made at the next start, before it serves");
+    replica.wait(Freshness::Linearizable).await.expect("it leads again");
+    assert_eq!(volumes(replica.as_ref()).len(), 10);
+    cluster.stop(1).await;
+}
+
 fn open(media: &SimKvMedia) -> LogStore {
     let bounds = Bounds { cache_bytes_max: 256, payload_bytes_max: 1 << 20 };
     LogStore::open(media.open(), TokioEnv::current(), Arc::new(()), bounds).expect("the log opens")
@@ -222,6 +252,8 @@ async fn a_crash_at_every_tag_loses_nothing_acknowledged() {
         receiving(tag).await;
         crossed.insert(tag);
     }
+    rebuilding(DERIVED).await;
+    crossed.insert(DERIVED);
     for tag in ["consensus.1", "consensus.2"] {
         truncating(tag).await;
         crossed.insert(tag);
