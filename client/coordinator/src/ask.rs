@@ -4,9 +4,9 @@
 //! node is asked too, and the first answer counts. A try that was overtaken runs on until it ends, so that a silent
 //! node is known the next time.
 //!
-//! **Invariants.** Every request is safe to repeat, also at the same time. At most [`AT_ONCE_MAX`] tries of one request are
-//! waited for. No fault of a try is definite while another may have been, or may yet be, carried out. A request that changes nothing
-//! has no outcome to be unsure of.
+//! **Invariants.** Every request is safe to repeat; only one that is safe to repeat at the same time is overtaken. At most
+//! [`AT_ONCE_MAX`] tries of one request are waited for. No fault of a try is definite while another may have been, or may
+//! yet be, carried out. A request that changes nothing has no outcome to be unsure of.
 
 use std::{
     collections::{BTreeSet, VecDeque},

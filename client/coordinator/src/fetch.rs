@@ -23,7 +23,10 @@ use pacsvault_core::{
     merkle,
     shard::{ShardHeader, ShardId},
 };
-use pacsvault_ports::peer::{Class, Fault, GetShard, Reply, Request, ShardData};
+use pacsvault_ports::{
+    BoxFuture,
+    peer::{Class, Fault, GetShard, Reply, Request, ShardData},
+};
 
 use crate::{
     cluster::{Cluster, target_of},
@@ -176,17 +179,7 @@ pub async fn gather(cluster: &Arc<Cluster>, layout: &Arc<Layout>, goal: &Goal<'_
     let mut parts: Vec<Part> = Vec::with_capacity(k);
     let mut faults = Faults::default();
     let mut delay = cluster.options.hedge_after;
-    let ask = |shard: ShardIndex| {
-        let volume = stripe.placement[usize::from(shard.0)];
-        let whole = Question::whole(goal.sealed, goal.stripe, shard, volume);
-        let question = Question { columns: goal.columns.clone(), ..whole };
-        let answer = begin(cluster, layout, question, &goal.work);
-        async move {
-            let stopping =
-                |_| Err(Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere"));
-            (shard, volume, answer.await.unwrap_or_else(stopping))
-        }
-    };
+    let ask = |shard: ShardIndex| begin(cluster, layout, goal, shard);
     // When a wanted part lies on a volume that is away, only `k` parts can end the fetch.
     let direct = queue.iter().take(goal.data.len()).all(|shard| goal.data.contains(&shard.0));
     for shard in take(&mut queue, if direct { goal.data.len() } else { k }) {
@@ -249,26 +242,33 @@ fn take(queue: &mut VecDeque<ShardIndex>, count: usize) -> Vec<ShardIndex> {
     queue.drain(..count.min(queue.len())).collect()
 }
 
-/// Puts one question. The call runs on by itself, so that a volume that times out is noticed although the stripe was
+/// What became of one question: which shard, which volume, and its bytes.
+type Answer = (ShardIndex, VolumeId, Result<Bytes, Fault>);
+
+/// Asks for one shard. The call runs on by itself, so that a volume that times out is noticed although the stripe was
 /// long read without it.
 fn begin(
     cluster: &Arc<Cluster>,
     layout: &Arc<Layout>,
-    question: Question,
-    work: &Arc<ReadHold>,
-) -> oneshot::Receiver<Result<Bytes, Fault>> {
+    goal: &Goal<'_>,
+    shard: ShardIndex,
+) -> BoxFuture<'static, Answer> {
+    let volume = goal.seal().placement[usize::from(shard.0)];
+    let whole = Question::whole(goal.sealed, goal.stripe, shard, volume);
+    let question = Question { columns: goal.columns.clone(), ..whole };
     let (done, answer) = oneshot::channel();
-    let (task_cluster, layout, work) = (cluster.clone(), layout.clone(), work.clone());
+    let (task_cluster, layout, work) = (cluster.clone(), layout.clone(), goal.work.clone());
     cluster.env.spawn(Box::pin(async move {
         let result = question.ask(&task_cluster, &layout).await;
         if let Err(fault) = &result {
-            task_cluster.note_failure(&layout, question.volume, fault);
+            task_cluster.note_failure(&layout, volume, fault);
         }
         // The fetch may have ended without this one.
         let _ = done.send(result.map(|(_, data)| data));
         drop(work);
     }));
-    answer
+    let stopping = |_| Err(Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; read again elsewhere"));
+    Box::pin(async move { (shard, volume, answer.await.unwrap_or_else(stopping)) })
 }
 
 /// What went wrong with one stripe.

@@ -1,8 +1,8 @@
 //! One download: stripes fetched ahead of the reader, bytes out in order.
 //!
 //! **Invariants.** At most [`STRIPES_AHEAD`] stripes are fetched beyond the one being read. Bytes hold memory from before
-//! they are asked for until the reader took them; a download waits for memory only while it holds none. When the whole content was read
-//! its BLAKE3 equals the one in the catalog, or the last item is an error.
+//! they are asked for until the reader took them; a download waits for memory only while it holds none. When the whole
+//! content was read its BLAKE3 equals the one in the catalog, or the last item is an error.
 //!
 //! Repair, drains and re-encoding move shards under a reader. When a stripe cannot be read and a volume denies to have
 //! what the record says, or the layout changed, the record is looked up again and the download goes on at the same byte:

@@ -2,8 +2,9 @@
 //!
 //! **Consistency.** A lookup sees every write of its own coordinator to that key, and whatever index its caller named.
 //! It asks for more at first: a replica that has applied all writes of this coordinator, so that what it shows goes
-//! forward. When no replica can within the patience, as between the death of a leader and the next, a lookup is content with the writes
-//! to its own key: then it may see other keys as of any earlier time, as with [`Freshness::AtLeast`] of 0 at any replica.
+//! forward. When none answers within the patience, as between the death of a leader and the next one, a lookup is
+//! content with the writes to its own key: then it may see what others wrote there as of any earlier time, as with
+//! [`Freshness::AtLeast`] of 0 at any replica.
 //! That something is *not* stored is only ever said after the leader was asked. A listing names no key and waits.
 
 use std::sync::Arc;

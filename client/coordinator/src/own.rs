@@ -1,7 +1,8 @@
 //! What this coordinator wrote lately: which index of the log a read of a key must not fall behind.
 //!
-//! **Invariants.** [`OwnWrites::of_key`] is at least the index of every write of that key that was noted, and at most the largest index noted.
-//! At most [`KEYS_MAX`] keys are remembered. Of what was forgotten the largest index counts for every key.
+//! **Invariants.** [`OwnWrites::of_key`] is at least the index of every write of that key that was noted, and at most the
+//! largest index noted. At most [`KEYS_MAX`] keys are remembered. Of what was forgotten the largest index counts for
+//! every key.
 
 use std::collections::{BTreeMap, BTreeSet};
 

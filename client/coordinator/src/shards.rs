@@ -1,7 +1,8 @@
 //! Whole shards for those who rebuild, move or re-encode: proven, but not decoded.
 //!
-//! **Invariants.** Every shard returned lies under the `shard_root` in the record given. Its bytes hold memory of this coordinator
-//! until the last reference to them is dropped. The record is believed as it is: who holds it looks it up again.
+//! **Invariants.** Every shard returned lies under the `shard_root` in the record given. Its bytes hold memory of this
+//! coordinator until the last reference to them is dropped. The record is believed as it is: who holds it looks it up
+//! again.
 
 use std::{collections::BTreeSet, sync::Arc};
 
