@@ -7,7 +7,8 @@
 //! - Nothing is left behind: processes are stopped by pid and directories removed when the bed goes, also after a panic.
 //!
 //! Rooms: [`bed`] (a cluster and its clients), [`ledger`] (what was promised, and whether it holds), [`load`] (writers and
-//! readers), [`proof`] (what the volumes themselves say), [`raw`] (gRPC without our client), [`refusal`] (nodes that must not start), [`mount`] (small disks).
+//! readers), [`proof`] (what the volumes themselves say), [`raw`] (gRPC without our client), [`refusal`] (nodes that must not start), [`mount`] (small disks), [`scene`] (a cluster under
+//! load, from its disaster to the proof).
 
 pub mod bed;
 pub mod ledger;
@@ -16,6 +17,7 @@ pub mod mount;
 pub mod proof;
 pub mod raw;
 pub mod refusal;
+pub mod scene;
 
 pub use bed::Bed;
 pub use ledger::Ledger;
