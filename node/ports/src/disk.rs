@@ -12,6 +12,11 @@ use std::{io, sync::Arc};
 pub trait DiskFile: Send + Sync {
     /// Fills `buffer` from `offset`. `UnexpectedEof` when the file is shorter.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// As [`DiskFile::read_at`], from the device itself as far as the system allows, and leaving no copy in its caches: for
+    /// proving what lies there. What was written and synced is seen.
+    fn read_at_uncached(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.read_at(offset, buffer)
+    }
     /// Writes `parts`, one after another, from `offset`. Not durable yet.
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()>;
     /// Makes everything written to this file durable (`fdatasync`).

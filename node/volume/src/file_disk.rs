@@ -6,10 +6,13 @@
 //!   not what a failed sync of an earlier process left in memory.
 //! - With direct writes, whole-sector writes go past the page cache from an aligned buffer; all others go through it.
 //!   The kernel keeps the two coherent.
+//! - An uncached read drops the pages before it reads, so that they come from the device, and after it, so that a scrub does
+//!   not push out what clients read.
 
 use std::{
     fs::{File, OpenOptions},
     io::{self, IoSlice},
+    num::NonZeroU64,
     os::unix::fs::{FileExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -215,6 +218,21 @@ impl OpenFile {
 impl DiskFile for OpenFile {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
+    }
+
+    fn read_at_uncached(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        // The kernel drops whole pages only, so the range is widened to pages; it drops no page that is not written back.
+        let page = DIRECT_ALIGN as u64;
+        let start = offset / page * page;
+        let len = NonZeroU64::new((offset + buffer.len() as u64).next_multiple_of(page) - start);
+        let drop_cached = || {
+            // Refused by some file systems, which then read through their cache.
+            let _ = rustix::fs::fadvise(&self.file, start, len, Advice::DontNeed);
+        };
+        drop_cached();
+        self.file.read_exact_at(buffer, offset)?;
+        drop_cached();
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {

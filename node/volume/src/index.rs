@@ -82,6 +82,15 @@ impl Place {
     }
 }
 
+/// Why a segment should be emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// More than half of it is dead.
+    HalfDead,
+    /// A quarter is, and that is needed.
+    RoomIsShort,
+}
+
 /// A segment file in use.
 pub(crate) struct Segment {
     pub(crate) file: Arc<dyn DiskFile>,
@@ -92,7 +101,7 @@ pub(crate) struct Segment {
     pub(crate) targets: BTreeMap<u64, u64>,
     /// Its contents are not fully known; never reused.
     pub(crate) damaged: bool,
-    /// Compaction went through it and had to leave so many records, for they are damaged. It tries again when fewer are left.
+    /// Compaction had to leave it with so many records, for they are damaged or too long. It tries again when fewer are left.
     pub(crate) left: Option<u64>,
     /// Compaction has begun to restate its tombstones. Once in a life: a second pass could not tell which of them `targets`
     /// still counts.
@@ -221,18 +230,21 @@ impl Table {
 
     /// The segment before `active` that compaction should empty next. In quiet times the oldest that keeps less than half of
     /// its length; when room is `short`, the one that gives most, if it gives a quarter and [`GAIN_BYTES_MIN`].
-    ///
-    /// Each choice gives back more than compaction writes for it (padding included, see `compact`), so choosing ends.
-    pub(crate) fn victim(&self, active: u64, short: bool) -> Option<u64> {
+    pub(crate) fn victim(&self, active: u64, short: bool) -> Option<(u64, Fit)> {
         let gain = |segment: &Segment| segment.len.saturating_sub(segment.kept_bytes());
-        let mut fit = self.segments.range(..active).filter(|(_, segment)| {
-            let worth = gain(segment) > segment.len / 2
-                || short && gain(segment) >= GAIN_BYTES_MIN.max(segment.len / 4);
+        let mut fit = self.segments.range(..active).filter_map(|(sequence, segment)| {
             let tried = segment.left.is_some_and(|left| segment.live >= left);
-            worth && !segment.damaged && !tried
+            let fit = if gain(segment) > segment.len / 2 {
+                Fit::HalfDead
+            } else if short && gain(segment) >= GAIN_BYTES_MIN.max(segment.len / 4) {
+                Fit::RoomIsShort
+            } else {
+                return None;
+            };
+            (!segment.damaged && !tried).then_some((*sequence, fit, gain(segment)))
         });
-        let found = if short { fit.max_by_key(|(_, segment)| gain(segment)) } else { fit.next() };
-        found.map(|(sequence, _)| *sequence)
+        let found = if short { fit.max_by_key(|(_, _, gain)| *gain) } else { fit.next() };
+        found.map(|(sequence, fit, _)| (sequence, fit))
     }
 
     /// Index entries in segment `sequence`, of at most `limit` entries after `after`; and where to go on, unless at the end.

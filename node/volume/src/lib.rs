@@ -15,25 +15,36 @@
 //! and nothing but the log. An index checkpoint would shorten the open of large volumes; the format does not need to
 //! change for it.
 //!
-//! Rooms: [`format`] (bytes), `recover` (open), [`store`] (what is held; reading), `writer` (appending), `segment` (its files), [`worker`] (the async
-//! handle with group commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
+//! Damage costs what it hits: a shard whose bytes rot reads as [`Error::Corrupt`], one whose record header rots is missing from
+//! the index, a deletion whose record rots is undone. The first is found by scrubbing, the others by reconciling the inventory
+//! with the catalog; none makes the volume refuse to open.
+//!
+//! Rooms: [`format`] (bytes), `walk` (following a segment's records), `recover` (open), [`store`] (what is held; reading and
+//! proving), `index` (what is where, and what holds a segment back), `writer` (appending), `segment` (its files), `compact`
+//! (getting space back), `note` (small durable files for those who use the volume), [`worker`] (the async handle with group
+//! commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
 
+mod compact;
 mod crash;
 mod error;
 pub mod file_disk;
 pub mod format;
 mod index;
+mod note;
 mod recover;
 mod segment;
 pub mod store;
 #[cfg(test)]
 mod tests;
+mod walk;
 pub mod worker;
 mod writer;
 
+pub use compact::Compacted;
 pub use error::Error;
 pub use file_disk::FileDisk;
 pub use format::Identity;
+pub use note::NOTE_BYTES_MAX;
 pub use recover::Recovery;
-pub use store::{Done, Op, Options, Owner, Purpose, Store};
+pub use store::{Done, Op, Options, Owner, Purpose, Store, Verified};
 pub use worker::Volume;

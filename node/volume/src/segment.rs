@@ -3,6 +3,8 @@
 //! **Invariants.**
 //! - A file is a segment by its durable name; before it has that, its header is durable. A spare's bytes are nobody's.
 //! - A freed segment's name is durably gone before the tombstones that emptied it may go.
+//! - At most [`SPARES_MAX`] spares are kept; the others go back to the file system.
+//! - The newest segment is never freed, so numbers of files grow for ever, whatever is unlinked.
 
 use std::{
     io,
@@ -22,8 +24,22 @@ use crate::{
 
 /// Zeros that prewrite segments, per write.
 const PREWRITE_BYTES: usize = 1 << 20;
+/// Spares that are kept: one to roll into, one for compaction beside.
+const SPARES_MAX: usize = 2;
 
 impl Store {
+    /// Bytes that may still be written: the rest of the active segment, spares, and what whole segments can still be made.
+    pub(crate) fn measure_room(&self, writer: &Writer) -> Result<u64, Error> {
+        let space = self.disk.space().map_err(|error| self.poison("measure the free space", error))?;
+        let files: u64 = self.read_table().segments.values().map(|segment| segment.len).sum();
+        let spares: u64 = writer.spares.iter().map(|spare| spare.len).sum();
+        let rest = writer.active.as_ref().map_or(0, |active| active.len.saturating_sub(active.offset));
+        let growth = space.free_bytes.min(self.capacity_bytes.saturating_sub(files + spares));
+        let room = rest + spares + growth / self.segment_bytes * self.segment_bytes;
+        self.room_bytes.store(room, Ordering::Relaxed);
+        Ok(room)
+    }
+
     /// Leaves the active segment and begins another that has room for `need` bytes of records.
     pub(crate) fn roll(&self, writer: &mut Writer, need: u64) -> Result<(), Error> {
         let len = self.segment_bytes.max(align(RECORDS_START + need, SECTOR_BYTES));
@@ -176,14 +192,16 @@ impl Store {
         Ok(())
     }
 
-    /// Turns segments that nothing needs any more into spares.
-    pub(crate) fn reclaim(&self) -> Result<(), Error> {
+    /// Turns segments that nothing needs any more into spares, and gives those beyond need back to the file system. Says how
+    /// many segments were freed.
+    pub(crate) fn reclaim(&self) -> Result<u64, Error> {
         let mut writer = self.lock_writer()?;
+        let mut freed = 0;
         let active = writer.active.as_ref().map_or(u64::MAX, |active| active.sequence);
         loop {
-            let Some(sequence) = self.read_table().dead_segment(active) else { return Ok(()) };
+            let Some(sequence) = self.read_table().dead_segment(active) else { break };
             let name = spare_name(sequence);
-            // CRASH(volume.reuse.1): still a segment, of records that durable tombstones delete.
+            // CRASH(volume.reuse.1): still a segment, of records that durable tombstones delete or durable copies supersede.
             crash::point("volume.reuse.1");
             self.disk.rename(&segment_name(sequence), &name).map_err(|error| self.poison("free a segment", error))?;
             // CRASH(volume.reuse.2): by one name or the other. The tombstones stay until the new name is durable: only then
@@ -194,7 +212,43 @@ impl Store {
             if let Some(segment) = segment {
                 writer.spares.push(Spare { name, file: segment.file, len: segment.len });
             }
+            freed += 1;
         }
+        let surplus = self.surplus(&mut writer);
+        if freed == 0 && surplus.is_empty() {
+            return Ok(0);
+        }
+        drop(writer);
+        self.unlink(&surplus)?;
+        drop(surplus);
+        self.measure_room(&*self.lock_writer()?)?;
+        Ok(freed)
+    }
+
+    /// Takes out the spares that are too short, and those beyond [`SPARES_MAX`].
+    fn surplus(&self, writer: &mut Writer) -> Vec<Spare> {
+        let mut kept = 0;
+        let enough = |spare: &mut Spare| {
+            let keep = kept < SPARES_MAX && spare.len >= self.segment_bytes;
+            kept += usize::from(keep);
+            !keep
+        };
+        writer.spares.extract_if(.., enough).collect()
+    }
+
+    /// Gives spares back to the file system, while appends go on: nobody else knows them any more.
+    fn unlink(&self, spares: &[Spare]) -> Result<(), Error> {
+        for spare in spares {
+            // CRASH(volume.unlink.1): the spare may be there or gone; it holds no records by its name.
+            crash::point("volume.unlink.1");
+            self.disk.remove(&spare.name).map_err(|error| self.poison("remove a spare", error))?;
+        }
+        if spares.is_empty() {
+            return Ok(());
+        }
+        // CRASH(volume.unlink.2): removed spares may come back, and are spares again.
+        crash::point("volume.unlink.2");
+        self.disk.sync_names().map_err(|error| self.poison("sync the removal of spares", error))
     }
 }
 

@@ -1,7 +1,7 @@
 //! The store of one volume: formatting, what is held, and verified reading. Appending is in `writer`, opening in `recover`.
 //!
-//! **Invariants.** All methods block and may be called from several threads. Locks are taken in the order writer, sync,
-//! table. Readers never wait for a sync.
+//! **Invariants.** All methods block and may be called from several threads. Locks are taken in the order compaction, writer,
+//! sync, table. Readers never wait for a sync. A reader whose shard is moved under it reads again from the new place.
 
 use std::{
     io,
@@ -18,6 +18,7 @@ use pacsvault_core::{
     ids::{ClusterId, Digest, LogIndex, NodeName, VolumeId},
     layout::VolumeState,
     limits::CHUNK_BYTES,
+    merkle,
     shard::{DurableShard, ShardHeader, ShardId},
 };
 use pacsvault_ports::{
@@ -26,6 +27,7 @@ use pacsvault_ports::{
 };
 
 use crate::{
+    compact::Victim,
     crash,
     error::Error,
     format::{Body, IDENTITY_NAME, Identity, Record, SECTOR_BYTES},
@@ -39,8 +41,12 @@ pub(crate) const POISON_NAME: &str = "volume.poisoned";
 pub(crate) const IDENTITY_PART: &str = "volume.id.tmp";
 /// Below this share of the capacity left, clients get no new shards: 90 % full.
 const CLIENT_RESERVE_PERCENT: u64 = 10;
-/// Below this share, repair gets none either; what is left is for deletions, which need little and set much free.
+/// Below this share, repair gets none either; what is left is for compaction, and for deletions, which need little and set
+/// much free.
 const REPAIR_RESERVE_PERCENT: u64 = 3;
+/// Segments that must stay free besides: in one of them compaction can always empty another and so get space back. A write may
+/// count on the rest of the active segment, so two keep one whole.
+const SEGMENTS_RESERVED: u64 = 2;
 /// Segments by default: 1/64 of the capacity, so that a volume has enough of them to reuse some …
 const SEGMENTS_PER_VOLUME: u64 = 64;
 /// … but at least 4 MiB, below which creating them costs more than filling them …
@@ -68,6 +74,16 @@ impl Options {
     pub fn new(life: u64) -> Self {
         Self { capacity_bytes: None, segment_bytes: None, prewrite: false, life }
     }
+}
+
+/// A shard that was proven from the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Verified {
+    /// Its header.
+    pub header: ShardHeader,
+    /// The root of its stripe, as it claims. It is that stripe's shard only if the catalog says the same.
+    pub root: Digest,
 }
 
 /// Who opens a volume.
@@ -134,6 +150,10 @@ pub struct Store {
     /// Bytes that may still be written, as of the last batch.
     pub(crate) room_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<str>>,
+    /// The segment that is being emptied. Held for a step, so that there is one at a time.
+    pub(crate) compaction: Mutex<Option<Victim>>,
+    /// Held while a note is saved.
+    pub(crate) notes: Mutex<()>,
 }
 
 /// Lengths of new segments on a volume of `capacity_bytes`.
@@ -253,22 +273,71 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Range`]; [`Error::Corrupt`] and [`Error::Read`]: use another shard and report.
     pub fn read(&self, id: ShardId, offset_bytes: u64, len_bytes: u64) -> Result<ShardData, Error> {
-        let (place, file) = self.locate(id)?;
-        match self.read_place(id, place, &*file, offset_bytes, len_bytes) {
-            // The record may have been deleted, and its file reused, while we read.
-            Err(Error::Corrupt { .. }) if self.read_table().find(id) != Some(place) => Err(self.not_found(id)),
-            other => other,
-        }
+        self.where_it_lies(id, |place, file| self.read_place(id, place, file, offset_bytes, len_bytes))
     }
 
     /// The header of `id` as recorded.
     /// # Errors
     /// As for [`Store::read`].
     pub fn header(&self, id: ShardId) -> Result<ShardHeader, Error> {
-        let (place, file) = self.locate(id)?;
-        let mut bytes = vec![0; to_usize(SECTOR_BYTES.min(place.span_bytes()))];
-        self.read_bytes(id, &*file, place.offset(), &mut bytes)?;
-        self.decode(id, place, &bytes).map(|(header, _)| header)
+        self.where_it_lies(id, |place, file| {
+            let mut bytes = vec![0; to_usize(SECTOR_BYTES.min(place.span_bytes()))];
+            self.read_bytes(id, file, place.offset(), &mut bytes)?;
+            self.decode(id, place, &bytes).map(|(header, _)| header)
+        })
+    }
+
+    /// Reads all of `id` from the device, past what memory holds of it, and proves it: chunk checksums, BLAKE3 digest, and that
+    /// its Merkle path leads to a root. Compare that root with the catalog's: a shard may be sound and of another stripe.
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Corrupt`] and [`Error::Read`]: report it, and put it anew.
+    pub fn verify(&self, id: ShardId) -> Result<Verified, Error> {
+        let (header, _) = self.where_it_lies(id, |place, file| self.read_proven(id, place, file))?;
+        let count = header.code.data() + header.code.parity();
+        let root = merkle::root_from(header.digest, id.shard, count, &header.merkle_path);
+        let root = root.ok_or(Error::Corrupt { shard: id, volume: self.volume(), offset_bytes: 0 })?;
+        Ok(Verified { header, root })
+    }
+
+    /// Runs `work` on the place of a shard. Its record may be deleted or moved, and its file reused, meanwhile: then a failure
+    /// says nothing, and it runs again where the shard lies now.
+    fn where_it_lies<T>(
+        &self,
+        id: ShardId,
+        work: impl Fn(Place, &dyn DiskFile) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        loop {
+            let (place, file) = self.locate(id)?;
+            match work(place, &*file) {
+                Err(Error::Corrupt { .. } | Error::Read { .. }) if self.read_table().find(id) != Some(place) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// A whole shard from the device, proven by its chunk checksums and its digest.
+    pub(crate) fn read_proven(
+        &self,
+        id: ShardId,
+        place: Place,
+        file: &dyn DiskFile,
+    ) -> Result<(ShardHeader, Bytes), Error> {
+        let (shard, volume) = (id, self.volume());
+        let mut bytes = vec![0; to_usize(place.span_bytes())];
+        let read = file.read_at_uncached(place.offset(), &mut bytes);
+        read.map_err(|source| Error::Read { shard, volume, source: Arc::new(source) })?;
+        let (header, start) = self.decode(id, place, &bytes)?;
+        let corrupt = |offset_bytes| Error::Corrupt { shard, volume, offset_bytes };
+        let end = start + to_usize(header.shard_bytes());
+        if end > bytes.len() {
+            return Err(corrupt(0));
+        }
+        let data = Bytes::from(bytes).slice(start..end);
+        verify_chunks(&data, 0, &header.chunk_crcs).map_err(|bad| corrupt(bad as u64 * CHUNK_BYTES as u64))?;
+        if Digest::of(&data) != header.digest {
+            return Err(corrupt(0));
+        }
+        Ok((header, data))
     }
 
     fn not_found(&self, shard: ShardId) -> Error {
@@ -364,7 +433,14 @@ impl Store {
             Purpose::Client => CLIENT_RESERVE_PERCENT,
             Purpose::Repair => REPAIR_RESERVE_PERCENT,
         };
-        self.capacity_bytes / 100 * percent
+        // A volume of few segments cannot keep two of them idle.
+        let segments = (SEGMENTS_RESERVED * self.segment_bytes).min(self.capacity_bytes / 4);
+        (self.capacity_bytes / 100 * percent).max(segments)
+    }
+
+    /// Bytes kept back from compaction: deletions go on whatever it does.
+    pub(crate) fn compaction_reserve_bytes(&self) -> u64 {
+        self.segment_bytes / 4
     }
 
     /// How the volume is.

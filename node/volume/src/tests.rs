@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod compact;
+mod compact_crashes;
 mod crashes;
 mod faults;
 mod handle;
+mod notes;
+mod rot;
 
 use std::sync::Arc;
 

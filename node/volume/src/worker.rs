@@ -24,8 +24,9 @@ use pacsvault_ports::{
 };
 
 use crate::{
+    compact::Compacted,
     error::Error,
-    store::{Done, Op, Purpose, Store},
+    store::{Done, Op, Purpose, Store, Verified},
     writer::BATCH_BYTES_MAX,
 };
 
@@ -137,6 +138,26 @@ impl Volume {
     /// Ids held, in order, after `after`; at most `limit`.
     pub fn list(&self, after: Option<ShardId>, limit: usize) -> BoxFuture<'static, Result<Vec<ShardId>, Error>> {
         self.beside(move |store| Ok(store.list(after, limit)))
+    }
+
+    /// Proves a shard from the device; see [`Store::verify`].
+    pub fn verify(&self, id: ShardId) -> BoxFuture<'static, Result<Verified, Error>> {
+        self.beside(move |store| store.verify(id))
+    }
+
+    /// A bounded piece of compaction; see [`Store::compact_step`].
+    pub fn compact_step(&self, bytes_max: u64) -> BoxFuture<'static, Result<Compacted, Error>> {
+        self.beside(move |store| store.compact_step(bytes_max))
+    }
+
+    /// A note saved before, if it is whole; see [`Store::load_note`].
+    pub fn load_note(&self, name: &'static str) -> BoxFuture<'static, Result<Option<Vec<u8>>, Error>> {
+        self.beside(move |store| Ok(store.load_note(name)))
+    }
+
+    /// Saves a note durably; see [`Store::save_note`].
+    pub fn save_note(&self, name: &'static str, bytes: Vec<u8>) -> BoxFuture<'static, Result<(), Error>> {
+        self.beside(move |store| store.save_note(name, &bytes))
     }
 
     /// How the volume is; never blocks for long.

@@ -27,7 +27,7 @@ use crate::{
 /// Most bytes in one batch, unless one record alone is larger: at 500 MB/s a sync of some 30 ms.
 pub(crate) const BATCH_BYTES_MAX: u64 = 16 << 20;
 /// Most tombstones in one record: 40 KiB.
-const TOMBSTONES_MAX: usize = 1024;
+pub(crate) const TOMBSTONES_MAX: usize = 1024;
 /// Zeros that pad batches.
 static ZEROS: [u8; 4096] = [0; 4096];
 
@@ -69,10 +69,33 @@ pub(crate) struct Writer {
     pub(crate) preparing: bool,
 }
 
-/// An op that passed all checks that need no lock.
-enum Work {
-    Put { header: ShardHeader, data: Bytes, purpose: Purpose },
-    Delete { ids: Vec<ShardId>, authority: LogIndex },
+/// An op that passed all checks that need no lock, or a piece of compaction.
+pub(crate) enum Work {
+    Put {
+        header: ShardHeader,
+        data: Bytes,
+        purpose: Purpose,
+    },
+    Delete {
+        ids: Vec<ShardId>,
+        authority: LogIndex,
+    },
+    /// The same record again, if the shard still lies at `from`; else nothing ([`Done::Deleted`] of 0).
+    Copy {
+        header: ShardHeader,
+        data: Bytes,
+        from: Place,
+    },
+    /// Tombstones against superseded records.
+    Pay {
+        list: Vec<Tombstone>,
+    },
+    /// The tombstones of segment `from` again, as `authority` allowed them.
+    Restate {
+        list: Vec<Tombstone>,
+        authority: LogIndex,
+        from: u64,
+    },
 }
 
 /// A record about to be written, and what becomes visible with it.
@@ -83,9 +106,13 @@ struct Planned {
     effect: Effect,
 }
 
-enum Effect {
+pub(crate) enum Effect {
     Store(ShardId, Digest),
+    Move(ShardId, Digest),
     Delete(Vec<Tombstone>),
+    Pay(Vec<Tombstone>),
+    /// Tombstones that were in this segment.
+    Restate(Vec<Tombstone>, u64),
     Mark,
 }
 
@@ -137,6 +164,18 @@ impl Store {
             }
         }
         let deletes = work.iter().any(|(_, work)| matches!(work, Work::Delete { .. }));
+        let answers = self.write(work, answers);
+        if deletes {
+            // Its answer is decided; if the disk fails here, the next write hears of it.
+            if let Err(error) = self.reclaim() {
+                tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
+            }
+        }
+        answers
+    }
+
+    /// Does `work` and fills in the answers that are still open.
+    fn write(&self, work: VecDeque<(usize, Work)>, mut answers: Answers) -> Vec<Result<Done, Error>> {
         if !work.is_empty() {
             let mut followers = Followers::new();
             if let Err(error) = self.write_all(work, &mut answers, &mut followers) {
@@ -145,15 +184,15 @@ impl Store {
                 }
             }
             self.answer_followers(followers, &mut answers);
-            if deletes {
-                // Its answer is decided; if the disk fails here, the next write hears of it.
-                if let Err(error) = self.reclaim() {
-                    tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
-                }
-            }
         }
         let open = || Err(self.check_poison().err().unwrap_or(Error::Closed { volume: self.volume() }));
         answers.into_iter().map(|answer| answer.unwrap_or_else(open)).collect()
+    }
+
+    /// Does pieces of compaction; one answer each, in order.
+    pub(crate) fn write_own(&self, work: Vec<Work>) -> Vec<Result<Done, Error>> {
+        let answers = work.iter().map(|_| None).collect();
+        self.write(work.into_iter().enumerate().collect(), answers)
     }
 
     /// Checks an op; `Ok(Err)` when nothing is left to do.
@@ -186,7 +225,11 @@ impl Store {
         followers: &mut Followers,
     ) -> Result<(), Error> {
         let mut writer = self.lock_writer()?;
-        let mut room = self.room(&writer)?;
+        if work.iter().any(|(_, work)| self.depends(work)) {
+            // Whoever wrote before took this lock before leaving the writer: once we have had both, the table tells all.
+            drop(self.lock_sync()?);
+        }
+        let mut room = self.measure_room(&writer)?;
         let mut ready = VecDeque::new();
         while let Some((answer, next)) = work.pop_front() {
             self.plan(answer, next, &mut room, &mut ready, answers, followers);
@@ -229,9 +272,22 @@ impl Store {
         Ok(())
     }
 
+    /// Whether what `work` must write depends on a batch that may be in flight: a copy must not miss that its shard is being
+    /// deleted, nor a deletion that its shard is being moved, or the one would undo the other.
+    fn depends(&self, work: &Work) -> bool {
+        match work {
+            Work::Copy { .. } => true,
+            Work::Delete { ids, .. } => {
+                let table = self.read_table();
+                ids.iter().any(|id| table.is_in_flight(*id))
+            }
+            Work::Put { .. } | Work::Pay { .. } | Work::Restate { .. } => false,
+        }
+    }
+
     fn refuse(&self, planned: Option<Planned>, error: &Error, answers: &mut Answers) {
         let Some(planned) = planned else { return };
-        if let Effect::Store(id, _) = planned.effect {
+        if let Effect::Store(id, _) | Effect::Move(id, _) = planned.effect {
             self.write_table().end(id);
         }
         answers[planned.answer] = Some(Err(error.clone()));
@@ -274,7 +330,8 @@ impl Store {
                     let (sequence, offset) = (place.sequence(), place.offset());
                     let tombstone = Tombstone { id, sequence, offset };
                     // No log entry is needed to replace a damaged record by the same shard: index 0 says so.
-                    ready.push_back(self.plan_tombstones(answer, vec![tombstone], LogIndex(0), room));
+                    let effect = Effect::Delete(vec![tombstone]);
+                    ready.push_back(self.plan_tombstones(answer, effect, LogIndex(0), room));
                     table = self.write_table();
                 }
                 table.begin(id);
@@ -293,19 +350,59 @@ impl Store {
                     answers[answer] = Some(Ok(Done::Deleted(0)));
                 }
                 for part in held.chunks(TOMBSTONES_MAX) {
-                    ready.push_back(self.plan_tombstones(answer, part.to_vec(), authority, room));
+                    ready.push_back(self.plan_tombstones(answer, Effect::Delete(part.to_vec()), authority, room));
                 }
+            }
+            Work::Copy { header, data, from } => match self.plan_copy(answer, header, data, from, room) {
+                Ok(Some(planned)) => ready.push_back(planned),
+                Ok(None) => answers[answer] = Some(Ok(Done::Deleted(0))),
+                Err(error) => answers[answer] = Some(Err(error)),
+            },
+            Work::Pay { list } => {
+                ready.push_back(self.plan_tombstones(answer, Effect::Pay(list), LogIndex(0), room));
+            }
+            Work::Restate { list, authority, from } => {
+                ready.push_back(self.plan_tombstones(answer, Effect::Restate(list, from), authority, room));
             }
         }
     }
 
-    fn plan_tombstones(&self, answer: usize, list: Vec<Tombstone>, authority: LogIndex, room: &mut u64) -> Planned {
+    /// The record again; `None` when the shard is no longer at `from`, or about to be elsewhere.
+    fn plan_copy(
+        &self,
+        answer: usize,
+        header: ShardHeader,
+        data: Bytes,
+        from: Place,
+        room: &mut u64,
+    ) -> Result<Option<Planned>, Error> {
+        let (id, digest) = (header.id, header.digest);
+        let crcs = header.chunk_crcs.clone();
+        let record = Record::new(self.volume(), Body::Shard(header), data.len() as u64, crcs);
+        let mut table = self.write_table();
+        if table.is_in_flight(id) || table.find(id) != Some(from) {
+            return Ok(None);
+        }
+        let reserve_bytes = self.compaction_reserve_bytes();
+        if room.saturating_sub(align(record.span_bytes, SECTOR_BYTES)) < reserve_bytes {
+            return Err(Error::Full { volume: self.volume(), room_bytes: *room, reserve_bytes });
+        }
+        table.begin(id);
+        *room = room.saturating_sub(record.span_bytes);
+        Ok(Some(Planned { answer, record, payload: data, effect: Effect::Move(id, digest) }))
+    }
+
+    fn plan_tombstones(&self, answer: usize, effect: Effect, authority: LogIndex, room: &mut u64) -> Planned {
         let mut payload = Vec::new();
+        let list: &[Tombstone] = match &effect {
+            Effect::Delete(list) | Effect::Pay(list) | Effect::Restate(list, _) => list,
+            Effect::Store(..) | Effect::Move(..) | Effect::Mark => &[],
+        };
         list.iter().for_each(|tombstone| tombstone.encode(&mut payload));
         let crcs = chunk_crcs(&payload);
         let record = Record::new(self.volume(), Body::Tombstones { authority }, payload.len() as u64, crcs);
         *room = room.saturating_sub(record.span_bytes);
-        Planned { answer, record, payload: payload.into(), effect: Effect::Delete(list) }
+        Planned { answer, record, payload: payload.into(), effect }
     }
 
     fn answer_followers(&self, followers: Followers, answers: &mut Answers) {
@@ -357,9 +454,7 @@ impl Store {
             active.offset += record.span_bytes;
         }
         let parts: Vec<&[u8]> = parts.iter().map(|part| &part[..]).filter(|part| !part.is_empty()).collect();
-        // CRASH(volume.append.1): any part of the batch may be on the disk. None of it is acknowledged; recovery keeps the
-        // records that are whole by their checksums, names the others void in its mark, and appends behind them.
-        crash::point("volume.append.1");
+        before_write(&batch[last].effect);
         active.file.write_at(start, &parts).map_err(|error| self.poison("write a batch", error))?;
         Ok(batch)
     }
@@ -373,8 +468,9 @@ impl Store {
         batch: Vec<Planned>,
         answers: &mut Answers,
     ) -> Result<(), Error> {
-        // CRASH(volume.append.2): as before the write's end: unacknowledged, whole or void.
-        crash::point("volume.append.2");
+        if let Some(last) = batch.last() {
+            before_sync(&last.effect);
+        }
         file.sync_data().map_err(|error| self.poison("sync a batch", error))?;
         self.durable_batch.store(number, Ordering::Release);
         let mut table = self.write_table();
@@ -382,7 +478,7 @@ impl Store {
             let stamp = planned.record.stamp;
             match planned.effect {
                 Effect::Mark => {}
-                Effect::Store(id, digest) => {
+                Effect::Store(id, digest) | Effect::Move(id, digest) => {
                     let place = Place::new(stamp.sequence, stamp.offset, planned.record.span_bytes)
                         .expect("segments and spans stay within the index's bounds");
                     table.insert(id, place);
@@ -390,11 +486,17 @@ impl Store {
                     let durable = DurableShard { id, volume: self.volume(), digest };
                     answers[planned.answer] = Some(Ok(Done::Stored(durable)));
                 }
-                Effect::Delete(list) => {
+                Effect::Restate(list, from) => {
+                    for Tombstone { id, sequence, offset } in list {
+                        table.delete(id, sequence, offset, stamp.sequence);
+                        table.release(from, sequence);
+                    }
+                    answers[planned.answer] = Some(Ok(Done::Deleted(0)));
+                }
+                Effect::Delete(list) | Effect::Pay(list) => {
                     let mut deleted = 0;
-                    for tombstone in list {
-                        let there = table.delete(tombstone.id, tombstone.sequence, tombstone.offset, stamp.sequence);
-                        deleted += u64::from(there);
+                    for Tombstone { id, sequence, offset } in list {
+                        deleted += u64::from(table.delete(id, sequence, offset, stamp.sequence));
                     }
                     let so_far = match answers[planned.answer] {
                         Some(Ok(Done::Deleted(count))) => count,
@@ -407,16 +509,6 @@ impl Store {
         drop(table);
         drop(sync);
         Ok(())
-    }
-
-    /// Bytes that may still be written.
-    fn room(&self, writer: &Writer) -> Result<u64, Error> {
-        let space = self.disk.space().map_err(|error| self.poison("measure the free space", error))?;
-        let files: u64 = self.read_table().segments.values().map(|segment| segment.len).sum();
-        let spares: u64 = writer.spares.iter().map(|spare| spare.len).sum();
-        let rest = writer.active.as_ref().map_or(0, |active| active.len.saturating_sub(active.offset));
-        let growth = space.free_bytes.min(self.capacity_bytes.saturating_sub(files + spares));
-        Ok(rest + spares + growth)
     }
 
     /// Bytes of the mark that must precede a batch, twice.
@@ -435,6 +527,39 @@ impl Store {
             Some(active) if active.offset + need <= active.len => Ok(()),
             Some(_) | None => self.roll(writer, need),
         }
+    }
+}
+
+/// Passes the crash point of a batch that is about to be written. Batches hold ops of callers, or one kind of compaction's.
+fn before_write(effect: &Effect) {
+    match effect {
+        // CRASH(volume.append.1): any part of the batch may be on the disk. None of it is acknowledged; recovery keeps the
+        // records that are whole by their checksums, names the others void in its mark, and appends behind them.
+        Effect::Store(..) | Effect::Delete(_) | Effect::Mark => crash::point("volume.append.1"),
+        // CRASH(volume.compact.1): some copies may be whole. Each is the same shard as its original, which nothing deletes
+        // yet: recovery takes the later of the two, and the original while the copy is void.
+        Effect::Move(..) => crash::point("volume.compact.1"),
+        // CRASH(volume.compact.3): the copies are durable and supersede their originals by their place in the log. A tombstone
+        // that is void is owed again after the next open.
+        Effect::Pay(_) => crash::point("volume.compact.3"),
+        // CRASH(volume.compact.5): tombstones may be there twice; they say the same. The first ones hold until the second ones
+        // are durable, for their segment is held back.
+        Effect::Restate(..) => crash::point("volume.compact.5"),
+    }
+}
+
+/// Passes the crash point of a batch that is written and about to be synced.
+fn before_sync(effect: &Effect) {
+    match effect {
+        // CRASH(volume.append.2): as before the write's end: unacknowledged, whole or void.
+        Effect::Store(..) | Effect::Delete(_) | Effect::Mark => crash::point("volume.append.2"),
+        // CRASH(volume.compact.2): as before the write's end. No tombstone against an original is written before this sync has
+        // returned: in one batch with its copy it could survive and the copy be void, and the shard would be lost.
+        Effect::Move(..) => crash::point("volume.compact.2"),
+        // CRASH(volume.compact.4): whole or void, as volume.compact.3.
+        Effect::Pay(_) => crash::point("volume.compact.4"),
+        // CRASH(volume.compact.6): whole or void, as volume.compact.5. Their old segment is free only after this sync.
+        Effect::Restate(..) => crash::point("volume.compact.6"),
     }
 }
 

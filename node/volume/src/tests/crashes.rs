@@ -7,19 +7,21 @@ use crate::crash;
 
 /// What the workload was told.
 #[derive(Default, Clone)]
-struct Told {
+pub(super) struct Told {
     /// Acknowledged shards: number to length.
-    stored: BTreeMap<u64, usize>,
+    pub(super) stored: BTreeMap<u64, usize>,
     /// Acknowledged deletions.
-    deleted: BTreeSet<u64>,
+    pub(super) deleted: BTreeSet<u64>,
     /// Written or deleted without an answer: number to length, if it is there.
-    open: BTreeMap<u64, usize>,
+    pub(super) open: BTreeMap<u64, usize>,
+    /// What the note may say: what was acknowledged last, and what was saved since without an answer.
+    notes: Vec<Option<Vec<u8>>>,
 }
 
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -27,12 +29,17 @@ impl Random {
     }
 }
 
-fn small(number: u64) -> usize {
+pub(super) fn small(number: u64) -> usize {
     usize::try_from(number).unwrap()
 }
 
 impl Told {
-    fn append(&mut self, store: &Store, numbers: std::ops::Range<u64>, random: &mut Random) -> Result<(), Error> {
+    pub(super) fn append(
+        &mut self,
+        store: &Store,
+        numbers: std::ops::Range<u64>,
+        random: &mut Random,
+    ) -> Result<(), Error> {
         let lens: Vec<(u64, usize)> = numbers.map(|number| (number, 1 + small(random.below(30_000)))).collect();
         self.open.extend(lens.iter().copied());
         let shards: Vec<_> = lens.iter().map(|&(number, len)| shard(number, len)).collect();
@@ -44,7 +51,7 @@ impl Told {
         Ok(())
     }
 
-    fn delete(&mut self, store: &Store, numbers: &[u64]) -> Result<(), Error> {
+    pub(super) fn delete(&mut self, store: &Store, numbers: &[u64]) -> Result<(), Error> {
         for number in numbers {
             if let Some(len) = self.stored.remove(number) {
                 self.open.insert(*number, len);
@@ -59,7 +66,20 @@ impl Told {
         Ok(())
     }
 
-    fn check(&self, store: &Store, context: &str) {
+    fn save_note(&mut self, store: &Store, random: &mut Random) -> Result<(), Error> {
+        let note = blake3_like(random.below(1 << 40), small(random.below(9000)));
+        if self.notes.is_empty() {
+            self.notes.push(None);
+        }
+        self.notes.push(Some(note.clone()));
+        store.save_note("scrub", &note)?;
+        self.notes = vec![Some(note)];
+        Ok(())
+    }
+
+    pub(super) fn check(&self, store: &Store, context: &str) {
+        let note = store.load_note("scrub");
+        assert!(self.notes.contains(&note) || (self.notes.is_empty() && note.is_none()), "{context}: {note:?}");
         for (&number, &len) in &self.stored {
             let held = bytes_of(store, number);
             let held = held.unwrap_or_else(|error| panic!("{context}: acknowledged shard {number}: {error}"));
@@ -91,17 +111,20 @@ fn workload(disk: &mut SimDisk, told: &mut Told, seed: u64, steps: u64) -> Resul
     let (mut store, _) = open_or_format(disk, life)?;
     let mut next = 1 + told.stored.keys().chain(told.deleted.iter()).chain(told.open.keys()).max().unwrap_or(&0);
     for _ in 0..steps {
-        match random.below(8) {
+        match random.below(11) {
             0..4 => {
                 let count = 1 + random.below(4);
                 told.append(&store, next..next + count, &mut random)?;
                 next += count;
             }
             4 | 5 => {
-                let numbers: Vec<u64> = told.stored.keys().copied().take(small(1 + random.below(5))).collect();
-                told.delete(&store, &numbers)?;
+                let gap = 1 + small(random.below(2));
+                let numbers = told.stored.keys().copied().step_by(gap).take(small(1 + random.below(5)));
+                told.delete(&store, &numbers.collect::<Vec<u64>>())?;
             }
             6 => store.prepare()?,
+            7 | 8 => drop(store.compact_step(1)?),
+            9 => told.save_note(&store, &mut random)?,
             _ => {
                 drop(store);
                 // The process dies; the new one must not acknowledge what only memory holds.
@@ -182,6 +205,7 @@ fn what_was_acknowledged_survives_a_crash_at_every_call() {
         include_str!("../writer.rs"),
         include_str!("../recover.rs"),
         include_str!("../segment.rs"),
+        include_str!("../note.rs"),
     ];
     let tags = |source: &'static str| source.split("CRASH(").skip(1).map(|rest| rest.split(')').next().unwrap());
     let tags: BTreeSet<&str> = sources.into_iter().flat_map(tags).collect();
@@ -190,7 +214,7 @@ fn what_was_acknowledged_survives_a_crash_at_every_call() {
     }
     let missing: Vec<_> = tags.difference(&crossed).collect();
     assert!(missing.is_empty(), "no crash at {missing:?}");
-    assert!(tags.len() >= 18, "{tags:?}");
+    assert!(tags.len() >= 30, "{tags:?}");
 }
 
 /// Crash points on paths that need a fault first.
@@ -220,6 +244,57 @@ fn planted(crossed: &mut BTreeSet<&'static str>) {
         disk.create("volume.id.tmp", 4096).unwrap();
         disk
     };
+    // One segment of five shards: three deleted, one to be moved, and one that rots and keeps its segment from being freed.
+    let half_dead = || {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        (1..=12).for_each(|number| put(&store, number, 20_000).unwrap());
+        store.delete(&[id(1), id(2), id(3)], LogIndex(1)).unwrap();
+        let segment = segment_files(&disk).remove(0);
+        disk.flip(&segment, 8192 + 3 * 20_480 + 9000, 0);
+        disk
+    };
+    cross(&half_dead, &|disk| {
+        if let Ok((store, _)) = open(disk, 2)
+            && let Ok(done) = store.compact_step(1)
+        {
+            assert_eq!((done.moved_shards, done.damaged), (1, vec![id(4)]));
+        }
+    });
+    // A segment that is dead but for a tombstone against a living one.
+    let pinned = || {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        (1..=11).for_each(|number| put(&store, number, 20_000).unwrap());
+        store.delete(&[id(1)], LogIndex(1)).unwrap();
+        (12..=20).for_each(|number| put(&store, number, 20_000).unwrap());
+        store.delete(&(11..=20).map(id).collect::<Vec<_>>(), LogIndex(2)).unwrap();
+        disk
+    };
+    cross(&pinned, &|disk| {
+        if let Ok((store, _)) = open(disk, 2)
+            && store.compact_step(1).is_ok()
+        {
+            assert_eq!(store.list(None, 30), (2..=10).map(id).collect::<Vec<_>>());
+        }
+    });
+    let crowded = || {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        (1..=40).for_each(|number| put(&store, number, 20_000).unwrap());
+        disk
+    };
+    cross(&crowded, &|disk| {
+        if let Ok((store, _)) = open(disk, 2) {
+            let _ = store.delete(&(1..=40).map(id).collect::<Vec<_>>(), LogIndex(2));
+        }
+    });
+    cross(&formatted, &|disk| {
+        if let Ok((store, _)) = open(disk, 2) {
+            let _ = disk.create("scrub.note.tmp", 10);
+            let _ = store.save_note("scrub", b"cursor");
+        }
+    });
     cross(&half_formatted, &|disk| drop(Store::format(disk, &identity())));
     cross(&formatted, &|disk| {
         if let Ok((store, _)) = open(disk, 1) {
