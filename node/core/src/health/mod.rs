@@ -14,6 +14,9 @@ pub mod liveness;
 pub mod pace;
 pub mod rebalance;
 pub mod repair;
+mod repair_fate;
+mod repair_judge;
+mod repair_seat;
 pub mod report;
 pub mod what_if;
 

@@ -206,6 +206,75 @@ impl Placer {
     }
 }
 
+/// Where shards of one stripe could go, for weighing several ways to keep some where they are and to give others new
+/// homes. Shards kept on volumes that take no more, or that do not count at this moment, are weighed as present.
+#[derive(Debug)]
+pub(crate) struct Seats<'a> {
+    layout: &'a Layout,
+    field: Field<'a>,
+    profile: &'a Profile,
+    known: BTreeMap<(Vec<SiteLoad>, u8), Option<Worth>>,
+}
+
+/// What the strongest way of seating shards survives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Worth {
+    /// All of it.
+    pub(crate) claims: Vec<Failures>,
+    /// Whether the contract of the given profile is among it.
+    pub(crate) contract_holds: bool,
+}
+
+impl<'a> Seats<'a> {
+    /// The writable volumes outside `avoid`.
+    pub(crate) fn new(layout: &'a Layout, profile: &'a Profile, avoid: &BTreeSet<VolumeId>) -> Self {
+        Self { layout, field: Field::of(layout, avoid), profile, known: BTreeMap::new() }
+    }
+
+    /// True when `volume` can be given a shard.
+    pub(crate) fn open(&self, volume: VolumeId) -> bool {
+        let nodes = self.field.sites.iter().flat_map(|site| &site.nodes);
+        nodes.flat_map(|node| &node.volumes).any(|known| known.id == volume)
+    }
+
+    /// What is survived at best when shards stay on `kept` and `add` more are seated; `None` when none can be.
+    pub(crate) fn worth(&mut self, kept: &[VolumeId], add: u8) -> Option<Worth> {
+        let mut loads: Vec<SiteLoad> =
+            self.field.holding(self.layout, kept).loads().iter().map(|load| load.normal(add)).collect();
+        loads.sort_unstable();
+        loads.retain(|load| *load != SiteLoad::default());
+        let weigh = |loads: &Vec<SiteLoad>| {
+            let spread = strongest_spread(loads, add, self.profile)?;
+            Some(Worth { claims: spread.claims, contract_holds: spread.contract_holds })
+        };
+        let key = (loads, add);
+        if let Some(worth) = self.known.get(&key) {
+            return worth.clone();
+        }
+        let worth = weigh(&key.0);
+        self.known.insert(key, worth.clone());
+        worth
+    }
+
+    /// Volumes for `add` shards that make [`Self::worth`] true, drawn for this stripe by capacity.
+    pub(crate) fn seat(
+        &self,
+        kept: &[VolumeId],
+        add: u8,
+        (instance, stripe): (InstanceId, StripeIndex),
+    ) -> Option<Vec<VolumeId>> {
+        if add == 0 {
+            return Some(Vec::new());
+        }
+        let mut field = self.field.holding(self.layout, kept);
+        let spread = strongest_spread(&field.loads(), add, self.profile)?;
+        let (first, second) = draws(instance, stripe);
+        let split = &spread.splits[below(first, spread.splits.len())];
+        let volumes = field.deal(&spread, split, Round { salt: second, drawn: true });
+        (volumes.len() == usize::from(add)).then_some(volumes)
+    }
+}
+
 /// Something that takes a share by weight.
 #[derive(Debug, Clone, Default)]
 struct Share {
@@ -240,20 +309,20 @@ impl Round {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct VolumeField {
     id: VolumeId,
     share: Share,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct NodeField {
     id: NodeId,
     share: Share,
     volumes: Vec<VolumeField>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct SiteField<'a> {
     name: &'a SiteName,
     share: Share,
@@ -263,6 +332,7 @@ struct SiteField<'a> {
 }
 
 /// The writable volumes by site and node.
+#[derive(Debug, Clone)]
 struct Field<'a> {
     sites: Vec<SiteField<'a>>,
     weight: u128,
@@ -315,14 +385,24 @@ impl<'a> Field<'a> {
         }
     }
 
-    /// The strongest spread of `add` shards, if there is one at or above the floor.
-    fn spread(&self, profile: &Profile, add: u8) -> Result<Spread, Error> {
+    /// The same with shards of the stripe on these volumes.
+    fn holding(&self, layout: &'a Layout, volumes: &[VolumeId]) -> Self {
+        let mut field = self.clone();
+        volumes.iter().for_each(|&volume| field.hold(layout, volume));
+        field
+    }
+
+    fn loads(&self) -> Vec<SiteLoad> {
         let load = |site: &SiteField<'_>| SiteLoad {
             open: site.nodes.iter().map(|node| node.share.held).collect(),
             closed: site.closed.values().copied().collect(),
         };
-        let loads: Vec<SiteLoad> = self.sites.iter().map(load).collect();
-        let spread = strongest_spread(&loads, add, profile).ok_or(Error::NoVolume(self.volumes))?;
+        self.sites.iter().map(load).collect()
+    }
+
+    /// The strongest spread of `add` shards, if there is one at or above the floor.
+    fn spread(&self, profile: &Profile, add: u8) -> Result<Spread, Error> {
+        let spread = strongest_spread(&self.loads(), add, profile).ok_or(Error::NoVolume(self.volumes))?;
         if spread.floor_holds {
             return Ok(spread);
         }

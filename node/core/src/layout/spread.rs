@@ -91,7 +91,7 @@ pub(super) fn strongest_spread(loads: &[SiteLoad], add: u8, profile: &Profile) -
 
 impl SiteLoad {
     /// Sorted, and without what cannot matter: empty nodes beyond the shards to add, closed ones without shards.
-    fn normal(&self, add: u8) -> Self {
+    pub(super) fn normal(&self, add: u8) -> Self {
         let mut load = self.clone();
         load.open.sort_unstable_by_key(|&held| Reverse(held));
         let empty = load.open.iter().filter(|&&held| held == 0).count();
