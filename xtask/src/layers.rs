@@ -28,7 +28,12 @@ const ROOMS: &[Room] = &[
     Room { dir: "proto", name: "proto", may_use: &[] },
     Room { dir: "client/coordinator", name: "coordinator", may_use: &["core", "ports"] },
     Room { dir: "node/rpc", name: "rpc", may_use: &["core", "ports", "coordinator", "proto", "security"] },
-    Room { dir: "node/service", name: "service", may_use: &["core", "ports", "volume", "consensus", "coordinator"] },
+    Room { dir: "node/healing", name: "healing", may_use: &["core", "ports", "volume", "consensus", "coordinator"] },
+    Room {
+        dir: "node/service",
+        name: "service",
+        may_use: &["core", "ports", "volume", "consensus", "coordinator", "healing"],
+    },
     Room {
         dir: "node",
         name: "node",
@@ -42,6 +47,7 @@ const ROOMS: &[Room] = &[
             "runtime",
             "coordinator",
             "rpc",
+            "healing",
             "service",
         ],
     },
@@ -76,7 +82,7 @@ const OWNED: &[(&str, &[&str])] = &[
 ];
 
 /// Words that may not appear in the code (outside tests) of layers 0 to 2 and of what the simulator runs.
-const PURE: &[&str] = &["core", "ports", "coordinator", "service", "volume", "consensus"];
+const PURE: &[&str] = &["core", "ports", "coordinator", "healing", "service", "volume", "consensus"];
 const IMPURE_WORDS: &[&str] = &[
     "Instant::now",
     "SystemTime::now",

@@ -10,15 +10,13 @@ use bytes::Bytes;
 use futures::{StreamExt, channel::oneshot, future::Either, stream::FuturesUnordered};
 use pacsvault_core::{
     catalog::StripeSeal,
-    checksum,
     codec::Coder,
     ids::{Digest, InstanceId, ShardIndex, StripeIndex, VolumeId},
     layout::{
         Layout, Profile, placement,
         survival::{Held, survives},
     },
-    merkle,
-    shard::{DurableShard, ShardHeader, ShardId},
+    shard::{DurableShard, ShardHeader, headers_of},
 };
 use pacsvault_ports::{
     BoxFuture,
@@ -49,17 +47,8 @@ pub fn prepare(coder: &Coder, instance: InstanceId, stripe: StripeIndex, content
     let code = coder.code();
     let bug = |why: String| Fault::new(Class::Bug, "PV-BUG", why);
     let shards = coder.encode(content).map_err(|error| bug(format!("cannot encode stripe {stripe}: {error}")))?;
-    let digests: Vec<Digest> = shards.iter().map(|shard| Digest::of(shard)).collect();
-    let paths = merkle::paths(&digests);
-    let root = merkle::root(&digests);
-    let mut prepared = Vec::with_capacity(shards.len());
-    for (index, ((data, digest), merkle_path)) in shards.into_iter().zip(digests).zip(paths).enumerate() {
-        let shard = ShardIndex(u8::try_from(index).map_err(|_| bug("more than 256 shards".to_owned()))?);
-        let id = ShardId { instance, stripe, shard };
-        let chunk_crcs = checksum::chunk_crcs(&data);
-        prepared.push((ShardHeader { id, code, stripe_bytes, digest, merkle_path, chunk_crcs }, data));
-    }
-    Ok(Prepared { stripe_bytes, root, shards: prepared })
+    let (root, headers) = headers_of(instance, stripe, code, stripe_bytes, &shards);
+    Ok(Prepared { stripe_bytes, root, shards: headers.into_iter().zip(shards).collect() })
 }
 
 /// How strong the result must be.

@@ -1,7 +1,9 @@
 //! A shard as it travels and as it lies on a volume: its name, its header and its proof.
 
+use crate::checksum;
 use crate::ids::{Digest, InstanceId, ShardIndex, StripeIndex, VolumeId};
 use crate::layout::profile::Code;
+use crate::merkle;
 
 /// Names one shard in the whole cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -42,6 +44,32 @@ impl ShardHeader {
     pub fn shard_bytes(&self) -> u64 {
         self.code.shard_bytes(self.stripe_bytes)
     }
+}
+
+/// The stripe's root, and the headers of all its shards, computed from their bytes: what is written with new content and
+/// what is checked before shards that were made again are written.
+///
+/// `shards`: all `k + m` of them, in order. Panics with another count than 1 to `SHARDS_MAX`, as [`merkle::root`] does.
+pub fn headers_of<B: AsRef<[u8]>>(
+    instance: InstanceId,
+    stripe: StripeIndex,
+    code: Code,
+    stripe_bytes: u64,
+    shards: &[B],
+) -> (Digest, Vec<ShardHeader>) {
+    let digests: Vec<Digest> = shards.iter().map(|shard| Digest::of(shard.as_ref())).collect();
+    let root = merkle::root(&digests);
+    let paths = merkle::paths(&digests);
+    let proofs = (0..=u8::MAX).map(ShardIndex).zip(shards).zip(digests.into_iter().zip(paths));
+    let headers = proofs.map(|((shard, data), (digest, merkle_path))| ShardHeader {
+        id: ShardId { instance, stripe, shard },
+        code,
+        stripe_bytes,
+        digest,
+        merkle_path,
+        chunk_crcs: checksum::chunk_crcs(data.as_ref()),
+    });
+    (root, headers.collect())
 }
 
 /// Says that a shard is durable: its bytes and its record are covered by a completed sync of the volume.

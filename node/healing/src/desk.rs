@@ -1,0 +1,268 @@
+//! The conductor's desk: what is ready to be done, what is being done, what failed and when to try it again.
+//!
+//! **Invariants.** Time is an argument. A stripe is ready or being worked on at most once. No worker has more than the
+//! configured number of tasks, all together no more than [`FLIGHTS_MAX`]. The most urgent task whose worker is free goes
+//! first, so a slow worker or a stripe that fails holds up nobody else. Everything here may be forgotten: it is derived again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
+
+use pacsvault_core::{
+    health::{Cause, Task, report::Done},
+    ids::{InstanceId, NodeId, StripeIndex},
+    layout::{Layout, NodeState},
+};
+use pacsvault_ports::peer::{Class, Fault};
+
+/// Code of what went wrong with a stripe, as opposed to its worker or the way there.
+pub const REPAIR_FAULT: &str = "PV-REPAIR";
+/// Tasks at work at once in the whole cluster: 512 × 24 MiB in memory of at least 64 workers.
+pub const FLIGHTS_MAX: usize = 512;
+/// Tasks planned ahead: planning is done in rounds, and each round is old when it is long.
+pub const READY_MAX: usize = 256;
+/// Of those, for one worker: others must find room.
+pub const READY_PER_WORKER_MAX: usize = 64;
+/// After so many failures a stripe is set aside.
+const FAILURES_MAX: u32 = 5;
+/// Stripes whose failures are remembered: what is forgotten is only tried again sooner.
+const TROUBLED_MAX: usize = 4_096;
+/// Pause after the first failure of a stripe; doubled with each further one.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// Pause before a stripe that changed under its worker is planned again, so that replicas catch up.
+const SETTLE_AFTER: Duration = Duration::from_millis(500);
+/// Most doublings of that pause, if it goes on so: half a minute.
+const MISSES_DOUBLED_MAX: u32 = 6;
+/// How long a worker that could not be reached gets no tasks.
+const BENCH_FOR: Duration = Duration::from_secs(2);
+/// Span over which the rate is told.
+const RATE_OVER: Duration = Duration::from_secs(10);
+
+/// Names a stripe.
+pub type Stripe = (InstanceId, StripeIndex);
+
+/// The stripe of a task.
+pub fn stripe_of(task: &Task) -> Stripe {
+    (task.instance, task.stripe)
+}
+
+/// A task that is being worked on.
+#[derive(Debug, Clone)]
+pub struct Flight {
+    /// By whom.
+    pub worker: NodeId,
+    /// What.
+    pub task: Task,
+}
+
+/// What a finished task asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum After {
+    /// Nothing.
+    Nothing,
+    /// The stripe is to be set aside, for this reason.
+    SetAside(Stripe, String),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Trouble {
+    failures: u32,
+    /// Times in a row that it was not as planned, or its worker was not there.
+    misses: u32,
+    not_before: Duration,
+}
+
+/// What was done so far under this leader.
+#[derive(Debug, Clone, Default)]
+pub struct Progress {
+    /// Stripes made whole or moved.
+    pub done_stripes: u64,
+    /// Bytes written for that.
+    pub done_bytes: u64,
+    /// Bytes between sites for that.
+    pub wan_bytes: u64,
+    recent: VecDeque<(Duration, u64)>,
+}
+
+impl Progress {
+    fn add(&mut self, now: Duration, written_bytes: u64, wan_bytes: u64) {
+        self.done_stripes += 1;
+        self.done_bytes += written_bytes;
+        self.wan_bytes += wan_bytes;
+        self.recent.push_back((now, written_bytes));
+        self.forget(now);
+    }
+
+    fn forget(&mut self, now: Duration) {
+        while self.recent.front().is_some_and(|(at, _)| now.saturating_sub(*at) > RATE_OVER) {
+            self.recent.pop_front();
+        }
+    }
+
+    /// Bytes written per second over the last ten seconds.
+    pub fn rate(&mut self, now: Duration) -> u64 {
+        self.forget(now);
+        self.recent.iter().map(|(_, bytes)| bytes).sum::<u64>() / RATE_OVER.as_secs()
+    }
+}
+
+/// See the room's text.
+#[derive(Debug)]
+pub struct Desk {
+    per_worker: usize,
+    ready: Vec<Task>,
+    flights: BTreeMap<u64, Flight>,
+    troubled: BTreeMap<Stripe, Trouble>,
+    benched: BTreeMap<NodeId, Duration>,
+    /// What was done.
+    pub progress: Progress,
+}
+
+impl Desk {
+    /// With so many tasks per worker.
+    pub fn new(per_worker: usize) -> Self {
+        Self {
+            per_worker: per_worker.max(1),
+            ready: Vec::new(),
+            flights: BTreeMap::new(),
+            troubled: BTreeMap::new(),
+            benched: BTreeMap::new(),
+            progress: Progress::default(),
+        }
+    }
+
+    /// Stripes not to be planned now.
+    pub fn skip(&self, now: Duration) -> BTreeSet<Stripe> {
+        let ready = self.ready.iter().map(stripe_of);
+        let flying = self.flights.values().map(|flight| stripe_of(&flight.task));
+        let resting = self.troubled.iter().filter(|(_, trouble)| trouble.not_before > now).map(|(stripe, _)| *stripe);
+        ready.chain(flying).chain(resting).collect()
+    }
+
+    /// Tasks planned ahead, by the owner of their first target.
+    pub fn ready_by_worker(&self, layout: &Layout) -> BTreeMap<NodeId, usize> {
+        let mut counts = BTreeMap::new();
+        for node in self.ready.iter().filter_map(|task| Some(layout.node_of(task.moves.first()?.1)?.id)) {
+            *counts.entry(node).or_default() += 1;
+        }
+        counts
+    }
+
+    /// How many more may be planned ahead.
+    pub fn room(&self) -> usize {
+        READY_MAX.saturating_sub(self.ready.len())
+    }
+
+    /// True while a repair waits for its worker.
+    pub fn repairs_wait(&self) -> bool {
+        self.ready.iter().any(|task| task.cause == Cause::Repair)
+    }
+
+    /// Tasks being worked on.
+    pub fn flying(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// True when nothing is ready and nothing being worked on.
+    pub fn idle(&self) -> bool {
+        self.ready.is_empty() && self.flights.is_empty()
+    }
+
+    /// Stripes that failed and are to be tried again.
+    pub fn resting(&self, now: Duration) -> usize {
+        self.troubled.values().filter(|trouble| trouble.failures > 0 && trouble.not_before > now).count()
+    }
+
+    /// Puts tasks on the desk. Of a stripe that is there already the new one is dropped.
+    pub fn add(&mut self, tasks: Vec<Task>) {
+        let mut known: BTreeSet<Stripe> = self.ready.iter().map(stripe_of).collect();
+        known.extend(self.flights.values().map(|flight| stripe_of(&flight.task)));
+        self.ready.extend(tasks.into_iter().filter(|task| known.insert(stripe_of(task))));
+    }
+
+    /// The cluster has changed: what was planned is planned again, and what workers do that are gone is given up.
+    pub fn layout_changed(&mut self, layout: &Layout) {
+        self.ready.clear();
+        self.benched.clear();
+        let up = |node: &NodeId| layout.nodes.get(node).is_some_and(|node| node.state == NodeState::Up);
+        self.flights.retain(|_, flight| up(&flight.worker));
+    }
+
+    /// The next task, begun as flight `id`: the most urgent one with a free worker, the freest of those it writes to.
+    pub fn next(&mut self, id: u64, now: Duration, layout: &Layout) -> Option<Flight> {
+        if self.flights.len() >= FLIGHTS_MAX {
+            return None;
+        }
+        self.benched.retain(|_, until| *until > now);
+        let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for flight in self.flights.values() {
+            *load.entry(flight.worker).or_default() += 1;
+        }
+        let free = |task: &Task| {
+            let nodes = task.moves.iter().filter_map(|(_, volume)| layout.node_of(*volume));
+            let able = nodes.filter(|node| node.state == NodeState::Up && !self.benched.contains_key(&node.id));
+            let loads = able.map(|node| (load.get(&node.id).copied().unwrap_or(0), node.id));
+            loads.min().filter(|(load, _)| *load < self.per_worker).map(|(_, node)| node)
+        };
+        let candidates = self.ready.iter().enumerate().filter_map(|(at, task)| Some((at, free(task)?)));
+        let (at, worker) = candidates.min_by_key(|(at, _)| (self.ready[*at].tier, self.ready[*at].cause, *at))?;
+        let flight = Flight { worker, task: self.ready.remove(at) };
+        self.flights.insert(id, flight.clone());
+        Some(flight)
+    }
+
+    /// A flight has ended. One that was given up is not known any more and says nothing.
+    pub fn finish(&mut self, id: u64, now: Duration, ended: &Result<Done, Fault>) -> After {
+        let Some(flight) = self.flights.remove(&id) else { return After::Nothing };
+        let stripe = stripe_of(&flight.task);
+        match ended {
+            Ok(Done::Reseated { written_bytes, wan_bytes, .. }) => {
+                self.troubled.remove(&stripe);
+                self.progress.add(now, *written_bytes, *wan_bytes);
+                After::Nothing
+            }
+            Ok(Done::Outdated) => {
+                self.miss(stripe, now);
+                After::Nothing
+            }
+            Ok(Done::Irreparable(reason)) => self.give_up(stripe, now, reason.clone()),
+            Err(fault) if fault.code == REPAIR_FAULT || matches!(fault.class, Class::Bug | Class::Reject) => {
+                let failures = self.troubled.get(&stripe).map_or(0, |trouble| trouble.failures) + 1;
+                if failures >= FAILURES_MAX {
+                    let reason = format!("failed {failures} times, the last time with {}: {fault}", fault.code);
+                    return self.give_up(stripe, now, reason);
+                }
+                let not_before = now + RETRY_AFTER * 2_u32.pow(failures - 1);
+                self.trouble(stripe, Trouble { failures, misses: 0, not_before });
+                After::Nothing
+            }
+            Err(_) => {
+                // The way to the worker, or the worker itself: that says nothing against the stripe.
+                self.benched.insert(flight.worker, now + BENCH_FOR);
+                self.miss(stripe, now);
+                After::Nothing
+            }
+        }
+    }
+
+    fn miss(&mut self, stripe: Stripe, now: Duration) {
+        let (failures, misses) = self.troubled.get(&stripe).map_or((0, 0), |known| (known.failures, known.misses));
+        let not_before = now + SETTLE_AFTER * 2_u32.pow(misses.min(MISSES_DOUBLED_MAX));
+        self.trouble(stripe, Trouble { failures, misses: misses.saturating_add(1), not_before });
+    }
+
+    fn give_up(&mut self, stripe: Stripe, now: Duration, reason: String) -> After {
+        // Until the catalog has it; then that row keeps it from being planned.
+        self.trouble(stripe, Trouble { failures: 0, misses: 0, not_before: now + RETRY_AFTER * 8 });
+        After::SetAside(stripe, reason)
+    }
+
+    fn trouble(&mut self, stripe: Stripe, trouble: Trouble) {
+        self.troubled.insert(stripe, trouble);
+        if self.troubled.len() > TROUBLED_MAX {
+            let soonest = self.troubled.iter().min_by_key(|(_, trouble)| trouble.not_before).map(|(stripe, _)| *stripe);
+            soonest.map(|stripe| self.troubled.remove(&stripe));
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! Healing: signs of life, and the work that brings every stripe back to its contract and empties what is to be emptied.
+//!
+//! Every node has one [`Healer`]. It tells the leader that it lives, and carries out tasks for it ([`worker`], at the pace
+//! that its [`governor`] allows). On the node that leads it also listens to the others and conducts ([`conductor`]): it
+//! surveys the catalog, plans by what is closest to loss ([`pass`]), and hands out tasks ([`desk`]).
+//!
+//! **Invariants.**
+//! - No work list is stored anywhere: a new leader, or the same one after a crash, derives it again from the catalog.
+//! - What is true of shards is changed by the log alone: a worker proposes new homes when they are durable, and the log
+//!   compares what the worker saw.
+//! - A stripe that fails, a worker that is slow or a volume that is full holds up nobody else.
+//! - Clients come first, except before what one more failure would lose.
+//!
+//! Left to others: what is lost and what to do about it (`core::health`), what a new home means (`catalog`), who may ask
+//! what (`rpc`). Everything runs on the [`pacsvault_ports::env::Env`] of its node, in the simulator too.
+
+mod answers;
+mod beat;
+pub mod conductor;
+pub mod desk;
+pub mod governor;
+pub mod lately;
+pub mod pass;
+mod telemetry;
+pub mod worker;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    health::{Pace, Task, report::Done},
+    ids::{Incarnation, NodeName, SiteName, VolumeId},
+    shard::ShardId,
+};
+use pacsvault_ports::{
+    env::SharedEnv,
+    peer::{Fault, Peer, Target, VolumeStatus},
+};
+
+use conductor::Reign;
+use lately::Lately;
+use worker::Worker;
+
+/// What a node says of its volumes.
+pub trait Served: Send + Sync + 'static {
+    /// All of them, as they are now.
+    fn volumes(&self) -> Vec<VolumeStatus>;
+}
+
+/// What a healer is made of.
+#[derive(Clone)]
+pub struct Parts {
+    /// Clock, randomness, tasks.
+    pub env: SharedEnv,
+    /// Reaches other nodes, and this one without a detour.
+    pub peer: Arc<dyn Peer>,
+    /// The catalog and the log.
+    pub replica: Arc<dyn Replica>,
+    /// This node's volumes.
+    pub served: Arc<dyn Served>,
+    /// Its name.
+    pub name: NodeName,
+    /// `host:port` that it is dialled at.
+    pub address: String,
+    /// Its site.
+    pub site: SiteName,
+    /// This life of its data.
+    pub incarnation: Incarnation,
+    /// Timings and limits.
+    pub pace: Pace,
+}
+
+/// Tasks that ended: which flight, and how.
+type Ended = Vec<(u64, Result<Done, Fault>)>;
+
+/// See the room's text.
+pub struct Healer {
+    parts: Parts,
+    worker: Worker,
+    reign: Mutex<Option<Reign>>,
+    ended: Mutex<Ended>,
+    flights: AtomicU64,
+    lately: Mutex<Lately>,
+    wake: tokio::sync::Notify,
+}
+
+impl Healer {
+    /// A healer that does nothing yet.
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let own = Target { address: parts.address.clone(), name: Some(parts.name.clone()) };
+        let (env, peer, replica) = (parts.env.clone(), parts.peer.clone(), parts.replica.clone());
+        let worker = Worker::new(env, peer, replica, own, parts.site.clone(), parts.pace.repair_rate);
+        Arc::new(Self {
+            parts,
+            worker,
+            reign: Mutex::default(),
+            ended: Mutex::default(),
+            flights: AtomicU64::new(0),
+            lately: Mutex::default(),
+            wake: tokio::sync::Notify::new(),
+        })
+    }
+
+    /// Beats, listens and conducts until the node stops.
+    pub async fn run(self: Arc<Self>) {
+        let beating = self.clone().beat();
+        let listening = self.clone().watch();
+        futures::join!(beating, listening, self.conduct());
+    }
+
+    /// Carries out a task; see [`Worker::run`].
+    ///
+    /// # Errors
+    /// As [`Worker::run`].
+    pub async fn repair(&self, task: Task) -> Result<Done, Fault> {
+        self.worker.run(task).await
+    }
+
+    /// Latency of a client's shard request, so that repair yields to clients.
+    pub fn foreground(&self, took: Duration) {
+        self.worker.foreground(took);
+    }
+
+    /// The worker: its budget is shared by all background work of the node.
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
+    /// Repair puts a shard on a volume of this node: to be told before it is written, and again when it is durable.
+    pub fn put_by_repair(&self, volume: VolumeId, shard: ShardId) {
+        let now = self.parts.env.now().0;
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner).put(now, volume, shard);
+    }
+
+    /// Whether repair put it there a moment ago, so that the catalog may be about to name it: ask before deleting a copy that
+    /// it does not name, after reading that it does not.
+    pub fn was_put_by_repair(&self, volume: VolumeId, shard: ShardId) -> bool {
+        let now = self.parts.env.now().0;
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner).was_put(now, volume, shard)
+    }
+
+    fn lock_reign(&self) -> MutexGuard<'_, Option<Reign>> {
+        self.reign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_ended(&self) -> MutexGuard<'_, Ended> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,348 @@
+//! A pass over the work that a survey found: from groups of stripes to tasks, a bounded piece at a time.
+//!
+//! **Invariants.** Reads the catalog and nothing else; what it hands out is planned on the record as it is at that moment.
+//! No piece looks at more than [`LOOKS_MAX`] stripes. Repairs come before moves, and shards are only evened out over volumes
+//! when nothing else is to be done. Nothing of a pass needs to survive: the next one finds what this one left.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use pacsvault_core::{
+    catalog::{Error, View, query},
+    health::{
+        Aside, Cause, Group, Pace, StripeState, Task,
+        rebalance::{Shift, shift_task, shifts},
+        repair::{Item, Planned, Room, Situation, Survey, survey, task},
+    },
+    ids::{LogIndex, NodeId, PlacementId, VolumeId},
+    layout::Layout,
+};
+
+use crate::desk::{READY_PER_WORKER_MAX, Stripe};
+
+/// Stripes looked at in one piece: some 30 ms of reads, mostly from memory.
+const LOOKS_MAX: usize = 2_000;
+/// Stripes of a group read at once.
+const PAGE: usize = 256;
+/// Incomplete stripes that one survey looks at, oldest first: about a second of reads. The others come up as these end.
+pub const INCOMPLETE_MAX: usize = 50_000;
+/// Stripes set aside that are told in full.
+const ASIDES_TOLD: usize = 100;
+/// Stripes that one piece sets aside: each costs a row in the catalog.
+const IMPOSSIBLE_MAX: usize = 256;
+/// Reasons kept for people.
+const REASONS_MAX: usize = 16;
+
+/// What a survey is made of, besides the catalog.
+#[derive(Clone)]
+pub struct Ground {
+    /// The layout.
+    pub layout: Arc<Layout>,
+    /// How long nodes have been silent.
+    pub silent: BTreeMap<NodeId, Duration>,
+    /// What nodes told of their volumes.
+    pub rooms: BTreeMap<VolumeId, Room>,
+    /// Timings.
+    pub pace: Pace,
+}
+
+impl Ground {
+    /// For the planner.
+    pub fn situation(&self) -> Situation<'_> {
+        Situation { layout: &self.layout, silent: &self.silent, pace: &self.pace, rooms: &self.rooms }
+    }
+}
+
+/// The whole catalog as judged at one moment.
+pub struct Surveyed {
+    /// What it was judged on.
+    pub ground: Ground,
+    /// Applied when it began.
+    pub applied: LogIndex,
+    /// All stripes by placement and profile.
+    pub groups: Vec<Group>,
+    /// Stripes with a shard that is not persisted.
+    pub incomplete: Vec<StripeState>,
+    /// The judgement.
+    pub survey: Survey,
+    /// Stripes set aside, some of them, and how many.
+    pub asides: (Vec<Aside>, u64),
+}
+
+impl Surveyed {
+    /// Judges everything.
+    ///
+    /// # Errors
+    /// The catalog is unreadable.
+    pub fn make(view: &dyn View, ground: Ground, applied: LogIndex) -> Result<Self, Error> {
+        let (groups, incomplete) = read_all(view)?;
+        let mut survey = survey(&groups, &incomplete, &ground.situation());
+        if incomplete.len() >= INCOMPLETE_MAX {
+            survey
+                .held_back
+                .push(format!("more than {INCOMPLETE_MAX} stripes lack shards; the oldest of them are repaired first"));
+        }
+        let asides = query::asides(view, ASIDES_TOLD)?;
+        Ok(Self { ground, applied, groups, incomplete, survey, asides })
+    }
+}
+
+/// All groups, and the incomplete stripes up to [`INCOMPLETE_MAX`].
+///
+/// # Errors
+/// The catalog is unreadable.
+pub fn read_all(view: &dyn View) -> Result<(Vec<Group>, Vec<StripeState>), Error> {
+    let groups = query::groups(view)?;
+    let mut incomplete = Vec::new();
+    let mut after = None;
+    loop {
+        let page = query::missing_shards(view, after, PAGE)?;
+        for (instance, stripe) in &page {
+            incomplete.extend(query::stripe_state(view, *instance, *stripe)?);
+        }
+        after = page.last().copied();
+        if page.len() < PAGE || incomplete.len() >= INCOMPLETE_MAX {
+            return Ok((groups, incomplete));
+        }
+    }
+}
+
+/// What may be planned in a piece.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// Tasks at most.
+    pub tasks: usize,
+    /// Stripes to leave alone.
+    pub skip: BTreeSet<Stripe>,
+    /// Tasks that wait already, by the owner of their first target.
+    pub queued: BTreeMap<NodeId, usize>,
+    /// Whether repairs still wait for their workers.
+    pub stage: Stage,
+}
+
+/// Whether moves may be planned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Repairs only.
+    Repairs,
+    /// Moves too.
+    All,
+}
+
+/// What a piece found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// To be done.
+    pub tasks: Vec<Task>,
+    /// Cannot be done, and why.
+    pub impossible: Vec<(Stripe, String)>,
+    /// Why work is not being done.
+    pub held_back: BTreeSet<String>,
+    looked: usize,
+    /// Tasks left for the next pass, because too many wait for their worker.
+    left: usize,
+}
+
+impl Found {
+    fn full(&self, wish: &Wish) -> bool {
+        let enough = self.tasks.len() >= wish.tasks || self.left >= READY_PER_WORKER_MAX;
+        enough || self.looked >= LOOKS_MAX || self.impossible.len() >= IMPOSSIBLE_MAX
+    }
+}
+
+/// Evening out, as far as it has come.
+struct Shifting {
+    list: Vec<Shift>,
+    at: usize,
+    moved_bytes: u64,
+    after: Option<Stripe>,
+}
+
+/// See the room's text.
+pub struct Pass {
+    /// What it goes by.
+    pub surveyed: Arc<Surveyed>,
+    order: Vec<usize>,
+    at: usize,
+    cursors: BTreeMap<PlacementId, Stripe>,
+    shifting: Option<Shifting>,
+    planned: usize,
+    ended: bool,
+}
+
+impl Pass {
+    /// Over everything in `surveyed`. Goes on where `earlier` stood, if that one had not ended and the layout is the same.
+    pub fn new(surveyed: Arc<Surveyed>, earlier: Option<Self>) -> Self {
+        let work = &surveyed.survey.work;
+        let is_repair = |at: &usize| work[*at].cause == Cause::Repair;
+        let (mut order, moves): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(is_repair);
+        order.extend(moves);
+        let same =
+            |earlier: &Self| !earlier.ended && earlier.surveyed.ground.layout.version == surveyed.ground.layout.version;
+        let (cursors, planned) =
+            earlier.filter(same).map_or_else(Default::default, |earlier| (earlier.cursors, earlier.planned));
+        Self { surveyed, order, at: 0, cursors, shifting: None, planned, ended: false }
+    }
+
+    /// True when all was looked at once.
+    pub fn ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Tasks that it handed out so far, besides those of evening out.
+    pub fn planned(&self) -> usize {
+        self.planned
+    }
+
+    /// Plans on, until `wish` is met, all was looked at, or one piece's worth of stripes was.
+    ///
+    /// # Errors
+    /// The catalog is unreadable.
+    pub fn go(&mut self, view: &dyn View, wish: &mut Wish) -> Result<Found, Error> {
+        let mut found = Found::default();
+        while !found.full(wish) {
+            let Some(index) = self.order.get(self.at).copied() else {
+                if wish.stage == Stage::All && self.planned == 0 && found.tasks.is_empty() {
+                    self.shift(view, wish, &mut found)?;
+                } else {
+                    self.ended = true;
+                }
+                break;
+            };
+            let work = self.surveyed.survey.work[index];
+            let repairs = found.tasks.iter().any(|task| task.cause == Cause::Repair);
+            if work.cause != Cause::Repair && (wish.stage == Stage::Repairs || repairs) {
+                break;
+            }
+            let done = match work.what {
+                Item::Stripe(at) => {
+                    let state = &self.surveyed.incomplete[at];
+                    self.look(view, wish, &mut found, (state.instance, state.stripe), None)?;
+                    true
+                }
+                Item::Group(at) => self.look_group(view, wish, &mut found, at)?,
+            };
+            if done {
+                self.at += 1;
+            }
+        }
+        self.planned += found.tasks.iter().filter(|task| task.cause != Cause::Rebalance).count();
+        Ok(found)
+    }
+
+    /// Looks at stripes of a group; true at its end.
+    fn look_group(&mut self, view: &dyn View, wish: &mut Wish, found: &mut Found, at: usize) -> Result<bool, Error> {
+        let surveyed = self.surveyed.clone();
+        let group = &surveyed.groups[at];
+        let after = self.cursors.get(&group.placement).copied();
+        let page = query::group_stripes(view, group.placement, after, PAGE)?;
+        for stripe in &page {
+            if found.full(wish) {
+                return Ok(false);
+            }
+            self.look(view, wish, found, *stripe, Some(group))?;
+            self.cursors.insert(group.placement, *stripe);
+        }
+        let end = page.len() < PAGE;
+        if end {
+            // Another group may share the placement.
+            self.cursors.remove(&group.placement);
+        }
+        Ok(end)
+    }
+
+    fn look(
+        &self,
+        view: &dyn View,
+        wish: &mut Wish,
+        found: &mut Found,
+        stripe: Stripe,
+        group: Option<&Group>,
+    ) -> Result<(), Error> {
+        found.looked += 1;
+        let ground = &self.surveyed.ground;
+        if wish.skip.contains(&stripe) {
+            return Ok(());
+        }
+        if query::aside(view, stripe.0, stripe.1)?.is_some_and(|aside| aside.layout == ground.layout.version) {
+            return Ok(());
+        }
+        let Some(state) = query::stripe_state(view, stripe.0, stripe.1)? else { return Ok(()) };
+        if group.is_some_and(|group| state.volumes != group.volumes || state.profile != group.profile) {
+            return Ok(());
+        }
+        match task(&state, &ground.situation()) {
+            Planned::Task(task) => take(task, &ground.layout, wish, found),
+            Planned::Nothing => {}
+            Planned::Wait(reason) => note(found, reason),
+            Planned::Impossible(reason) => found.impossible.push((stripe, reason)),
+        }
+        Ok(())
+    }
+
+    /// Evens out how full volumes are. Ends the pass when nothing is left of it.
+    fn shift(&mut self, view: &dyn View, wish: &mut Wish, found: &mut Found) -> Result<(), Error> {
+        let surveyed = self.surveyed.clone();
+        let situation = surveyed.ground.situation();
+        let mut shifting = self.shifting.take().unwrap_or_else(|| {
+            let list = shifts(&surveyed.groups, &situation);
+            Shifting { list, at: 0, moved_bytes: 0, after: None }
+        });
+        while !found.full(wish) {
+            let Some(shift) = shifting.list.get(shifting.at) else {
+                self.ended = true;
+                return Ok(());
+            };
+            let group = &surveyed.groups[shift.group];
+            let page = query::group_stripes(view, group.placement, shifting.after, PAGE)?;
+            for stripe in &page {
+                if found.full(wish) || shifting.moved_bytes >= shift.shards_bytes {
+                    break;
+                }
+                found.looked += 1;
+                shifting.after = Some(*stripe);
+                if wish.skip.contains(stripe) {
+                    continue;
+                }
+                let Some(state) = query::stripe_state(view, stripe.0, stripe.1)? else { continue };
+                if state.volumes != group.volumes {
+                    continue;
+                }
+                if let Some(task) = shift_task(&state, shift.from, &situation) {
+                    shifting.moved_bytes += task.write_bytes;
+                    take(task, &surveyed.ground.layout, wish, found);
+                }
+            }
+            let at_end = page.len() < PAGE && page.last().copied().is_none_or(|last| shifting.after == Some(last));
+            if at_end || shifting.moved_bytes >= shift.shards_bytes {
+                shifting.at += 1;
+                (shifting.moved_bytes, shifting.after) = (0, None);
+            }
+        }
+        self.shifting = Some(shifting);
+        Ok(())
+    }
+}
+
+/// Takes a task, unless too many wait for its worker already: the next pass finds it again.
+fn take(task: Task, layout: &Layout, wish: &mut Wish, found: &mut Found) {
+    let worker = task.moves.first().and_then(|(_, volume)| layout.node_of(*volume)).map(|node| node.id);
+    let Some(worker) = worker else { return };
+    let queued = wish.queued.entry(worker).or_default();
+    if *queued < READY_PER_WORKER_MAX {
+        *queued += 1;
+        wish.skip.insert((task.instance, task.stripe));
+        found.tasks.push(task);
+    } else {
+        found.left += 1;
+    }
+}
+
+fn note(found: &mut Found, reason: String) {
+    if found.held_back.len() < REASONS_MAX {
+        found.held_back.insert(reason);
+    }
+}

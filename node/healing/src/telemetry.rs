@@ -1,0 +1,77 @@
+//! What Prometheus is told of healing. Only a node that leads knows most of it: `pacsvault_repair_conducts` says which.
+//!
+//! **Invariants.** Labels are bounded: tiers, causes, and members of the cluster.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge};
+use pacsvault_core::{
+    health::{Cause, Tier, report::Done},
+    layout::NodeState,
+};
+
+use crate::{desk::Desk, pass::Surveyed};
+
+/// Tiers told apart; what is farther from loss is told with the last.
+const TIERS: [(&str, Tier); 4] = [
+    ("unreadable", Tier::Unreadable),
+    ("0", Tier::Distance(0)),
+    ("1", Tier::Distance(1)),
+    ("2+", Tier::Distance(u8::MAX)),
+];
+const CAUSES: [(&str, Cause); 4] = [
+    ("repair", Cause::Repair),
+    ("respread", Cause::Respread),
+    ("drain", Cause::Drain),
+    ("rebalance", Cause::Rebalance),
+];
+
+/// Whether this node looks after the cluster's health.
+pub fn conducts(yes: bool) {
+    gauge!("pacsvault_repair_conducts").set(f64::from(u8::from(yes)));
+}
+
+/// A task has ended.
+pub fn done(done: &Done) {
+    match done {
+        Done::Reseated { written_bytes, read_bytes, wan_bytes } => {
+            counter!("pacsvault_repair_stripes_total").increment(1);
+            counter!("pacsvault_repair_written_bytes_total").increment(*written_bytes);
+            counter!("pacsvault_repair_read_bytes_total").increment(*read_bytes);
+            counter!("pacsvault_repair_wan_bytes_total").increment(*wan_bytes);
+        }
+        Done::Outdated => counter!("pacsvault_repair_outdated_total").increment(1),
+        Done::Irreparable(_) => counter!("pacsvault_repair_irreparable_total").increment(1),
+    }
+}
+
+/// Everything was judged.
+pub fn surveyed(surveyed: &Surveyed, desk: &mut Desk, now: Duration) {
+    let survey = &surveyed.survey;
+    let mut below = None;
+    for (label, upto) in TIERS {
+        let within =
+            survey.by_tier.0.iter().filter(|(tier, _)| **tier <= upto && below.is_none_or(|last| **tier > last));
+        let bytes: u64 = within.map(|(_, sums)| sums.content_bytes).sum();
+        gauge!("pacsvault_bytes_by_distance", "distance" => label).set(bytes as f64);
+        below = Some(upto);
+    }
+    gauge!("pacsvault_bytes_below_contract").set(survey.below_contract.content_bytes as f64);
+    gauge!("pacsvault_stripes_set_aside").set(surveyed.asides.1 as f64);
+    for (label, cause) in CAUSES {
+        let sums = survey.waiting.get(&cause).copied().unwrap_or_default();
+        gauge!("pacsvault_repair_waiting_stripes", "cause" => label).set(sums.stripes as f64);
+        gauge!("pacsvault_repair_waiting_bytes", "cause" => label).set(sums.shard_bytes as f64);
+    }
+    gauge!("pacsvault_repair_in_progress").set(desk.flying() as f64);
+    gauge!("pacsvault_repair_rate_bytes_per_second").set(desk.progress.rate(now) as f64);
+    let layout = &surveyed.ground.layout;
+    for node in layout.nodes.values().filter(|node| node.state != NodeState::Removed) {
+        gauge!("pacsvault_node_state", "node" => node.name.as_str().to_owned()).set(f64::from(node.state as u8));
+    }
+}
+
+/// What this node's governor allows now; 0: no limit.
+pub fn allowed(bytes_per_s: u64) {
+    gauge!("pacsvault_repair_allowed_bytes_per_second").set(bytes_per_s as f64);
+}
