@@ -1,8 +1,12 @@
 //! All timings and limits of healing in one place, with the ranges that are safe.
 //!
-//! **Invariants.** A [`Pace`] that [`Pace::check`] accepts is consistent: heartbeat < suspect < down < lost.
+//! **Invariants.** A [`Pace`] that [`Pace::check`] accepts is consistent: heartbeat < suspect ≤ urgent ≤ down ≤ lost, and
+//! nothing in it makes a loop spin or a rate vanish.
 
 use std::time::Duration;
+
+/// Slowest repair worth the name: a shard of 4 MiB in a minute. Less is a unit forgotten.
+const REPAIR_RATE_MIN: u64 = 64 << 10;
 
 /// Timings and limits of healing: section `[healing]` of a node's configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,12 +76,30 @@ impl Pace {
             ("urgent_after must not be shorter than suspect_after", self.suspect_after, self.urgent_after),
             ("down_after must not be shorter than urgent_after", self.urgent_after, self.down_after),
             ("lost_after must not be shorter than down_after", self.down_after, self.lost_after),
+            ("lost_after must not be shorter than repair_after", self.repair_after, self.lost_after),
+            ("voter_grace must not be shorter than suspect_after", self.suspect_after, self.voter_grace),
         ];
         if let Some((text, _, _)) = ordered.iter().find(|(_, least, given)| given < least) {
             return Err((*text).to_owned());
         }
         if self.heartbeat < Duration::from_millis(50) {
             return Err("heartbeat must be at least 50 ms".to_owned());
+        }
+        if self.heartbeat > Duration::from_secs(60) {
+            return Err("heartbeat must be at most a minute".to_owned());
+        }
+        if self.steady_for > Duration::from_secs(600) {
+            return Err(
+                "steady_for must be at most ten minutes, for a node that flaps waits sixteen times as long".to_owned()
+            );
+        }
+        if self.repair_rate > 0 && self.repair_rate < REPAIR_RATE_MIN {
+            return Err(format!(
+                "repair_rate is in bytes per second: 0 for no limit, or at least {REPAIR_RATE_MIN} (64KiB)"
+            ));
+        }
+        if self.reconcile_every < Duration::from_secs(1) {
+            return Err("reconcile_every must be at least a second".to_owned());
         }
         if self.repair_parallel == 0 || self.repair_parallel > 256 {
             return Err("repair_parallel must be within 1 and 256".to_owned());
