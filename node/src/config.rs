@@ -7,14 +7,16 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use pacsvault_core::{
+    health as healing,
     ids::{NodeName, SiteName},
     layout::Roles,
 };
 use pacsvault_ports::peer::Target;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Visitor};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +71,8 @@ struct Raw {
     consensus: RawConsensus,
     #[serde(default)]
     sweep: RawSweep,
+    #[serde(default)]
+    healing: RawHealing,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -143,6 +147,86 @@ impl Default for RawSweep {
     }
 }
 
+/// Absent keys keep the defaults of [`healing::Pace`].
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHealing {
+    heartbeat: Option<Span>,
+    suspect_after: Option<Span>,
+    urgent_after: Option<Span>,
+    down_after: Option<Span>,
+    repair_after: Option<Span>,
+    lost_after: Option<Span>,
+    steady_for: Option<Span>,
+    repair_rate: Option<Amount>,
+    repair_parallel: Option<usize>,
+    scrub_within: Option<Span>,
+    reconcile_every: Option<Span>,
+    rebalance_percent: Option<u8>,
+    voter_grace: Option<Span>,
+    preferred_leader_site: Option<String>,
+}
+
+/// A duration: a whole number of seconds, or a text such as `500ms`.
+#[derive(Debug, Clone, Copy)]
+struct Span(Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let read = NumberOrText { expected: "a number of seconds, or a text such as \"500ms\" or \"24h\"" };
+        match from.deserialize_any(read)? {
+            Written::Number(seconds) => check_span(Duration::from_secs(seconds), &seconds.to_string()),
+            Written::Text(text) => parse_span(&text),
+        }
+        .map(Self)
+        .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Bytes: a whole number, or a text such as `50MB`.
+#[derive(Debug, Clone, Copy)]
+struct Amount(u64);
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        match from.deserialize_any(NumberOrText { expected: "a number of bytes, or a text such as \"50MB\"" })? {
+            Written::Number(bytes) => Ok(Self(bytes)),
+            Written::Text(text) => parse_bytes(&text).map(Self).map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+enum Written {
+    Number(u64),
+    Text(String),
+}
+
+/// Reads either, and says what was expected otherwise.
+struct NumberOrText {
+    expected: &'static str,
+}
+
+impl Visitor<'_> for NumberOrText {
+    type Value = Written;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.expected)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<Written, E> {
+        let number = u64::try_from(value);
+        number.map(Written::Number).map_err(|_| E::invalid_value(serde::de::Unexpected::Signed(value), &self))
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Written, E> {
+        Ok(Written::Number(value))
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Written, E> {
+        Ok(Written::Text(value.to_owned()))
+    }
+}
+
 /// Certificate files.
 #[derive(Debug, Clone)]
 pub struct Tls {
@@ -201,6 +285,8 @@ pub struct Config {
     pub pace: Pace,
     /// Seconds between two sweeps of orphans.
     pub sweep_every_s: u64,
+    /// Timings and limits of healing; consistent.
+    pub healing: healing::Pace,
 }
 
 impl Config {
@@ -242,6 +328,7 @@ impl Config {
             check_address(address).map_err(|reason| wrong("join/advertise", reason))?;
         }
         let pace = pace(&raw.consensus).map_err(|reason| wrong("consensus", reason))?;
+        let healing = healing_pace(&raw.healing).map_err(|reason| wrong("healing", reason))?;
         let mut volumes = Vec::with_capacity(raw.volumes.len());
         for volume in raw.volumes {
             let capacity = volume.capacity.as_deref().map(parse_bytes).transpose();
@@ -268,6 +355,7 @@ impl Config {
             volumes,
             pace,
             sweep_every_s: raw.sweep.every_s,
+            healing,
         })
     }
 }
@@ -303,12 +391,61 @@ fn pace(raw: &RawConsensus) -> Result<Pace, String> {
     })
 }
 
+fn healing_pace(raw: &RawHealing) -> Result<healing::Pace, String> {
+    let default = healing::Pace::default();
+    let span = |given: Option<Span>, default: Duration| given.map_or(default, |Span(given)| given);
+    let site = raw.preferred_leader_site.as_deref().map(str::parse::<SiteName>).transpose();
+    let pace = healing::Pace {
+        heartbeat: span(raw.heartbeat, default.heartbeat),
+        suspect_after: span(raw.suspect_after, default.suspect_after),
+        down_after: span(raw.down_after, default.down_after),
+        lost_after: span(raw.lost_after, default.lost_after),
+        steady_for: span(raw.steady_for, default.steady_for),
+        urgent_after: span(raw.urgent_after, default.urgent_after),
+        repair_after: span(raw.repair_after, default.repair_after),
+        repair_rate: raw.repair_rate.map_or(default.repair_rate, |Amount(given)| given),
+        repair_parallel: raw.repair_parallel.unwrap_or(default.repair_parallel),
+        scrub_within: span(raw.scrub_within, default.scrub_within),
+        reconcile_every: span(raw.reconcile_every, default.reconcile_every),
+        rebalance_percent: raw.rebalance_percent.unwrap_or(default.rebalance_percent),
+        voter_grace: span(raw.voter_grace, default.voter_grace),
+        preferred_leader_site: site.map_err(|error| format!("preferred_leader_site: {error}"))?,
+    };
+    pace.check()?;
+    Ok(pace)
+}
+
 fn check_address(address: &str) -> Result<(), String> {
     let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
     match port {
         Some(Ok(port)) if port > 0 => Ok(()),
         _ => Err(format!("{address:?} must be host:port")),
     }
+}
+
+/// Parses durations such as `500ms`, `30 s`, `5min`, `24h` or `14d`.
+pub fn parse_span(text: &str) -> Result<Duration, String> {
+    let trimmed = text.trim();
+    let digits = trimmed.find(|c: char| !c.is_ascii_digit()).unwrap_or(trimmed.len());
+    let number = trimmed[..digits].parse::<u64>();
+    let number = number.map_err(|_| format!("{text:?} must begin with a whole number, as in 30s"))?;
+    let millis: u64 = match trimmed[digits..].trim() {
+        "ms" => 1,
+        "s" => 1_000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 24 * 3_600_000,
+        "" => return Err(format!("{text:?} has no unit; use ms, s, min, h or d")),
+        unit => return Err(format!("unknown unit {unit:?} in {text:?}; use ms, s, min, h or d")),
+    };
+    let millis = number.checked_mul(millis).ok_or_else(|| format!("{text:?} is too long"))?;
+    check_span(Duration::from_millis(millis), text)
+}
+
+/// Anything longer is a typing error, and sums of timings must not overflow.
+fn check_span(span: Duration, text: &str) -> Result<Duration, String> {
+    const LONGEST: Duration = Duration::from_secs(3_653 * 24 * 3_600);
+    if span <= LONGEST { Ok(span) } else { Err(format!("{text:?} is too long: at most ten years")) }
 }
 
 /// Parses sizes such as `500GB`, `2TiB` or `1048576`.
@@ -379,6 +516,77 @@ capacity = "2GiB"
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err("refused").to_string();
             assert!(error.contains(key), "{key}: {error}");
+        }
+    }
+
+    fn with_healing(lines: &str) -> Result<Config, Error> {
+        parse(&format!("{GOOD}[healing]\n{lines}\n"))
+    }
+
+    #[test]
+    fn healing_without_a_section_has_the_defaults() {
+        let defaults = healing::Pace::default();
+        assert_eq!(parse(GOOD).expect("valid").healing, defaults);
+        assert_eq!(with_healing("").expect("valid").healing, defaults);
+        assert_eq!(defaults.check(), Ok(()));
+    }
+
+    #[test]
+    fn healing_durations_are_seconds_or_texts() {
+        let healing = with_healing(
+            "heartbeat = \"500ms\"\nsuspect_after = 2\nurgent_after = \"5 s\"\ndown_after = 10\nlost_after = \"2h\"\n\
+             scrub_within = \"7d\"\nrepair_after = \"1min\"\nrepair_rate = \"50MB\"\nrepair_parallel = 4\n\
+             preferred_leader_site = \"site-b\"",
+        );
+        let healing = healing.expect("valid").healing;
+        assert_eq!(healing.heartbeat, Duration::from_millis(500));
+        assert_eq!(healing.suspect_after, Duration::from_secs(2));
+        assert_eq!(healing.urgent_after, Duration::from_secs(5));
+        assert_eq!(healing.lost_after, Duration::from_secs(7_200));
+        assert_eq!(healing.scrub_within, Duration::from_secs(7 * 24 * 3_600));
+        assert_eq!(healing.repair_after, Duration::from_secs(60));
+        assert_eq!((healing.repair_rate, healing.repair_parallel), (50_000_000, 4));
+        assert_eq!(healing.preferred_leader_site.expect("given").as_str(), "site-b");
+        assert_eq!(healing.steady_for, healing::Pace::default().steady_for);
+        assert_eq!(with_healing("repair_rate = 1048576").expect("valid").healing.repair_rate, 1 << 20);
+    }
+
+    #[test]
+    fn bad_healing_is_refused_with_the_place_and_what_would_do() {
+        for (lines, words) in [
+            ("suspect = 5", "unknown field `suspect`"),
+            ("suspect_after = \"5\"", "has no unit"),
+            ("suspect_after = \"5 fortnights\"", "use ms, s, min, h or d"),
+            ("suspect_after = \"soon\"", "must begin with a whole number"),
+            ("suspect_after = -5", "a number of seconds, or a text"),
+            ("suspect_after = 2.5", "a number of seconds, or a text"),
+            ("suspect_after = true", "a number of seconds, or a text"),
+            ("lost_after = \"99999d\"", "at most ten years"),
+            ("lost_after = 9223372036854775807", "at most ten years"),
+            ("repair_rate = \"fast\"", "must begin with a number"),
+            ("repair_rate = -1", "a number of bytes, or a text"),
+            ("repair_parallel = 0", "repair_parallel must be within 1 and 256"),
+            ("rebalance_percent = 51", "rebalance_percent must be within 1 and 50"),
+            ("rebalance_percent = 300", "line"),
+            ("heartbeat = \"10ms\"", "heartbeat must be at least 50 ms"),
+            ("heartbeat = 2", "suspect_after must be at least three heartbeats"),
+            ("urgent_after = 4", "urgent_after must not be shorter than suspect_after"),
+            ("down_after = 9", "down_after must not be shorter than urgent_after"),
+            ("lost_after = 29", "lost_after must not be shorter than down_after"),
+            ("lost_after = \"4min\"", "lost_after must not be shorter than repair_after"),
+            (
+                "heartbeat = \"2min\"\nsuspect_after = 400\nurgent_after = 400\ndown_after = 400\nvoter_grace = 400",
+                "at most a minute",
+            ),
+            ("steady_for = \"1h\"", "steady_for must be at most ten minutes"),
+            ("voter_grace = 1", "voter_grace must not be shorter than suspect_after"),
+            ("reconcile_every = 0", "reconcile_every must be at least a second"),
+            ("repair_rate = 50", "repair_rate is in bytes per second"),
+            ("scrub_within = 59", "scrub_within must be at least a minute"),
+            ("preferred_leader_site = \"Site B\"", "preferred_leader_site"),
+        ] {
+            let error = with_healing(lines).expect_err(lines).to_string();
+            assert!(error.contains(words) && error.contains("node.toml"), "{lines}: {error}");
         }
     }
 }
