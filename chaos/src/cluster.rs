@@ -15,6 +15,7 @@ use std::{
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
+    health::Pace,
     ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
     layout::Roles,
 };
@@ -331,7 +332,7 @@ impl Cluster {
             let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
             volumes.insert(id, OwnVolume { volume: Arc::new(volume), capacity_bytes: CAPACITY_BYTES });
         }
-        let node = Node::new(profile, env, peer.clone(), registry, starter, volumes);
+        let node = Node::new(profile, env, peer.clone(), registry, starter, volumes, Pace::default());
         let front: Arc<dyn Service> = Arc::new(Front(Arc::clone(&node)));
         peer.attach(&front);
         self.net.serve(host, life, front);

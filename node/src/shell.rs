@@ -167,7 +167,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         identity: identity.clone(),
     });
     let registry: Arc<dyn Registry> = identity;
-    let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, opened.volumes);
+    let pace = config.healing.clone();
+    let node = Node::new(profile.clone(), env.clone(), peer.clone(), registry, starter, opened.volumes, pace);
     for (volume, reason) in &opened.failed {
         node.distrust(*volume, reason);
     }

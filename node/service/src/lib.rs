@@ -15,19 +15,24 @@ pub mod sweep;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, Weak},
 };
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    catalog::{Command, Outcome, Rejection, command::JoinNode},
+    catalog::{
+        Command, Outcome, Rejection,
+        command::{COMMANDS_VERSION, JoinNode},
+    },
+    health::Pace,
     ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
     layout::{Roles, VolumeState},
 };
+use pacsvault_healing::{Healer, Parts, Served};
 use pacsvault_ports::{
     BoxFuture,
     env::SharedEnv,
-    peer::{Class, Fault, Peer, Target},
+    peer::{Class, Fault, Peer, Target, VolumeStatus},
 };
 use pacsvault_volume::Volume;
 
@@ -36,7 +41,7 @@ pub use member::{Founding, Membership, Registry};
 pub use requests::Front;
 
 /// Highest version of commands and formats that this build understands.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = COMMANDS_VERSION;
 
 /// Who this node is, as configured and as its certificate says.
 #[derive(Debug, Clone)]
@@ -74,6 +79,15 @@ pub struct OwnVolume {
     pub capacity_bytes: u64,
 }
 
+/// What the healer asks of the node that it belongs to.
+struct Own(Weak<Node>);
+
+impl Served for Own {
+    fn volumes(&self) -> Vec<VolumeStatus> {
+        self.0.upgrade().map(|node| node.volume_statuses()).unwrap_or_default()
+    }
+}
+
 /// One node. Build it with [`Node::new`], then run [`Node::run`] as a task.
 pub struct Node {
     profile: Profile,
@@ -82,7 +96,11 @@ pub struct Node {
     registry: Arc<dyn Registry>,
     starter: Arc<dyn ReplicaStarter>,
     volumes: BTreeMap<VolumeId, OwnVolume>,
+    pace: Pace,
     replica: RwLock<Option<Arc<dyn Replica>>>,
+    /// There as long as the replica is.
+    healer: RwLock<Option<Arc<Healer>>>,
+    me: Weak<Node>,
     /// Held while the node becomes a member, so that it becomes one only once.
     joining: tokio::sync::Mutex<()>,
     fencing: Mutex<BTreeMap<VolumeId, String>>,
@@ -91,7 +109,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// A node with these volumes. Nothing runs yet.
+    /// A node with these volumes, that heals at this pace. Nothing runs yet.
     pub fn new(
         profile: Profile,
         env: SharedEnv,
@@ -99,15 +117,19 @@ impl Node {
         registry: Arc<dyn Registry>,
         starter: Arc<dyn ReplicaStarter>,
         volumes: BTreeMap<VolumeId, OwnVolume>,
+        pace: Pace,
     ) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new_cyclic(|me| Self {
             profile,
             env,
             peer,
             registry,
             starter,
             volumes,
+            pace,
             replica: RwLock::new(None),
+            healer: RwLock::new(None),
+            me: me.clone(),
             joining: tokio::sync::Mutex::new(()),
             fencing: Mutex::new(BTreeMap::new()),
             distrusted: RwLock::new(BTreeMap::new()),
@@ -117,6 +139,36 @@ impl Node {
     /// The replica, once this node is a member.
     pub fn replica(&self) -> Option<Arc<dyn Replica>> {
         self.replica.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The healer, once this node is a member.
+    pub fn healer(&self) -> Option<Arc<Healer>> {
+        self.healer.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes the replica into service, and heals with it.
+    pub(crate) fn serve_replica(&self, replica: &Arc<dyn Replica>) {
+        let profile = &self.profile;
+        let healer = Healer::new(Parts {
+            env: self.env.clone(),
+            peer: self.peer.clone(),
+            replica: replica.clone(),
+            served: Arc::new(Own(self.me.clone())),
+            name: profile.name.clone(),
+            address: profile.address.clone(),
+            site: profile.site.clone(),
+            incarnation: profile.incarnation,
+            pace: self.pace.clone(),
+        });
+        *self.healer.write().unwrap_or_else(PoisonError::into_inner) = Some(healer.clone());
+        *self.replica.write().unwrap_or_else(PoisonError::into_inner) = Some(replica.clone());
+        self.env.spawn(Box::pin(healer.run()));
+    }
+
+    /// The healer, or the fault that says what to do.
+    pub(crate) fn healing(&self) -> Result<Arc<Healer>, Fault> {
+        self.member()?;
+        self.healer().ok_or_else(|| Fault::new(Class::Retry, "PV-NOT-MEMBER", "this node is starting; ask again"))
     }
 
     /// The replica, or the fault that says what to do.

@@ -133,7 +133,7 @@ impl Node {
 
     async fn start(&self, node: NodeId) -> Result<Arc<dyn Replica>, Fault> {
         let replica = self.starter.start(node).await?;
-        *self.replica.write().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(replica.clone());
+        self.serve_replica(&replica);
         tracing::info!(%node, name = %self.profile.name, "replica started");
         Ok(replica)
     }

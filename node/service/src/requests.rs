@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use pacsvault_core::{
     catalog::{Command, query},
+    health::report::Heartbeat,
     ids::{Digest, LogIndex, Term, VolumeId},
     layout::VolumeState,
 };
@@ -32,7 +33,7 @@ impl Node {
     async fn answer(self: Arc<Self>, caller: Caller, request: Request) -> Result<Reply, Fault> {
         match request {
             Request::PutShard(put) => self.put_shard(*put).await,
-            Request::GetShard(get) => self.get_shard(get).await,
+            Request::GetShard(get) => self.get_shard(&caller, get).await,
             Request::Layout(freshness) => self.layout(freshness).await,
             Request::Lookup(lookup) => self.lookup(lookup).await,
             Request::List(list) => self.list(list).await,
@@ -63,6 +64,24 @@ impl Node {
             }
             Request::Status => Ok(Reply::Status(Box::new(self.status()))),
             Request::TransferLeader { to } => self.member()?.transfer_leader(to).await.map(|()| Reply::Done),
+            Request::Heartbeat(beat) => {
+                self.check_sender(&caller, &beat)?;
+                self.healing()?.heartbeat(*beat).await.map(|()| Reply::Done)
+            }
+            Request::Repair(task) => self.healing()?.repair(*task).await.map(Reply::Repaired),
+            Request::Health => {
+                let healer = self.healing()?;
+                let health = match caller {
+                    // Already forwarded once: never in circles.
+                    Caller::Node(_) => healer.health_here().await?,
+                    Caller::Gateway(_) | Caller::Operator(_) | Caller::Local => healer.health().await?,
+                };
+                Ok(Reply::Health(Box::new(health)))
+            }
+            Request::WhatIf(loss) => self.healing()?.what_if(loss).await.map(|answer| Reply::WhatIf(Box::new(answer))),
+            Request::DrainPlan(target) => {
+                self.healing()?.drain_plan(target).await.map(|plan| Reply::DrainPlan(Box::new(plan)))
+            }
             _ => Err(Fault::new(Class::Reject, "PV-UNSUPPORTED", "this node does not know that request; upgrade it")),
         }
     }
@@ -74,14 +93,39 @@ impl Node {
         })
     }
 
+    /// A node may speak for itself only.
+    fn check_sender(&self, caller: &Caller, beat: &Heartbeat) -> Result<(), Fault> {
+        let Caller::Node(name) = caller else { return Ok(()) };
+        let layout = self.replica().and_then(|replica| replica.layout());
+        match layout.as_ref().and_then(|layout| layout.nodes.get(&beat.node)) {
+            Some(node) if node.name != *name => {
+                let text = format!("the certificate names node {name}, the sign of life is of node {}", node.name);
+                Err(Fault::new(Class::Reject, "PV-DENIED", text))
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn put_shard(self: &Arc<Self>, put: PutShard) -> Result<Reply, Fault> {
         let id = put.volume;
         let purpose = if put.repair { Purpose::Repair } else { Purpose::Client };
         if let Some(reason) = self.distrusted(id) {
             return Err(Error::Poisoned { volume: id, reason: reason.into() }.into());
         }
+        let (shard, began) = (put.header.id, self.env.now().0);
+        let healer = self.healer();
+        let by_repair = healer.as_ref().filter(|_| put.repair);
+        if let Some(healer) = by_repair {
+            healer.put_by_repair(id, shard);
+        }
         match self.volume(id)?.put(put.header, put.data, purpose).await {
-            Ok(durable) => Ok(Reply::Durable(durable)),
+            Ok(durable) => {
+                match by_repair {
+                    Some(healer) => healer.put_by_repair(id, shard),
+                    None => self.felt(began),
+                }
+                Ok(Reply::Durable(durable))
+            }
             Err(error) => {
                 if matches!(error, Error::Write { .. } | Error::Poisoned { .. }) {
                     self.fence(id, &error.to_string());
@@ -91,9 +135,21 @@ impl Node {
         }
     }
 
-    async fn get_shard(self: &Arc<Self>, get: GetShard) -> Result<Reply, Fault> {
+    async fn get_shard(&self, caller: &Caller, get: GetShard) -> Result<Reply, Fault> {
+        let began = self.env.now().0;
         let read = self.volume(get.volume)?.get(get.id, get.offset_bytes, get.len_bytes).await;
+        // Nodes read for repair, too: what they wait for says nothing of clients.
+        if read.is_ok() && matches!(caller, Caller::Gateway(_)) {
+            self.felt(began);
+        }
         read.map(|shard| Reply::Shard(Box::new(shard))).map_err(Fault::from)
+    }
+
+    /// A client's request for a shard began then and is done: repair yields when that takes longer than usual.
+    fn felt(&self, began: std::time::Duration) {
+        if let Some(healer) = self.healer() {
+            healer.foreground(self.env.now().0.saturating_sub(began));
+        }
     }
 
     async fn layout(&self, freshness: Freshness) -> Result<Reply, Fault> {

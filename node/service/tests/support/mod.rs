@@ -17,6 +17,7 @@ use bytes::Bytes;
 use pacsvault_consensus::{Replica, Status};
 use pacsvault_core::{
     catalog::{Command, Outcome, View},
+    health::Pace,
     ids::{ClusterId, Digest, Incarnation, LogIndex, NodeId, NodeName, Term, VolumeId, WallMillis},
     layout::{Layout, Roles},
 };
@@ -262,7 +263,8 @@ impl Bed {
         let seeds = Arc::new(Seeds::default());
         let volumes: BTreeMap<VolumeId, OwnVolume> = volumes.into_iter().map(|own| (own.volume.id(), own)).collect();
         let registry: Arc<dyn Registry> = memory.clone();
-        let node = Node::new(profile, TokioEnv::current(), seeds.clone(), registry, starter.clone(), volumes);
+        let node =
+            Node::new(profile, TokioEnv::current(), seeds.clone(), registry, starter.clone(), volumes, Pace::default());
         Self { node, starter, memory: memory.clone(), seeds }
     }
 
