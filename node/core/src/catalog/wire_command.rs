@@ -353,7 +353,8 @@ impl TryFrom<CommandMessage> for Command {
                 stripe: StripeIndex(aside.stripe),
                 reason: aside.reason,
             },
-            Kind::RetryAside(_) => Self::RetryAside,
+            Kind::RetryAside(true) => Self::RetryAside,
+            Kind::RetryAside(false) => return Err(unreadable("retry", "it says no")),
             Kind::Replace(replace) => Self::Replace(Box::new(Replace {
                 seal: seal(present("seal of a replacement", replace.seal)?, &mut no_placements)?,
                 version: VersionNumber(replace.version),

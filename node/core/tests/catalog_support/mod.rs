@@ -9,7 +9,7 @@ use pacsvault_core::catalog::{
     Command, Entry, Error, Machine, Outcome, Overlay, Rejection, Seal, SealedInstance, StripeSeal,
 };
 use pacsvault_core::ids::{
-    ClusterId, Digest, Incarnation, InstanceId, LayoutVersion, LogIndex, ObjectKey, Term, VolumeId, WallMillis,
+    ClusterId, Digest, Incarnation, InstanceId, LayoutVersion, LogIndex, NodeId, ObjectKey, Term, VolumeId, WallMillis,
 };
 use pacsvault_core::layout::profile::{Code, ReadPreference};
 use pacsvault_core::layout::{Contract, Failures, Profile, Roles};
@@ -49,6 +49,25 @@ impl Replica {
             assert!(!matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
         }
         replica
+    }
+
+    /// With the test cluster in it, every node of version 2, and version 2 in force.
+    pub fn upgraded() -> Self {
+        let mut replica = Self::new();
+        let mut commands = vec![init()];
+        commands.extend((0..NODES).map(|node| Command::JoinNode(JoinNode { version: 2, ..join(node) })));
+        commands.push(Command::Activate { version: 2 });
+        for outcome in replica.apply(START, commands) {
+            assert!(!matches!(outcome, Outcome::Rejected(_)), "{outcome:?}");
+        }
+        replica
+    }
+
+    /// Adds the second volume of a node.
+    pub fn add_spare(&mut self, node: u8) {
+        let id = NodeId(u64::from(node) + 1);
+        let add = Command::AddVolume { node: id, volume: spare(node), capacity_bytes: 1 << 40 };
+        assert_eq!(self.one(START, add), Outcome::Done);
     }
 
     /// Applies one entry in a batch of its own.
@@ -105,6 +124,11 @@ impl Replica {
 /// Volume of a node.
 pub fn volume(node: u8) -> VolumeId {
     VolumeId([node + 1; 16])
+}
+
+/// Second volume of a node, once it was added.
+pub fn spare(node: u8) -> VolumeId {
+    VolumeId([node + 101; 16])
 }
 
 /// 4+2, any one site; at least any one node.
