@@ -59,6 +59,8 @@ impl ReplicaStarter for Starter {
         options.heartbeat = Duration::from_millis(self.config.pace.heartbeat_ms);
         options.election_min = Duration::from_millis(self.config.pace.election_min_ms);
         options.election_max = Duration::from_millis(self.config.pace.election_max_ms);
+        options.voter_grace = self.config.healing.voter_grace;
+        options.preferred_site = self.config.healing.preferred_leader_site.clone();
         let (env, peer, dir) = (self.env.clone(), self.peer.clone(), self.config.data_dir.clone());
         let identity = self.identity.clone();
         Box::pin(async move {
