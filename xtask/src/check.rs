@@ -1,6 +1,10 @@
 //! The gate: static checks, all tests, and the proof that each crash point was crossed.
 
-use std::{collections::BTreeSet, fs, process::Command};
+use std::{
+    collections::BTreeSet,
+    fs,
+    process::{Command, Stdio},
+};
 
 use anyhow::bail;
 use clap::Args;
@@ -27,7 +31,8 @@ pub fn run() -> anyhow::Result<()> {
 /// All tests.
 pub fn test(options: &TestOptions) -> anyhow::Result<()> {
     setup::run()?;
-    // The real-process tests run these.
+    // The real-process tests run these; the present ones last, so that they are what lies where cargo puts programs.
+    let previous = previous_release()?;
     tools::build()?;
     let nextest = tools::on_path("cargo-nextest");
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -38,11 +43,30 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
     }
     command.env("PACSVAULT_BIN_DIR", tools::bin_dir());
+    if let Some(dir) = previous {
+        command.env("PACSVAULT_PREVIOUS_BIN_DIR", dir);
+    }
     if options.long {
         command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "2000");
     }
     tools::run(&mut command)?;
     crash_points::run()
+}
+
+/// Builds the programs of the previous release, from which a test upgrades, unless they are there; where they are. `None`
+/// when that test is left out.
+fn previous_release() -> anyhow::Result<Option<String>> {
+    if let Some(dir) = std::env::var_os("PACSVAULT_PREVIOUS_BIN_DIR") {
+        return Ok(Some(dir.to_string_lossy().into_owned()));
+    }
+    if std::env::var("PACSVAULT_SKIP_UPGRADE").is_ok_and(|value| !value.is_empty() && value != "0") {
+        eprintln!("PACSVAULT_SKIP_UPGRADE is set: the upgrade from the previous release is not tested");
+        return Ok(None);
+    }
+    let mut script = Command::new(tools::root().join("tests/previous_build.sh"));
+    script.current_dir(tools::root()).env("CARGO_TARGET_DIR", tools::target()).stderr(Stdio::inherit());
+    let printed = tools::output(&mut script)?;
+    Ok(printed.lines().last().map(str::to_owned))
 }
 
 /// Every error code in the code has a page in `docs/errors`, and every page a code.

@@ -28,6 +28,8 @@ pub struct Node {
     pub config: PathBuf,
     /// What it logs.
     pub log: PathBuf,
+    /// Where its program is; the cluster's place when absent. For clusters of several releases.
+    pub bin: Option<PathBuf>,
     /// Variables it is started with, besides those of this process.
     pub environment: Vec<(String, String)>,
     child: Option<Child>,
@@ -139,6 +141,7 @@ impl Cluster {
             address: format!("127.0.0.1:{port}"),
             ops: format!("127.0.0.1:{ops}"),
             config,
+            bin: None,
             environment: Vec::new(),
             child: None,
         });
@@ -211,7 +214,7 @@ impl Cluster {
         let bin = self.bin.clone();
         for node in self.nodes.iter_mut().filter(|node| which(node) && node.child.is_none()) {
             let log = File::options().create(true).append(true).open(&node.log)?;
-            let mut command = Command::new(bin.join("pacsvault-node"));
+            let mut command = Command::new(node.bin.as_ref().unwrap_or(&bin).join("pacsvault-node"));
             command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             command.envs(node.environment.iter().map(|(name, value)| (name, value)));
             node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
