@@ -133,6 +133,14 @@ impl Client {
         })
     }
 
+    /// All of [`Client::hosts`], those that failed lately last.
+    pub(crate) async fn hosts_by_luck(&self) -> Vec<Target> {
+        let mut hosts = self.hosts().await;
+        let failed = self.failed_hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        hosts.sort_by_key(|host| failed.get(&host.address).copied());
+        hosts
+    }
+
     /// Notes that a host did not serve, so that another one is next. What would fail anywhere is not the host's fault.
     pub(crate) fn note_host(&self, host: &Target, fault: &Fault) {
         if matches!(fault.code, "PV-TOO-WEAK" | "PV-NO-VOLUMES" | "PV-FENCED") || !worth_repeating(fault.class) {
@@ -201,7 +209,7 @@ impl Client {
         self.coordinator.list(list).await
     }
 
-    /// Re-reads and proves every shard of one stored version.
+    /// Re-reads and proves every shard of one stored version, which is sent for that; see also [`Client::prove`].
     pub async fn verify(&self, sealed: &SealedInstance) -> Result<Vec<ShardCheck>, Fault> {
         match self.mode {
             Mode::Direct => self.coordinator.verify(sealed).await,

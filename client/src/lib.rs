@@ -11,11 +11,14 @@
 //! - Content read whole has the BLAKE3 of the catalog, or reading it ended with an error.
 //!
 //! Rooms: [`config`] (where the cluster is and who we are), [`client`] (the connection), [`write`] (content in),
-//! [`read`] (content out), [`status`] (the cluster as all its nodes see it), [`receipt`] (offline proof), [`dicom`].
+//! [`read`] (content out), [`status`] (the cluster as all its nodes see it), [`admin`] (health, what-if, growing and
+//! shrinking), [`prove`] (every shard re-read on its disk), [`receipt`] (offline proof), [`dicom`].
 
+pub mod admin;
 pub mod client;
 pub mod config;
 pub mod dicom;
+pub mod prove;
 pub mod read;
 pub mod receipt;
 pub mod status;

@@ -53,6 +53,14 @@ fn asking_wrongly_ends_with_2_and_what_is_missing() {
         (&["pki", "issue", "pki", "--role", "king", "x"][..], "operator"),
         (&["get", "--range", "9-5", "a"][..], "ends before it begins"),
         (&["put", "x", "--endpoints", "nowhere"][..], "host:port"),
+        (&["drain"][..], "<NODE>"),
+        (&["drain", "a", "--dry-run", "--yes"][..], "--yes"),
+        (&["remove"][..], "<NODE>"),
+        (&["what-if"][..], "--site, --node or --volume"),
+        (&["status", "--watch", "--every", "1 year"][..], "500ms, 2s, 5m or 1h"),
+        (&["scrub", "--wait", "status"][..], "takes no flags of its own"),
+        (&["profile", "set-study", "1.2.3"][..], "<PROFILE>"),
+        (&["profile", "set-study", "not-a-uid", "archive"][..], "not a DICOM UID"),
     ] {
         let output = pacsvault(dir.path(), arguments);
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
@@ -109,6 +117,19 @@ fn a_cluster_that_does_not_answer_is_a_failure_with_a_hint() {
 }
 
 #[test]
+fn every_question_about_an_absent_cluster_ends_and_says_why() {
+    let dir = tempfile::tempdir().expect("a directory");
+    assert!(pacsvault(dir.path(), &["pki", "init", "pki"]).status.success());
+    assert!(pacsvault(dir.path(), &["pki", "issue", "pki", "--role", "operator", "me"]).status.success());
+    let config = "endpoints = [\"127.0.0.1:1\"]\nca = \"pki/ca.pem\"\ncert = \"pki/operator-me.pem\"\nkey = \"pki/operator-me.key\"\n";
+    std::fs::write(dir.path().join("pacsvault.toml"), config).expect("written");
+    let output = pacsvault(dir.path(), &["repair", "status", "--json"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    let error: serde_json::Value = serde_json::from_slice(&output.stderr).expect("one JSON object");
+    assert!(error["error"]["code"].as_str().is_some_and(|code| code.starts_with("PV-")), "{error}");
+}
+
+#[test]
 fn failures_are_json_for_those_who_ask_for_it() {
     let dir = tempfile::tempdir().expect("a directory");
     for (arguments, code, word) in [
@@ -129,6 +150,8 @@ fn completion_scripts_know_the_commands() {
     let dir = tempfile::tempdir().expect("a directory");
     for shell in ["bash", "zsh", "fish"] {
         let script = stdout(&pacsvault(dir.path(), &["completion", shell]));
-        assert!(script.contains("probe") && script.contains("transfer-leader"), "{shell}");
+        for word in ["probe", "transfer-leader", "what-if", "undrain", "scrub", "set-study"] {
+            assert!(script.contains(word), "{shell}: {word}");
+        }
     }
 }

@@ -3,18 +3,14 @@
 use std::time::Duration;
 
 use pacsvault_client::{Client, config::check_endpoint};
-use pacsvault_core::{
-    catalog::{Command, Outcome},
-    ids::NodeId,
-    layout::{
-        Profile, VolumeState,
-        plan::{check_possible, defaults_for},
-    },
+use pacsvault_core::layout::{
+    Profile,
+    plan::{check_possible, defaults_for},
 };
 use pacsvault_ports::peer::{Class, Fault, Peer, Reply, Request, Target};
 use serde_json::json;
 
-use super::{Context, args::Cluster, failure::Failure, plan};
+use super::{Context, args::Cluster, failure::Failure, find, plan};
 
 /// How long a change of membership may take: a join replicates the whole catalog's snapshot before it is answered.
 const CHANGE_WITHIN: Duration = Duration::from_secs(60);
@@ -37,12 +33,14 @@ pub async fn run(context: &Context, command: Cluster) -> Result<(), Failure> {
             member(context, &client, &node, Request::JoinVia { seeds }, "").await
         }
         Cluster::SetProfile { profile, default } => {
-            let command = Command::SetProfile { profile: profile.0, make_default: default };
-            change(context, &client, command, "the profile holds for writes from now on").await
+            client.set_profile(profile.0, default).await?;
+            done(context, "the profile holds for writes from now on");
+            Ok(())
         }
         Cluster::FenceVolume { volume, yes: _ } => {
-            let command = Command::SetVolumeState { volume, state: VolumeState::Fenced };
-            change(context, &client, command, "the volume is out of service").await
+            client.fence_volume(volume).await?;
+            done(context, "the volume is out of service; its shards are rebuilt elsewhere");
+            Ok(())
         }
         Cluster::TransferLeader { node } => transfer(context, &client, &node).await,
     }
@@ -64,17 +62,8 @@ fn possible_profiles(sites: &[u8], witness: bool, asked: Vec<Profile>) -> Result
     Ok(profiles)
 }
 
-/// Proposes one change of the cluster.
-async fn change(context: &Context, client: &Client, command: Command, done: &str) -> Result<(), Failure> {
-    let outcomes = client.coordinator().propose(vec![command]).await?;
-    match outcomes.into_iter().next() {
-        Some(Outcome::Done) => {
-            context.out.either(&json!({"done": true}), || done.to_owned());
-            Ok(())
-        }
-        Some(Outcome::Rejected(why)) => Err(Fault::new(Class::Reject, "PV-REJECTED", why.to_string()).into()),
-        _ => Err(Fault::new(Class::Bug, "PV-BUG", "the cluster answered something else").into()),
-    }
+fn done(context: &Context, words: &str) {
+    context.out.either(&json!({"done": true}), || words.to_owned());
 }
 
 async fn member(
@@ -103,12 +92,7 @@ async fn member(
 
 async fn transfer(context: &Context, client: &Client, node: &str) -> Result<(), Failure> {
     let layout = client.layout().await?;
-    let wanted = node.parse().ok().map(NodeId);
-    let found = layout.nodes.values().find(|known| known.name.as_str() == node || Some(known.id) == wanted);
-    let found = found.ok_or_else(|| {
-        let names: Vec<&str> = layout.nodes.values().map(|known| known.name.as_str()).collect();
-        Failure::usage(format!("{node} is not a node of this cluster")).hint(format!("nodes: {}", names.join(", ")))
-    })?;
+    let found = find::node(&layout, node)?;
     let status = client.status().await;
     // Only the leader can hand leadership over; whoever else is asked may not know where it is.
     let leader = status.nodes.iter().find(|view| view.name.is_some() && view.name == status.leader);

@@ -1,6 +1,7 @@
 //! Arguments: what can be asked, and help that teaches it.
 
 mod content;
+mod healing;
 mod measure;
 mod members;
 mod values;
@@ -12,8 +13,9 @@ use clap_complete::Shell;
 
 pub use self::{
     content::{Get, Head, Ls, Put, Receipt, Rm, Verify},
+    healing::{Drain, Profile, Remove, Repair, Scrub, ScrubCommand, Status, Target, Undrain, WhatIf},
     measure::{Bench, Load, Probe, Sample},
-    members::{Cluster, Pki, Plan, Status},
+    members::{Cluster, Pki, Plan},
     values::Range,
 };
 
@@ -31,11 +33,13 @@ $PACSVAULT_CONFIG, else ./pacsvault.toml, else ~/.config/pacsvault/config.toml:
   site = \"east\"                     # read here first
 
 Examples:
-  pacsvault status                  who is there, who leads, how full
+  pacsvault status                  who is there, who leads, how full, how far from loss
   pacsvault put ./study             store all DICOM files of a folder
   pacsvault ls                      the studies
   pacsvault get --study 1.2.3 --out ./back
-  pacsvault verify --study 1.2.3    re-read and prove every shard";
+  pacsvault verify 1.2.3            re-read and prove every shard of a study
+  pacsvault what-if --site east     what would be if that were lost
+  pacsvault drain east-1            what emptying that node would mean";
 
 /// Keeps medical studies safe over several sites: the command line of a pacsvault cluster.
 #[derive(Debug, Parser)]
@@ -50,7 +54,7 @@ pub struct Cli {
 }
 
 /// Flags of every command.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Connection")]
 pub struct Global {
     /// Nodes to ask first, separated by commas; the rest of the cluster is learned from them [PACSVAULT_ENDPOINTS]
@@ -116,7 +120,7 @@ pub enum Command {
     Head(Head),
     /// Re-read every shard from its disk and prove it; exit code 0 only when all objects are whole
     #[command(
-        after_help = "Examples:\n  pacsvault verify main/1.2/1.2.1/1.2.1.1\n  pacsvault verify --study 1.2 --json\n\nExit code 0: every shard of every object was read back and proven. 1: some are damaged or unreadable\n(PV-DAMAGED), or none is but some could not be proven, since their volumes are away or they were\nnot stored when the write was acknowledged (PV-NOT-WHOLE). \"survives\" counts proven shards only."
+        after_help = "Examples:\n  pacsvault verify 1.2.840.1\n  pacsvault verify main/1.2/1.2.1/1.2.1.1\n  pacsvault verify --study 1.2 --json\n\nWith an operator's certificate every node proves its own shards on its disks; with a gateway's the\nshards are sent and proven here.\n\nExit code 0: every shard of every object was read back and proven. 1: some are damaged or unreadable\n(PV-DAMAGED), or none is but some could not be proven, since their volumes are away or they are still\nto be repaired (PV-NOT-WHOLE). \"survives\" counts proven shards only."
     )]
     Verify(Verify),
     /// Delete an object, or everything in a study, through the log
@@ -127,9 +131,9 @@ pub enum Command {
     /// Show, verify (offline) or fetch receipts
     #[command(subcommand)]
     Receipt(Receipt),
-    /// Show nodes, sites, leader and volumes; exit code 1 when a node is away
+    /// Show nodes, volumes, how close to loss content is and what is done about it; exit code 1 when a node is away
     #[command(
-        after_help = "Examples:\n  pacsvault status\n  pacsvault status --watch\n  pacsvault status --json | jq .leader"
+        after_help = "Examples:\n  pacsvault status\n  pacsvault status --watch --every 2s\n  pacsvault status --json | jq .health.by_tier\n  pacsvault status --watch --json | jq -c '[.health.rate_bytes_per_s, .health.eta_s]'\n\n\"distance N\": so many further nodes may fail, whichever they are; at distance 0 the next one may\nlose content. With --watch the screen is redrawn; without a terminal looks follow one another, with\n--json one object per line."
     )]
     Status(Status),
     /// Say which failures profiles survive, with the arithmetic: for this cluster, or for one you think of
@@ -137,6 +141,35 @@ pub enum Command {
         after_help = "Examples:\n  pacsvault plan                          this cluster's profiles\n  pacsvault plan --sites 2,2,2            the built-in profiles for three sites of two nodes\n  pacsvault plan --sites 3,3 --witness    two data centres and a small third place\n  pacsvault plan --sites 2,2,2 --profile archive=8+4:\"1 site\""
     )]
     Plan(Plan),
+    /// Say what would stay readable and writable if sites, nodes or volumes were lost now; nothing is touched
+    #[command(
+        after_help = "Examples:\n  pacsvault what-if --site east\n  pacsvault what-if --node east-1 --node west-2\n  pacsvault what-if --site east --volume 13fd2e24 --json | jq .all_readable\n\nExit code 0: every stored byte could still be read. 1 with PV-WOULD-BE-UNREADABLE: some could not until\nsomething returns. Exit code 2 is kept for questions that make no sense, such as an unknown name."
+    )]
+    WhatIf(WhatIf),
+    /// Empty a node or a volume; says beforehand whether that is safe, how much moves and how long it takes
+    #[command(
+        after_help = "Examples:\n  pacsvault drain east-1                    only the plan\n  pacsvault drain east-1 --yes --wait       and stay until it is empty\n  pacsvault drain --volume 13fd2e24 --yes\n\nWhat would break a profile's contract is refused with the arithmetic (PV-IMPOSSIBLE). Protection is\nnever lowered on the way: a shard leaves its place when its new one is durable. Afterwards:\n`pacsvault remove NODE`, or `pacsvault undrain NODE` to use it again."
+    )]
+    Drain(Drain),
+    /// Stop emptying a node or a volume and use it again
+    #[command(after_help = "Examples:\n  pacsvault undrain east-1\n  pacsvault undrain --volume 13fd2e24")]
+    Undrain(Undrain),
+    /// Retire an empty node for good
+    #[command(
+        after_help = "Example:\n  pacsvault drain east-1 --yes --wait && pacsvault remove east-1 --yes\n\nRefused while the node holds anything (PV-NODE-NOT-EMPTY). Its id is never used again."
+    )]
+    Remove(Remove),
+    /// Look at repair, or try again what was set aside
+    #[command(subcommand)]
+    Repair(Repair),
+    /// Verify all shards on their disks now instead of within the usual two weeks
+    #[command(
+        after_help = "Examples:\n  pacsvault scrub --wait\n  pacsvault scrub --node east-1\n  pacsvault scrub --volume 13fd2e24 --wait\n  pacsvault scrub status\n\nWhat is found damaged is repaired by itself. With --wait: exit code 1 (PV-DAMAGED) if there was any."
+    )]
+    Scrub(Scrub),
+    /// List profiles, or give a study another one
+    #[command(subcommand)]
+    Profile(Profile),
     /// Write a synthetic study to try things with
     #[command(
         after_help = "Examples:\n  pacsvault sample ./study --slices 100 --frames 64 --seed 7\n  pacsvault put ./study"
@@ -206,12 +239,57 @@ mod tests {
             "pacsvault pki issue ./pki --role node east-1 --host 10.1.0.5",
             "pacsvault cluster join 10.2.0.5:7400 --via 10.1.0.5:7400",
             "pacsvault cluster init --profile standard=4+2:any\u{a0}one\u{a0}site",
+            "pacsvault status --watch --every 2s --json",
+            "pacsvault verify 1.2.840.1",
+            "pacsvault what-if --node east-1 --node west-2",
+            "pacsvault what-if --site east --volume 13fd2e24 --json",
+            "pacsvault drain east-1",
+            "pacsvault drain east-1 --yes --wait",
+            "pacsvault drain --volume 13fd2e24 --dry-run",
+            "pacsvault undrain --volume 13fd2e24",
+            "pacsvault remove east-1 --yes",
+            "pacsvault repair status --json",
+            "pacsvault repair retry",
+            "pacsvault scrub",
+            "pacsvault scrub --node east-1,west-1 --wait",
+            "pacsvault --json scrub status",
+            "pacsvault profile list",
+            "pacsvault profile set-study 1.2.840.1 archive",
+            "pacsvault profile set-study 1.2.840.1 --none",
             "pacsvault bench put --size 512KiB --clients 16 --seconds 10 --via-node --json",
             "pacsvault bench metadata --clients 1,64,256",
             "pacsvault probe --study 2.25.99 --for 30 --json --key k.pem",
         ] {
             let parsed = Cli::try_parse_from(line.split(' ').map(|word| word.replace('\u{a0}', " ")));
             assert!(parsed.is_ok(), "{line}: {parsed:?}");
+        }
+    }
+
+    #[test]
+    fn a_lost_site_is_not_mistaken_for_the_own_one() {
+        let parsed = Cli::try_parse_from(["pacsvault", "what-if", "--site", "east", "--site", "west,north"]);
+        let Ok(Cli { command: Command::WhatIf(lost), .. }) = parsed else { panic!("parses: {parsed:?}") };
+        assert_eq!(lost.sites, ["east", "west", "north"]);
+        let parsed = Cli::try_parse_from(["pacsvault", "status", "--site", "east"]).expect("parses");
+        assert_eq!(parsed.global.site.as_deref(), Some("east"));
+        let bare = Cli::try_parse_from(["pacsvault", "what-if", "--node", "n1"]).expect("parses");
+        let Command::WhatIf(lost) = bare.command else { panic!("a what-if") };
+        assert!(lost.sites.is_empty() && lost.nodes == ["n1"]);
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        for line in [
+            "pacsvault drain",
+            "pacsvault drain east-1 --volume 13fd2e24",
+            "pacsvault drain east-1 --dry-run --yes",
+            "pacsvault remove",
+            "pacsvault status --every 2s",
+            "pacsvault profile set-study 1.2",
+            "pacsvault profile set-study 1.2 archive --none",
+            "pacsvault repair",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
         }
     }
 }

@@ -102,6 +102,8 @@ fn hint_of(fault: &Fault) -> Option<&'static str> {
             "issue such a certificate: `pacsvault pki issue DIR --role ROLE NAME`, and give it as --cert and --key"
         }
         "PV-NOT-FOUND" => "`pacsvault ls` lists the studies, `pacsvault ls STUDY` what is in one",
+        "PV-UPGRADE-PENDING" => "`pacsvault status` shows which node runs an older version",
+        "PV-UNSUPPORTED" | "PV-NO-METHOD" => "the node that was asked is older than this command: upgrade it",
         "PV-TOO-WEAK" | "PV-NO-VOLUMES" => "`pacsvault status` shows what is away; nothing was stored",
         "PV-CONTENT-DIGEST" => "run `pacsvault verify KEY` and report this",
         _ => match fault.class {

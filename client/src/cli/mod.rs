@@ -8,8 +8,11 @@ mod args;
 mod bench;
 #[cfg(test)]
 mod crashes;
+mod drain;
 mod failure;
+mod find;
 mod get;
+mod health;
 mod inspect;
 mod offline;
 mod output;
@@ -17,8 +20,11 @@ mod plan;
 mod probe;
 mod put;
 mod receipt;
+mod repair;
+mod scrub;
 mod status;
 mod verify;
+mod what_if;
 
 use std::process::ExitCode;
 
@@ -49,6 +55,11 @@ impl Context {
             via_node: global.via_node.then_some(true),
         };
         Ok(flags.gather(global.config.as_deref())?)
+    }
+
+    /// The same without an own site from the flags.
+    fn without_site(&self) -> Self {
+        Self { global: Global { site: None, ..self.global.clone() }, out: self.out }
     }
 
     /// The cluster.
@@ -93,6 +104,13 @@ async fn run(context: &Context, command: Command) -> Result<(), Failure> {
         Command::Receipt(command) => receipt::run(context, command).await,
         Command::Status(args) => status::run(context, args).await,
         Command::Plan(args) => plan::run(context, args).await,
+        Command::WhatIf(args) => what_if::run(context, args).await,
+        Command::Drain(args) => drain::drain(context, args).await,
+        Command::Undrain(args) => drain::undrain(context, args).await,
+        Command::Remove(args) => drain::remove(context, args).await,
+        Command::Repair(command) => repair::run(context, command).await,
+        Command::Scrub(args) => scrub::run(context, args).await,
+        Command::Profile(command) => repair::profile(context, command).await,
         Command::Sample(args) => offline::sample(context, args),
         Command::Probe(args) => probe::run(context, args).await,
         Command::Bench(command) => bench::run(context, command).await,

@@ -30,10 +30,18 @@ impl Out {
 
     /// A progress bar over bytes; hidden without a terminal and with JSON.
     pub fn bytes_bar(self, total: u64) -> ProgressBar {
+        self.bar(total, "{bar:30} {binary_bytes:>10}/{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} {msg}")
+    }
+
+    /// A progress bar over things; hidden without a terminal and with JSON.
+    pub fn count_bar(self, total: u64) -> ProgressBar {
+        self.bar(total, "{bar:30} {pos:>10}/{len} {per_sec:>12} {eta:>4} {msg}")
+    }
+
+    fn bar(self, total: u64, style: &str) -> ProgressBar {
         let hidden = self.json || !std::io::stderr().is_terminal();
         let target = if hidden { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        let style = "{bar:30} {binary_bytes:>10}/{binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4} {msg}";
         bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar
     }
@@ -81,6 +89,20 @@ pub fn size_text(bytes: u64) -> String {
     }
     let tenths = u128::from(bytes) * 10 / u128::from(scale);
     format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])
+}
+
+/// `90` seconds as `1.5 min`.
+pub fn span_text(seconds: u64) -> String {
+    let tenths = |unit: u64| {
+        let tenths = u128::from(seconds) * 10 / u128::from(unit);
+        format!("{}.{}", tenths / 10, tenths % 10)
+    };
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3_600 => format!("{} min", tenths(60)),
+        3_600..86_400 => format!("{} h", tenths(3_600)),
+        _ => format!("{} d", tenths(86_400)),
+    }
 }
 
 /// `1 file`, `2 files`.
@@ -134,6 +156,8 @@ mod tests {
         assert_eq!(size_text(1536), "1.5 KiB");
         assert_eq!(size_text(16 << 20), "16.0 MiB");
         assert_eq!(size_text(u64::MAX), "16383.9 PiB");
+        assert_eq!((span_text(59), span_text(90)), ("59 s".to_owned(), "1.5 min".to_owned()));
+        assert_eq!((span_text(7_200), span_text(14 * 86_400)), ("2.0 h".to_owned(), "14.0 d".to_owned()));
         assert_eq!(time_text(0), "1970-01-01T00:00:00Z");
         assert_eq!(time_text(951_782_400_000), "2000-02-29T00:00:00Z");
         assert_eq!(time_text(1_767_225_599_999), "2025-12-31T23:59:59Z");

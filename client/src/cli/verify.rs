@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use pacsvault_coordinator::{ShardCheck, ShardFinding};
 use pacsvault_core::{
     catalog::SealedInstance,
+    ids::Uid,
     layout::{
         Contract, Failures, Layout,
         survival::{Held, strongest, survives},
@@ -22,6 +23,9 @@ use super::{
     inspect::objects,
     output::{counted, failures, table},
 };
+
+/// Objects whose shards are asked for together: enough to keep all volumes busy, little to repeat.
+const OBJECTS_AT_ONCE: usize = 64;
 
 #[derive(Default)]
 struct Counts {
@@ -78,7 +82,7 @@ impl Tally {
         }
         for (count, what) in [
             (self.away, "with shards on volumes that are away"),
-            (self.degraded, "with shards that were not stored when the write was acknowledged"),
+            (self.degraded, "with shards that are still to be repaired"),
             (self.damaged, "with damaged shards"),
             (self.unreadable, "that cannot be read now"),
         ] {
@@ -97,12 +101,12 @@ impl Tally {
         let (damaged, unreadable) = (counted(self.damaged, "object"), self.unreadable);
         if self.damaged > 0 {
             let text = format!("{damaged} with damaged shards, {unreadable} that cannot be read now");
-            let hint = "damaged shards are read around; docs/operations.md, \"A disk fails\", says what to do";
+            let hint = "damaged shards are read around and repaired by themselves: `pacsvault repair status`";
             return Err(Failure::failed("PV-DAMAGED", text).hint(hint));
         }
         let lacking = counted(self.objects - self.whole, "object");
         let text = match (self.unreadable, self.away) {
-            (0, 0) => format!("nothing is damaged, but {lacking} lack shards since the write was acknowledged"),
+            (0, 0) => format!("nothing is damaged, but {lacking} lack shards that are still to be repaired"),
             (0, _) => {
                 format!("nothing was found damaged, but not every shard of {lacking} could be read: volumes are away")
             }
@@ -111,7 +115,7 @@ impl Tally {
         let hint = if self.away > 0 {
             "`pacsvault status` shows what is away; verify again when it is back"
         } else {
-            "store them again with --strict to have them whole"
+            "`pacsvault repair status` shows what is repaired, and what holds it back"
         };
         Err(Failure::failed("PV-NOT-WHOLE", text).hint(hint))
     }
@@ -120,33 +124,28 @@ impl Tally {
 /// Re-reads every shard.
 pub async fn verify(context: &Context, args: Verify) -> Result<(), Failure> {
     let client = context.connect()?;
-    let found = objects(&client, args.object.as_deref(), args.study.clone()).await?;
+    let (object, study) = study_or_object(args);
+    let found = objects(&client, object.as_deref(), study).await?;
     let layout = client.layout().await?;
     let mut total: BTreeMap<(String, String), Counts> = BTreeMap::new();
     let mut tally = Tally::default();
-    for sealed in &found {
-        let checks = client.verify(sealed).await?;
-        let claims = claims(sealed, &checks, &layout);
-        tally.add(&checks, !claims.is_empty());
-        for check in &checks {
-            total.entry(place_of(check, &layout)).or_default().add(&check.finding);
+    let bar = context.out.bytes_bar(found.iter().map(|sealed| sealed.seal.size_bytes).sum());
+    for chunk in found.chunks(OBJECTS_AT_ONCE) {
+        for (sealed, checks) in client.prove(chunk).await? {
+            let claims = claims(&sealed, &checks, &layout);
+            tally.add(&checks, !claims.is_empty());
+            for check in &checks {
+                total.entry(place_of(check, &layout)).or_default().add(&check.finding);
+            }
+            if context.out.json {
+                context.out.value(&verify_value(&sealed, &checks, &claims, &layout));
+            } else {
+                bar.suspend(|| tell(context, &sealed, &checks, &claims, &layout));
+            }
         }
-        if context.out.json {
-            context.out.value(&verify_value(sealed, &checks, &claims, &layout));
-            continue;
-        }
-        let faults: Vec<_> = checks.iter().filter_map(|check| Some((check, fault_text(&check.finding)?))).collect();
-        if faults.is_empty() {
-            continue;
-        }
-        let (all, now) = (checks.len(), survives_text(&claims));
-        let proven = all - faults.len();
-        context.out.say(format!("{} v{}: {proven} of {all} shards proven; {now}", sealed.seal.key, sealed.version));
-        for (check, what) in faults {
-            let (site, node) = place_of(check, &layout);
-            context.out.say(format!("  stripe {} shard {} on {node} ({site}): {what}", check.stripe, check.shard));
-        }
+        bar.inc(chunk.iter().map(|sealed| sealed.seal.size_bytes).sum());
     }
+    bar.finish_and_clear();
     if context.out.json {
         context.out.value(&json!({ "summary": tally.value() }));
     } else {
@@ -154,6 +153,32 @@ pub async fn verify(context: &Context, args: Verify) -> Result<(), Failure> {
         context.out.say(tally.words());
     }
     tally.conclude()
+}
+
+/// A UID alone names a study.
+fn study_or_object(args: Verify) -> (Option<String>, Option<Uid>) {
+    match args.object {
+        Some(text) if !text.contains('/') => match text.parse() {
+            Ok(study) => (None, Some(study)),
+            Err(_) => (Some(text), None),
+        },
+        object => (object, args.study),
+    }
+}
+
+/// What is not good about one object.
+fn tell(context: &Context, sealed: &SealedInstance, checks: &[ShardCheck], claims: &[Failures], layout: &Layout) {
+    let faults: Vec<_> = checks.iter().filter_map(|check| Some((check, fault_text(&check.finding)?))).collect();
+    if faults.is_empty() {
+        return;
+    }
+    let (all, now) = (checks.len(), survives_text(claims));
+    let proven = all - faults.len();
+    context.out.say(format!("{} v{}: {proven} of {all} shards proven; {now}", sealed.seal.key, sealed.version));
+    for (check, what) in faults {
+        let (site, node) = place_of(check, layout);
+        context.out.say(format!("  stripe {} shard {} on {node} ({site}): {what}", check.stripe, check.shard));
+    }
 }
 
 fn place_of(check: &ShardCheck, layout: &Layout) -> (String, String) {
@@ -166,7 +191,7 @@ fn place_of(check: &ShardCheck, layout: &Layout) -> (String, String) {
 fn fault_text(finding: &ShardFinding) -> Option<String> {
     match finding {
         ShardFinding::Proven => None,
-        ShardFinding::Missing => Some("missing: not stored when the write was acknowledged".to_owned()),
+        ShardFinding::Missing => Some("missing: not stored yet, repair will bring it".to_owned()),
         ShardFinding::Away(why) => Some(format!("away: {why}")),
         ShardFinding::Damaged(why) => Some(format!("DAMAGED: {why}")),
     }
@@ -261,6 +286,15 @@ mod tests {
     }
 
     #[test]
+    fn a_uid_alone_is_a_study() {
+        let args = |object: &str| Verify { object: Some(object.to_owned()), study: None };
+        assert_eq!(study_or_object(args("1.2.840.1")), (None, Some("1.2.840.1".parse().expect("a UID"))));
+        for key in ["main/1.2/1.3/1.4", "1.2/@/report.pdf", "report"] {
+            assert_eq!(study_or_object(args(key)), (Some(key.to_owned()), None));
+        }
+    }
+
+    #[test]
     fn only_what_was_proven_is_called_whole() {
         let away = || ShardFinding::Away("no answer".to_owned());
         let whole = tally(&[ShardFinding::Proven, ShardFinding::Proven], true);
@@ -269,7 +303,7 @@ mod tests {
         for (findings, readable, code, words) in [
             (vec![ShardFinding::Proven, away()], true, "PV-NOT-WHOLE", "away"),
             (vec![away(), away()], false, "PV-NOT-WHOLE", "cannot be read now"),
-            (vec![ShardFinding::Proven, ShardFinding::Missing], true, "PV-NOT-WHOLE", "acknowledged"),
+            (vec![ShardFinding::Proven, ShardFinding::Missing], true, "PV-NOT-WHOLE", "to be repaired"),
             (vec![away(), ShardFinding::Damaged("CRC".to_owned())], true, "PV-DAMAGED", "damaged"),
         ] {
             let tally = tally(&findings, readable);

@@ -92,8 +92,8 @@ pub struct Head {
 /// One object, or a study.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// tenant/study/series/instance or tenant/study/@/document; the tenant may be left out
-    #[arg(value_name = "KEY", required_unless_present = "study", conflicts_with = "study")]
+    /// A study's UID, or tenant/study/series/instance or tenant/study/@/document; the tenant may be left out
+    #[arg(value_name = "STUDY|KEY", required_unless_present = "study", conflicts_with = "study")]
     pub object: Option<String>,
     /// Everything in this study
     #[arg(long, value_name = "UID")]

@@ -1,4 +1,4 @@
-//! Arguments about who belongs to a cluster and what it promises: certificates, membership, health, profiles.
+//! Arguments about who belongs to a cluster and what it promises: certificates, membership, profiles.
 
 use std::path::PathBuf;
 
@@ -97,14 +97,6 @@ pub enum Cluster {
         /// Name or id of a node
         node: String,
     },
-}
-
-/// Health.
-#[derive(Debug, Args)]
-pub struct Status {
-    /// Show it again every second
-    #[arg(long)]
-    pub watch: bool,
 }
 
 /// Arithmetic.

@@ -2,6 +2,8 @@
 //!
 //! **Invariants.** What is refused is refused with the form that was meant and an example of it.
 
+use std::time::Duration;
+
 use pacsvault_core::{
     ids::ProfileName,
     layout::{Contract, Failures, Profile, profile::Code, profile::ReadPreference},
@@ -44,6 +46,25 @@ pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     if size == 0 { Err("the size must be at least one byte".to_owned()) } else { Ok(size) }
 }
 
+/// Shortest and longest pause between two looks.
+const SPAN: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(24 * 3600);
+
+pub(super) fn parse_span(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} must be a time between 100ms and 24h, such as 500ms, 2s, 5m or 1h");
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    let millis: u64 = match unit.trim() {
+        "ms" => 1,
+        "" | "s" => 1_000,
+        "m" | "min" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    let span = number.checked_mul(millis).map(Duration::from_millis).ok_or_else(wrong)?;
+    if SPAN.contains(&span) { Ok(span) } else { Err(wrong()) }
+}
+
 pub(super) fn parse_role(text: &str) -> Result<Role, String> {
     let known = Role::ALL.iter().find(|role| role.as_str() == text);
     known.copied().ok_or_else(|| format!("{text:?} is not a role: node, gateway, operator or auditor"))
@@ -79,6 +100,11 @@ mod tests {
         assert_eq!(parse_size("7"), Ok(7));
         for text in ["", "KiB", "0", "5 parsecs", "99999999999GiB"] {
             assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert_eq!(parse_span("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!((parse_span("2"), parse_span("2s")), (Ok(Duration::from_secs(2)), Ok(Duration::from_secs(2))));
+        for text in ["", "s", "1ms", "25h", "-1s", "1 year", "99999999999999999999s"] {
+            assert!(parse_span(text).is_err(), "{text}");
         }
         assert_eq!(parse_range("0-131"), Ok(Range { first: 0, last: Some(131) }));
         assert_eq!(parse_range("5-"), Ok(Range { first: 5, last: None }));
