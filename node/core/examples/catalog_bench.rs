@@ -136,9 +136,15 @@ fn main() {
     let total = begun.elapsed().as_secs_f64();
     let count = f64::from(u32::try_from(seals).expect("a sensible count"));
     let state_bytes: usize = state.iter().map(|(key, value)| key.len() + value.len()).sum();
+    let start = Instant::now();
+    let mut again = Machine::load(&state).expect("the state loads");
+    let mut overlay = Overlay::new(&state);
+    again.rebuild_sums(&mut overlay).expect("the records are readable");
+    let rebuilding = start.elapsed().as_secs_f64();
     println!("{seals} seals, {SEALS_PER_ENTRY} per entry, {} bytes of log each", bytes / entries.len().max(1) / 256);
     println!("decode entry       {:>9.0} seals/s", count / decoding);
     println!("apply and batch    {:>9.0} seals/s", count / applying);
+    println!("sums made again    {:>9.0} records/s", count / rebuilding);
     println!("with the map       {:>9.0} seals/s", count / total);
     println!(
         "state              {:>9.1} bytes per seal, {:.2} changes",
