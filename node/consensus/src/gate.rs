@@ -55,7 +55,7 @@ mod tests {
 
     use pacsvault_core::{
         catalog::Reseat,
-        ids::{ClusterId, Incarnation, InstanceId, LayoutVersion, NodeId, StripeIndex, VolumeId},
+        ids::{ClusterId, Incarnation, InstanceId, LayoutVersion, NodeId, StripeIndex, VolumeId, WallMillis},
         layout::{Node, Roles, VolumeState},
     };
 
@@ -100,6 +100,7 @@ mod tests {
             expected: Vec::new(),
             persisted: 0,
             moves: Vec::new(),
+            not_after: WallMillis(0),
         });
         let away = Command::SetVolumeState { volume: VolumeId([1; 16]), state: VolumeState::Away };
         let fence = Command::SetVolumeState { volume: VolumeId([1; 16]), state: VolumeState::Fenced };

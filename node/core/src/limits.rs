@@ -14,6 +14,10 @@ pub const MESSAGE_BYTES_MAX: usize = (16 << 20) + (1 << 20);
 /// How long after an attempt began it may still be sealed, in milliseconds (24 h). A longer window keeps orphans
 /// longer; a shorter one refuses slow uploads.
 pub const WRITE_WINDOW_MILLIS: u64 = 24 * 3_600_000;
+/// How long after the catalog time at which a mover began to write a reseat may still be applied, in milliseconds (2 min): the
+/// bytes of one stripe are written within a minute, and an election passes well within the rest. A longer window keeps stale
+/// copies longer.
+pub const RESEAT_WINDOW_MILLIS: u64 = 120_000;
 /// Most bytes of DICOM attributes that one instance keeps in the catalog.
 pub const ATTRIBUTES_BYTES_MAX: usize = 16 << 10;
 /// Most commands in one log entry: 512 × ~600 bytes ≈ 300 KiB, one fsync.

@@ -88,6 +88,7 @@ fn commands_2() -> Vec<Command> {
         expected: (0..6).map(volume).collect(),
         persisted: ALL & !(1 << 5),
         moves: vec![(ShardIndex(5), volume(5)), (ShardIndex(1), spare(1))],
+        not_after: WallMillis(START + 1),
     }));
     let damaged = ShardId { instance: id, stripe: StripeIndex(1), shard: ShardIndex(1) };
     commands.push(Command::ReportDamage { volume: spare(1), shards: vec![damaged] });

@@ -50,7 +50,25 @@ fn reseat(replica: &Replica, id: InstanceId, moves: &[(u8, VolumeId)]) -> Reseat
         expected: stripe.placement.clone(),
         persisted: stripe.persisted,
         moves: moves.iter().map(|(shard, volume)| (ShardIndex(*shard), *volume)).collect(),
+        not_after: WallMillis(u64::MAX),
     }
+}
+
+#[test]
+fn a_reseat_is_refused_once_its_time_is_over_whatever_the_record_says() {
+    let (mut replica, id) = stored();
+    let moves = [(0, spare(0))];
+    replica.add_spare(0);
+    let late = |replica: &Replica| Reseat { not_after: WallMillis(START + 10), ..reseat(replica, id, &moves) };
+    let refused = late(&replica);
+    let refused = replica.refused(START + 11, Command::Reseat(refused));
+    assert!(matches!(refused, Rejection::NotAllowed(_)), "{refused:?}");
+    assert_eq!(present(&replica, id).seal.stripes[0].placement[0], volume(0));
+    // Catalog time never goes back, so neither does the refusal.
+    let again = late(&replica);
+    assert!(matches!(replica.refused(START, Command::Reseat(again)), Rejection::NotAllowed(_)));
+    let in_time = Reseat { not_after: WallMillis(START + 11), ..reseat(&replica, id, &moves) };
+    assert_eq!(replica.one(START + 11, Command::Reseat(in_time)), Outcome::Done);
 }
 
 fn refused_reseat(replica: &mut Replica, id: InstanceId, moves: &[(u8, VolumeId)]) -> Rejection {
@@ -242,6 +260,7 @@ fn a_degraded_record_is_raised_once_all_its_stripes_keep_the_contract() {
             expected: (0..NODES).map(volume).collect(),
             persisted: ALL & !(1 << shard),
             moves: vec![(ShardIndex(shard), volume(shard))],
+            not_after: WallMillis(u64::MAX),
         })
     };
     assert_eq!(replica.one(START, repair(0, 0)), Outcome::Done);

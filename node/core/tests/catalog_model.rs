@@ -150,6 +150,7 @@ fn reseat(known: &SealedInstance, last: bool, moves: &[(u8, Option<u8>)], stale:
         expected: stripe.placement.clone(),
         persisted: if stale { stripe.persisted ^ 1 } else { stripe.persisted },
         moves: moves.iter().map(|(shard, to)| (ShardIndex(*shard), to.map_or(own(*shard), target))).collect(),
+        not_after: WallMillis(u64::MAX),
     })
 }
 

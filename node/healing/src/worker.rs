@@ -28,8 +28,9 @@ use pacsvault_core::{
     catalog::{Command, Outcome, Rejection, Reseat, SealedInstance, query},
     codec::Coder,
     health::{Task, report::Done},
-    ids::{ShardIndex, SiteName, VolumeId},
+    ids::{ShardIndex, SiteName, VolumeId, WallMillis},
     layout::{Layout, NodeState, VolumeState, profile::Code},
+    limits::RESEAT_WINDOW_MILLIS,
     shard::{DurableShard, ShardHeader, headers_of},
 };
 use pacsvault_ports::{
@@ -268,12 +269,14 @@ impl Job<'_> {
         }
         self.worker.pay(self.urgency(), self.shard_bytes * copies.len() as u64).await;
         let began = self.worker.env.now().0;
+        // Read before anything is written: by it a holder knows when its copy can no longer become named.
+        let not_after = WallMillis(self.worker.replica.catalog_time().0.saturating_add(RESEAT_WINDOW_MILLIS));
         let durable = self.put(copies, &mut tally).await?;
         if self.worker.env.now().0.saturating_sub(began) > PROPOSED_WITHIN {
             // Sweepers may take the copies for stale ones by now.
             return Err(failed(Class::Retry, "the shards took too long to be written"));
         }
-        self.reseat(durable, tally).await
+        self.reseat(durable, not_after, tally).await
     }
 
     fn urgency(&self) -> Urgency {
@@ -486,10 +489,14 @@ impl Job<'_> {
     }
 
     /// Makes the new homes true.
-    async fn reseat(&self, moves: Vec<(ShardIndex, VolumeId)>, tally: Tally) -> Result<Done, Fault> {
-        let Task { instance, stripe, expected, persisted, .. } = self.task;
-        let reseat =
-            Reseat { instance: *instance, stripe: *stripe, expected: expected.clone(), persisted: *persisted, moves };
+    async fn reseat(
+        &self,
+        moves: Vec<(ShardIndex, VolumeId)>,
+        not_after: WallMillis,
+        tally: Tally,
+    ) -> Result<Done, Fault> {
+        let Task { instance, stripe, expected, persisted, .. } = self.task.clone();
+        let reseat = Reseat { instance, stripe, expected, persisted, moves, not_after };
         // CRASH(healing.2): the new copies are durable and named nowhere. The next try finds them there; if the stripe is
         // never planned so again, they are stale copies, swept while the named holders keep the contract.
         crash::point("healing.2");

@@ -235,8 +235,14 @@ mod tests {
         }
         let instance = InstanceId([1; 16]);
         let stripe = StripeIndex(0);
-        let reseat =
-            Reseat { instance, stripe, expected: vec![volume; 3], persisted: 7, moves: vec![(ShardIndex(0), volume)] };
+        let reseat = Reseat {
+            instance,
+            stripe,
+            expected: vec![volume; 3],
+            persisted: 7,
+            moves: vec![(ShardIndex(0), volume)],
+            not_after: WallMillis(1),
+        };
         for refused in [
             Command::SetNodeState { node: id, state: NodeState::Up },
             Command::SetNodeState { node: id, state: NodeState::Down },

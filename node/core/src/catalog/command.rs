@@ -190,6 +190,10 @@ pub struct Reseat {
     pub persisted: u32,
     /// Shards that are durable on new holders, or again on their old ones; each shard once.
     pub moves: Vec<(ShardIndex, VolumeId)>,
+    /// Catalog time after which it is refused: at most [`RESEAT_WINDOW_MILLIS`](crate::limits::RESEAT_WINDOW_MILLIS) after the
+    /// catalog time that the mover read *before* it asked a new holder to write. Thereby a holder knows when a copy that is
+    /// named nowhere can no longer become named, and may be swept.
+    pub not_after: WallMillis,
 }
 
 /// Another encoding of the content of a live version.

@@ -1,8 +1,8 @@
 //! `apply` of what heals: new holders of shards, damage found, stripes set aside, the version in force.
 //!
 //! **Invariants.**
-//! - A reseat is a compare-and-swap on one stripe: it changes nothing when its record is another than the mover saw. What
-//!   the shards that count survived before, they survive after.
+//! - A reseat is a compare-and-swap on one stripe: it changes nothing when its record is another than the mover saw, or when
+//!   catalog time has passed what it said itself. What the shards that count survived before, they survive after.
 //! - Indexes follow the record: row 23 names a live stripe under its present placement, row 24 holds exactly the persisted
 //!   bits of live stripes with missing shards, sums are those of live records.
 //! - What a record says that it survives is only ever raised here, and `degraded` is false exactly when that covers the
@@ -73,6 +73,7 @@ impl Machine {
     pub(super) fn reseat(&mut self, overlay: &mut Overlay<'_>, at: At, reseat: &Reseat) -> Result<Outcome, Stop> {
         let layout = self.initialised()?;
         let (instance, stripe) = (reseat.instance, reseat.stripe);
+        check_in_time(reseat, at)?;
         let absent = || no_stripe(instance, stripe);
         let record = Record::live(overlay, instance)?.ok_or_else(absent)?;
         let mut sealed = record.read(overlay)?;
@@ -221,6 +222,16 @@ fn reseated(layout: &Layout, before: &StripeSeal, reseat: &Reseat) -> Result<Str
         after.persisted |= bit;
     }
     Ok(after)
+}
+
+/// Holders sweep a copy that nobody can name any more: what comes later than it said must not name it.
+fn check_in_time(reseat: &Reseat, at: At) -> Result<(), Rejection> {
+    if at.time <= reseat.not_after {
+        return Ok(());
+    }
+    let why =
+        format!("the reseat was to be applied by {} ms, and it is {} ms: move anew", reseat.not_after.0, at.time.0);
+    Err(Rejection::NotAllowed(why))
 }
 
 fn check_target(layout: &Layout, target: VolumeId, already: bool) -> Result<(), Rejection> {

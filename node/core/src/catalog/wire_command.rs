@@ -143,6 +143,8 @@ pub(super) struct ReseatMessage {
     /// 16 bytes each, as many as shards.
     #[prost(bytes = "vec", tag = "6")]
     pub targets: Vec<u8>,
+    #[prost(uint64, tag = "7")]
+    pub not_after: u64,
 }
 
 impl From<&Reseat> for ReseatMessage {
@@ -154,6 +156,7 @@ impl From<&Reseat> for ReseatMessage {
             persisted: reseat.persisted,
             shards: reseat.moves.iter().map(|(shard, _)| shard.0).collect(),
             targets: reseat.moves.iter().flat_map(|(_, volume)| volume.0).collect(),
+            not_after: reseat.not_after.0,
         }
     }
 }
@@ -171,6 +174,7 @@ impl TryFrom<ReseatMessage> for Reseat {
             expected: volume_ids(&message.expected)?,
             persisted: message.persisted,
             moves: message.shards.iter().map(|shard| ShardIndex(*shard)).zip(targets).collect(),
+            not_after: WallMillis(message.not_after),
         })
     }
 }
