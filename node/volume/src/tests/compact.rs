@@ -117,7 +117,7 @@ fn a_volume_full_for_clients_and_repair_can_be_compacted() {
     let done = compact(&store);
     assert!(done.freed_segments >= 10, "{done:?}");
     let again = fill(Purpose::Client, 10_000) - 10_000;
-    assert!(again as usize >= dying.len() / 2, "{again} more, {} had been deleted", dying.len());
+    assert!(again >= dying.len() as u64 / 2, "{again} more, {} had been deleted", dying.len());
     for number in (0..all).filter(|number| number % 5 >= 2) {
         assert_eq!(bytes_of(&store, number).unwrap(), shard(number, 12_000).1);
     }
