@@ -4,6 +4,9 @@
 //! that its [`governor`] allows). On the node that leads it also listens to the others and conducts ([`conductor`]): it
 //! surveys the catalog, plans by what is closest to loss ([`pass`]), and hands out tasks ([`desk`]).
 //!
+//! [`Upkeep`] looks after the node's own volumes: it proves what they hold, compares it with the catalog, gets space back and
+//! tells the log of damage, which is then work for the others.
+//!
 //! **Invariants.**
 //! - No work list is stored anywhere: a new leader, or the same one after a crash, derives it again from the catalog.
 //! - What is true of shards is changed by the log alone: a worker proposes new homes when they are durable, and the log
@@ -16,12 +19,18 @@
 
 mod answers;
 mod beat;
+mod compact;
 pub mod conductor;
+pub mod damage;
 pub mod desk;
 pub mod governor;
 pub mod lately;
 pub mod pass;
+mod reconcile;
+mod scrub;
+pub mod scrub_note;
 mod telemetry;
+pub mod upkeep;
 pub mod worker;
 
 use std::{
@@ -42,6 +51,7 @@ use pacsvault_ports::{
 
 use conductor::Reign;
 use lately::Lately;
+pub use upkeep::{Trusted, Upkeep, UpkeepParts};
 use worker::Worker;
 
 /// What a node says of its volumes.

@@ -11,6 +11,7 @@
 pub mod local;
 pub mod member;
 mod requests;
+pub mod stale;
 pub mod sweep;
 
 use std::{
@@ -28,7 +29,7 @@ use pacsvault_core::{
     ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
     layout::{Roles, VolumeState},
 };
-use pacsvault_healing::{Healer, Parts, Served};
+use pacsvault_healing::{Healer, Parts, Served, Trusted, Upkeep, UpkeepParts};
 use pacsvault_ports::{
     BoxFuture,
     env::SharedEnv,
@@ -39,6 +40,7 @@ use pacsvault_volume::Volume;
 pub use local::LocalFirst;
 pub use member::{Founding, Membership, Registry};
 pub use requests::Front;
+use stale::Stale;
 
 /// Highest version of commands and formats that this build understands.
 pub const FORMAT_VERSION: u32 = COMMANDS_VERSION;
@@ -88,6 +90,12 @@ impl Served for Own {
     }
 }
 
+impl Trusted for Own {
+    fn trusted(&self, volume: VolumeId) -> bool {
+        self.0.upgrade().is_some_and(|node| node.distrusted(volume).is_none())
+    }
+}
+
 /// One node. Build it with [`Node::new`], then run [`Node::run`] as a task.
 pub struct Node {
     profile: Profile,
@@ -100,6 +108,10 @@ pub struct Node {
     replica: RwLock<Option<Arc<dyn Replica>>>,
     /// There as long as the replica is.
     healer: RwLock<Option<Arc<Healer>>>,
+    /// As the healer.
+    upkeep: RwLock<Option<Arc<Upkeep>>>,
+    /// Copies on each volume that are about to be swept.
+    stale: BTreeMap<VolumeId, Stale>,
     me: Weak<Node>,
     /// Held while the node becomes a member, so that it becomes one only once.
     joining: tokio::sync::Mutex<()>,
@@ -125,10 +137,12 @@ impl Node {
             peer,
             registry,
             starter,
+            stale: volumes.keys().map(|id| (*id, Stale::default())).collect(),
             volumes,
             pace,
             replica: RwLock::new(None),
             healer: RwLock::new(None),
+            upkeep: RwLock::new(None),
             me: me.clone(),
             joining: tokio::sync::Mutex::new(()),
             fencing: Mutex::new(BTreeMap::new()),
@@ -146,6 +160,11 @@ impl Node {
         self.healer.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Upkeep of the node's volumes, once this node is a member.
+    pub fn upkeep(&self) -> Option<Arc<Upkeep>> {
+        self.upkeep.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Takes the replica into service, and heals with it.
     pub(crate) fn serve_replica(&self, replica: &Arc<dyn Replica>) {
         let profile = &self.profile;
@@ -160,9 +179,18 @@ impl Node {
             incarnation: profile.incarnation,
             pace: self.pace.clone(),
         });
+        let upkeep = Upkeep::new(UpkeepParts {
+            env: self.env.clone(),
+            replica: replica.clone(),
+            volumes: self.volumes.iter().map(|(id, own)| (*id, own.volume.clone())).collect(),
+            trusted: Arc::new(Own(self.me.clone())),
+            pace: self.pace.clone(),
+        });
+        *self.upkeep.write().unwrap_or_else(PoisonError::into_inner) = Some(upkeep.clone());
         *self.healer.write().unwrap_or_else(PoisonError::into_inner) = Some(healer.clone());
         *self.replica.write().unwrap_or_else(PoisonError::into_inner) = Some(replica.clone());
         self.env.spawn(Box::pin(healer.run()));
+        upkeep.start();
     }
 
     /// The healer, or the fault that says what to do.

@@ -7,12 +7,15 @@ use pacsvault_core::{
     health::report::Heartbeat,
     ids::{Digest, LogIndex, Term, VolumeId},
     layout::VolumeState,
+    limits::LIST_ROWS_MAX,
+    shard::ShardId,
 };
+use pacsvault_healing::{Upkeep, damage::proof};
 use pacsvault_ports::{
     BoxFuture,
     peer::{
         Caller, Class, Fault, Freshness, GetShard, List, Lookup, NodeStatus, PutShard, Reply, Request, Service,
-        VolumeStatus,
+        ShardProof, VolumeStatus,
     },
 };
 use pacsvault_volume::{Error, Purpose, Volume};
@@ -82,7 +85,39 @@ impl Node {
             Request::DrainPlan(target) => {
                 self.healing()?.drain_plan(target).await.map(|plan| Reply::DrainPlan(Box::new(plan)))
             }
+            Request::ScrubNow(volume) => self.keeping()?.scrub_now(volume).map(|()| Reply::Done),
+            Request::VerifyShards { volume, shards } => self.prove(volume, shards).await.map(Reply::Verified),
             _ => Err(Fault::new(Class::Reject, "PV-UNSUPPORTED", "this node does not know that request; upgrade it")),
+        }
+    }
+
+    fn keeping(&self) -> Result<Arc<Upkeep>, Fault> {
+        self.member()?;
+        self.upkeep().ok_or_else(|| Fault::new(Class::Retry, "PV-NOT-MEMBER", "this node is starting; ask again"))
+    }
+
+    /// Proves shards from the disk, one after the other.
+    async fn prove(&self, id: VolumeId, shards: Vec<ShardId>) -> Result<Vec<ShardProof>, Fault> {
+        if shards.len() > LIST_ROWS_MAX {
+            let text = format!("{} shards are to be proven, at most {LIST_ROWS_MAX} are allowed at once", shards.len());
+            return Err(Fault::new(Class::Reject, "PV-INVALID", text));
+        }
+        let volume = self.volume(id)?;
+        let mut proofs = Vec::with_capacity(shards.len());
+        for shard in shards {
+            let proof = proof(volume, shard).await.map_err(Fault::from)?;
+            if !matches!(proof, ShardProof::Sound(_)) {
+                self.suspect(id, shard);
+            }
+            proofs.push(proof);
+        }
+        Ok(proofs)
+    }
+
+    /// A shard could not be read, or is not there: whether that is wrong is looked into beside.
+    fn suspect(&self, volume: VolumeId, shard: ShardId) {
+        if let Some(upkeep) = self.upkeep() {
+            upkeep.suspect(volume, shard);
         }
     }
 
@@ -113,6 +148,10 @@ impl Node {
             return Err(Error::Poisoned { volume: id, reason: reason.into() }.into());
         }
         let (shard, began) = (put.header.id, self.env.now().0);
+        if self.stale.get(&id).is_some_and(|stale| !stale.touch(shard)) {
+            let text = format!("an old copy of shard {shard} is being deleted from volume {id}; ask again");
+            return Err(Fault::new(Class::Retry, "PV-VOLUME-BUSY", text));
+        }
         let healer = self.healer();
         let by_repair = healer.as_ref().filter(|_| put.repair);
         if let Some(healer) = by_repair {
@@ -137,10 +176,16 @@ impl Node {
 
     async fn get_shard(&self, caller: &Caller, get: GetShard) -> Result<Reply, Fault> {
         let began = self.env.now().0;
+        if let (Caller::Gateway(_), Some(upkeep)) = (caller, self.upkeep()) {
+            upkeep.client_asks();
+        }
         let read = self.volume(get.volume)?.get(get.id, get.offset_bytes, get.len_bytes).await;
         // Nodes read for repair, too: what they wait for says nothing of clients.
         if read.is_ok() && matches!(caller, Caller::Gateway(_)) {
             self.felt(began);
+        }
+        if let Err(Error::Corrupt { .. } | Error::Read { .. } | Error::NotFound { .. }) = &read {
+            self.suspect(get.volume, get.id);
         }
         read.map(|shard| Reply::Shard(Box::new(shard))).map_err(Fault::from)
     }
@@ -235,7 +280,7 @@ impl Node {
             used_bytes: status.used_bytes,
             free_bytes: status.free_bytes,
             capacity_bytes: own.capacity_bytes,
-            scrub: status.scrub,
+            scrub: self.upkeep().map(|upkeep| upkeep.scrub_age(id)).unwrap_or_default(),
         }
     }
 }

@@ -1,51 +1,86 @@
-//! The sweeper: frees the bytes of deleted instances and of attempts that were never sealed and never can be.
+//! The sweeper: frees the bytes of deleted instances, of attempts that were never sealed and never can be, and of copies that
+//! moves and repairs have left behind.
 //!
 //! **Why it is safe.** `apply(Seal)` refuses an attempt whose time lies before `catalog_time − WRITE_WINDOW`, and catalog
 //! time only grows. The sweeper deletes an unsealed shard only after a linearizable read showed (a) that bound has passed
 //! the attempt's time and (b) no such instance is sealed. From (a) on no later seal of it can be accepted, whatever any clock
-//! says. A deleted instance is swept on the authority of its logged tombstone.
+//! says. A deleted instance, and one that another encoding has replaced, is swept on the authority of its logged tombstone.
+//!
+//! A copy of a live shard that the catalog names on another volume is stale. It goes on the authority of the stripe's last
+//! reseat, when a linearizable read shows that every shard of the stripe is durable where it is named, that all these volumes
+//! count, and that they keep the contract of the newest version of its profile: then the copy is not needed for anything that
+//! is promised. What lies where the catalog names it is never stale, also when it was reported damaged: repair will write over
+//! it. A reader with an older record finds nothing, looks the record up again and reads from the present holder: a sweep costs
+//! it a retry, never data. That no copy goes that is about to be named again is argued in [`crate::stale`].
 //!
 //! Only a volume that the catalog gives to this very node is swept.
-//!
-//! Shards of a sealed instance that the catalog places elsewhere are kept: only repair may judge them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use metrics::counter;
 use pacsvault_core::{
     catalog::{SealedInstance, query},
-    ids::{InstanceId, LogIndex, WallMillis},
+    health::held,
+    ids::{InstanceId, LogIndex, VolumeId, WallMillis},
+    layout::{Layout, survival::survives},
     limits::WRITE_WINDOW_MILLIS,
     shard::ShardId,
 };
 use pacsvault_ports::peer::{Class, Fault, Freshness};
 
-use crate::{Node, OwnVolume};
+use crate::{Node, OwnVolume, stale::Stale};
 
 /// Shards judged per round: one page of the inventory, so that a sweep never holds a volume for long.
 const PAGE_SHARDS: usize = 1_000;
 
-/// What is to become of the shards of one instance on one volume.
+/// What is to become of one shard on one volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Sealed, or may still be sealed.
     Keep,
     /// May be deleted on the authority of this log index.
     Sweep(LogIndex),
+    /// A copy that is not needed: may be deleted on the authority of this log index, as soon as nobody can adopt it.
+    Stale(LogIndex),
 }
 
-/// Judges an instance from a view of the catalog that was linearizable at `read`.
-pub fn judge(
-    instance: InstanceId,
-    sealed: Option<&SealedInstance>,
-    catalog_time: WallMillis,
-    read: LogIndex,
-) -> Verdict {
+/// A view of the catalog that was linearizable.
+pub struct Ground<'a> {
+    /// At this index.
+    pub read: LogIndex,
+    /// Catalog time then, or before.
+    pub time: WallMillis,
+    /// The layout then, or later.
+    pub layout: &'a Layout,
+}
+
+/// Judges a shard held by volume `on`, whose record is `sealed`.
+pub fn judge(shard: ShardId, on: VolumeId, sealed: Option<&SealedInstance>, ground: &Ground<'_>) -> Verdict {
     match sealed {
         Some(SealedInstance { deleted: Some(authority), .. }) => Verdict::Sweep(*authority),
-        Some(_) => Verdict::Keep,
-        None if instance.time().0 < catalog_time.0.saturating_sub(WRITE_WINDOW_MILLIS) => Verdict::Sweep(read),
+        Some(sealed) => stale(shard, on, sealed, ground.layout).map_or(Verdict::Keep, Verdict::Stale),
+        None if shard.instance.time().0 < ground.time.0.saturating_sub(WRITE_WINDOW_MILLIS) => {
+            Verdict::Sweep(ground.read)
+        }
         None => Verdict::Keep,
     }
+}
+
+/// The authority to delete this copy of a live shard, if the present holders of its stripe keep what is promised without it.
+fn stale(shard: ShardId, on: VolumeId, sealed: &SealedInstance, layout: &Layout) -> Option<LogIndex> {
+    let authority = sealed.moved.get(&shard.stripe)?.index;
+    let seal = &sealed.seal;
+    let stripe = seal.stripes.get(usize::try_from(shard.stripe.0).ok()?)?;
+    let named = *stripe.placement.get(usize::from(shard.shard.0))?;
+    let holders = held(&stripe.placement, stripe.persisted);
+    let whole = holders.len() == stripe.placement.len() && holders.iter().all(|one| layout.counts(one.volume));
+    let contract = &layout.profiles.get(&seal.profile)?.contract;
+    let keeps = named != on && whole && survives(&holders, seal.code.data(), contract, layout).is_ok();
+    keeps.then_some(authority)
 }
 
 impl Node {
@@ -65,55 +100,110 @@ impl Node {
 
     /// One pass over a volume; returns how many shards were freed.
     pub async fn sweep(&self, own: &OwnVolume) -> Result<u64, Fault> {
-        let replica = self.member()?;
+        let none = || Fault::new(Class::NotFound, "PV-NO-VOLUME", "the volume is not on this node");
+        let stale = self.stale.get(&own.volume.id()).ok_or_else(none)?;
         let mut after: Option<ShardId> = None;
         let mut swept = 0;
         loop {
             let page = own.volume.list(after, PAGE_SHARDS).await.map_err(Fault::from)?;
             let Some(last) = page.last().copied() else { return Ok(swept) };
             after = Some(last);
-            // The inventory page was read before this index was confirmed: whatever it lists was judged by a later catalog.
-            let read = replica.wait(Freshness::Linearizable).await?;
-            // A node under a wrong id, or on another cluster's catalog, must not judge by it what this volume holds.
-            let owner = replica.layout().and_then(|layout| Some(layout.volumes.get(&own.volume.id())?.node));
-            if owner != Some(replica.status().node) {
-                let text = format!("the catalog does not give volume {} to this node", own.volume.id());
-                return Err(Fault::new(Class::Reject, "PV-NO-VOLUME", text));
-            }
-            // Time first: whatever is sealed later is judged by a catalog time at least this late.
-            let time = replica.catalog_time();
-            let view = replica.view();
-            let mut by_authority: BTreeMap<LogIndex, Vec<ShardId>> = BTreeMap::new();
-            for shard in page {
-                let sealed = query::by_instance(view.as_ref(), shard.instance)
-                    .map_err(|error| Fault::new(Class::Bug, "PV-CATALOG", error.to_string()))?;
-                if let Verdict::Sweep(authority) = judge(shard.instance, sealed.as_ref(), time, read) {
-                    by_authority.entry(authority).or_default().push(shard);
-                }
-            }
-            for (authority, shards) in by_authority {
-                swept += shards.len() as u64;
-                own.volume.delete(shards, authority).await.map_err(Fault::from)?;
-            }
+            swept += self.sweep_page(own, stale, page).await?;
         }
     }
+
+    async fn sweep_page(&self, own: &OwnVolume, stale: &Stale, page: Vec<ShardId>) -> Result<u64, Fault> {
+        let (replica, id) = (self.member()?, own.volume.id());
+        stale.watch(&page);
+        // The inventory page was read before this index was confirmed: whatever it lists was judged by a later catalog.
+        let read = replica.wait(Freshness::Linearizable).await?;
+        // A node under a wrong id, or on another cluster's catalog, must not judge by it what this volume holds.
+        let layout = replica
+            .layout()
+            .filter(|layout| layout.volumes.get(&id).is_some_and(|volume| volume.node == replica.status().node));
+        let Some(layout) = layout else {
+            let text = format!("the catalog does not give volume {id} to this node");
+            return Err(Fault::new(Class::Reject, "PV-NO-VOLUME", text));
+        };
+        // Time first: whatever is sealed later is judged by a catalog time at least this late.
+        let ground = Ground { read, time: replica.catalog_time(), layout: &layout };
+        let view = replica.view();
+        let mut by_authority: BTreeMap<LogIndex, Vec<ShardId>> = BTreeMap::new();
+        let mut copies: BTreeMap<ShardId, LogIndex> = BTreeMap::new();
+        let mut known: Option<(InstanceId, Option<SealedInstance>)> = None;
+        for shard in &page {
+            if known.as_ref().is_none_or(|(instance, _)| *instance != shard.instance) {
+                let sealed = query::by_instance(view.as_ref(), shard.instance)
+                    .map_err(|error| Fault::new(Class::Bug, "PV-CATALOG", error.to_string()))?;
+                known = Some((shard.instance, sealed));
+            }
+            let sealed = known.as_ref().and_then(|(_, sealed)| sealed.as_ref());
+            match judge(*shard, id, sealed, &ground) {
+                Verdict::Keep => {}
+                Verdict::Sweep(authority) => by_authority.entry(authority).or_default().push(*shard),
+                Verdict::Stale(authority) => {
+                    copies.insert(*shard, authority);
+                }
+            }
+        }
+        let ripe = stale.judged(&page, &copies.keys().copied().collect::<BTreeSet<_>>(), ground.time);
+        let mut swept = 0;
+        for (authority, shards) in by_authority {
+            swept += own.volume.delete(shards, authority).await.map_err(Fault::from)?;
+        }
+        for (authority, shards) in grouped(&ripe, &copies) {
+            let (doomed, deletion) = stale.doom(&shards, |doomed| own.volume.delete(doomed, authority));
+            let deleted = deletion.await;
+            stale.done(&doomed);
+            swept += deleted.map_err(Fault::from)?;
+        }
+        counter!("pacsvault_swept_shards_total", "volume" => id.to_string()).increment(swept);
+        Ok(swept)
+    }
+}
+
+fn grouped(ripe: &[ShardId], copies: &BTreeMap<ShardId, LogIndex>) -> BTreeMap<LogIndex, Vec<ShardId>> {
+    let mut groups: BTreeMap<LogIndex, Vec<ShardId>> = BTreeMap::new();
+    for shard in ripe {
+        if let Some(authority) = copies.get(shard) {
+            groups.entry(*authority).or_default().push(*shard);
+        }
+    }
+    groups
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pacsvault_core::ids::{ClusterId, LayoutVersion, ShardIndex, StripeIndex};
+
+    const ON: VolumeId = VolumeId([1; 16]);
+
+    fn unsealed(attempt: InstanceId, time: u64) -> Verdict {
+        let layout = Layout {
+            cluster: ClusterId([0; 16]),
+            version: LayoutVersion(1),
+            format: 2,
+            nodes: BTreeMap::new(),
+            volumes: BTreeMap::new(),
+            profiles: BTreeMap::new(),
+            default_profile: "standard".parse().expect("a name"),
+        };
+        let shard = ShardId { instance: attempt, stripe: StripeIndex(0), shard: ShardIndex(0) };
+        let ground = Ground { read: LogIndex(9), time: WallMillis(time), layout: &layout };
+        judge(shard, ON, None, &ground)
+    }
 
     #[test]
     fn an_attempt_is_kept_while_it_could_still_be_sealed() {
         let attempt = InstanceId::new(WallMillis(1_000_000), 7);
         let edge = 1_000_000 + WRITE_WINDOW_MILLIS;
-        assert_eq!(judge(attempt, None, WallMillis(edge), LogIndex(9)), Verdict::Keep);
-        assert_eq!(judge(attempt, None, WallMillis(edge + 1), LogIndex(9)), Verdict::Sweep(LogIndex(9)));
+        assert_eq!(unsealed(attempt, edge), Verdict::Keep);
+        assert_eq!(unsealed(attempt, edge + 1), Verdict::Sweep(LogIndex(9)));
     }
 
     #[test]
     fn an_attempt_from_the_future_is_never_swept_by_a_slow_catalog_clock() {
-        let attempt = InstanceId::new(WallMillis(u64::MAX >> 17), 7);
-        assert_eq!(judge(attempt, None, WallMillis(1), LogIndex(9)), Verdict::Keep);
+        assert_eq!(unsealed(InstanceId::new(WallMillis(u64::MAX >> 17), 7), 1), Verdict::Keep);
     }
 }
