@@ -116,7 +116,7 @@ fn replace_program(scene: &mut Scene, name: &str) -> anyhow::Result<()> {
 /// While a node runs the older release, what that could not understand is refused.
 fn expect_pending(scene: &Scene, at: &str) -> anyhow::Result<()> {
     let drain = Command::SetDrain { target: DrainTarget::Node(NodeId(1)), draining: true };
-    let commands = vec![drain, Command::Activate { version: COMMANDS_VERSION }];
+    let commands = vec![drain, Command::RetryAside];
     let answer = scene.bed.ask(at, Request::Propose(commands), Duration::from_secs(30))?;
     let Reply::Outcomes(outcomes) = answer else { bail!("proposed to, {at} answered {answer:?}") };
     ensure!(outcomes.len() == 2, "{at} answered {outcomes:?}");
