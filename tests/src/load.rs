@@ -15,7 +15,12 @@ use std::{
 use anyhow::bail;
 use pacsvault_client::{Client, Source};
 use pacsvault_coordinator::{GetQuery, PutHeader};
-use pacsvault_core::{catalog::command::Attribute, ids::ObjectKey, receipt::Receipt};
+use pacsvault_core::{
+    catalog::command::Attribute,
+    ids::ObjectKey,
+    layout::{Node, NodeState},
+    receipt::Receipt,
+};
 use pacsvault_ports::peer::{Class, Fault};
 use pacsvault_security::SignedReceipt;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
@@ -256,7 +261,8 @@ impl Worker {
         }
     }
 
-    /// The same content again: the same version, unless that one was acknowledged as degraded; then it may be stored better.
+    /// The same content again: the same version, unless that one was acknowledged as degraded, or lost shards since that are
+    /// not rebuilt yet; then it may be stored better.
     async fn repeat(&mut self, key: &ObjectKey) {
         let Some(record) = self.ledger.record(key).filter(ledger::Record::certain) else { return };
         let Some((content, version, signed)) = record.acked().last() else { return };
@@ -266,13 +272,21 @@ impl Worker {
             if acked.receipt.version == version && !acked.first {
                 return;
             }
-            if !degraded(signed) || acked.receipt.version < version {
+            let worth_less = degraded(signed) || self.volumes_away().await;
+            if !worth_less || acked.receipt.version < version {
                 let again = acked.receipt.version;
                 self.ledger.violation(format!("{key} version {version} written again became version {again}"));
             }
             self.ledger.begin(key, *content);
             self.ledger.conclude(key, Ok(&acked));
         }
+    }
+
+    /// True while the shards of some volume of a member do not count.
+    async fn volumes_away(&self) -> bool {
+        let Ok(layout) = self.client.layout().await else { return true };
+        let member = |node: &Node| node.state != NodeState::Removed;
+        layout.volumes.keys().any(|volume| !layout.counts(*volume) && layout.node_of(*volume).is_some_and(member))
     }
 
     async fn overwrite(&mut self, key: &ObjectKey) {
