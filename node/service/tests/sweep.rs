@@ -7,11 +7,11 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    catalog::{Command, Outcome},
+    catalog::{Command, Outcome, Reseat},
     checksum::chunk_crcs,
-    ids::{Digest, InstanceId, NodeId, ShardIndex, StripeIndex, VolumeId},
-    layout::{VolumeState, profile::Code},
-    limits::WRITE_WINDOW_MILLIS,
+    ids::{Digest, InstanceId, NodeId, ShardIndex, StripeIndex, VolumeId, WallMillis},
+    layout::{NodeState, VolumeState, profile::Code},
+    limits::{RESEAT_WINDOW_MILLIS, WRITE_WINDOW_MILLIS},
     shard::{ShardHeader, ShardId},
 };
 use pacsvault_ports::peer::{Class, PutShard, Request};
@@ -21,7 +21,7 @@ use pacsvault_simdisk::SimDisk;
 use pacsvault_volume::{Identity, Options, Owner, Purpose, Store, Volume};
 use support::{
     Bed, CLUSTER, Fake, Memory,
-    catalog::{self, START, instance, key, seal, volume},
+    catalog::{self, ALL, START, instance, key, seal, spare, volume},
     until,
 };
 
@@ -63,7 +63,10 @@ async fn held(own: &OwnVolume) -> BTreeSet<InstanceId> {
 
 /// A member on the test cluster's catalog, as node `me`.
 async fn member(me: u64, own: &OwnVolume) -> (Arc<Fake>, Bed) {
-    let replica = Fake::new(me, catalog::Replica::with_cluster());
+    member_of(Fake::new(me, catalog::Replica::with_cluster()), me, own).await
+}
+
+async fn member_of(replica: Arc<Fake>, me: u64, own: &OwnVolume) -> (Arc<Fake>, Bed) {
     let memory: Arc<Memory> = Arc::default();
     let joined = Membership { node: NodeId(me), cluster: CLUSTER, founding: Founding::Joined };
     *memory.membership.lock().unwrap() = Some(joined);
@@ -124,8 +127,17 @@ async fn a_volume_that_the_catalog_gives_to_another_node_is_never_swept() {
 }
 
 async fn put(bed: &Bed, volume: VolumeId, instance: InstanceId) -> Result<(), pacsvault_ports::peer::Fault> {
+    put_for(bed, volume, instance, false).await
+}
+
+async fn put_for(
+    bed: &Bed,
+    volume: VolumeId,
+    instance: InstanceId,
+    repair: bool,
+) -> Result<(), pacsvault_ports::peer::Fault> {
     let data = vec![5; BYTES];
-    let put = PutShard { volume, header: header(instance, &data), data: data.into(), repair: false };
+    let put = PutShard { volume, header: header(instance, &data), data: data.into(), repair };
     bed.ask(Request::PutShard(Box::new(put))).await.map(drop)
 }
 
@@ -144,4 +156,120 @@ async fn a_volume_that_failed_in_an_earlier_life_takes_nothing_and_is_fenced() {
     bed.ask(Request::InitCluster { profiles: vec![catalog::profile()] }).await.unwrap();
     until(|| replica.layout().is_some_and(|layout| layout.volumes[&volume(0)].state == VolumeState::Fenced)).await;
     assert_eq!(put(&bed, volume(0), instance(START, 1)).await.unwrap_err().code, "PV-VOLUME-POISONED");
+}
+
+/// The first shard of `instance` from one holder to another.
+fn reseat(instance: InstanceId, from: VolumeId, persisted: u32, to: VolumeId) -> Command {
+    let mut expected: Vec<VolumeId> = (0..6).map(volume).collect();
+    expected[0] = from;
+    let (stripe, moves) = (StripeIndex(0), vec![(ShardIndex(0), to)]);
+    Command::Reseat(Reseat { instance, stripe, expected, persisted, moves, not_after: WallMillis(u64::MAX) })
+}
+
+fn applied(replica: &Fake, time: u64, command: Command) {
+    let outcome = replica.apply(time, vec![command]);
+    assert!(!matches!(outcome[0], Outcome::Rejected(_)), "{outcome:?}");
+}
+
+/// A member that holds the first shard of a sealed instance, which has been moved to the node's other volume since.
+async fn left_behind(own: &OwnVolume) -> (Arc<Fake>, Bed, InstanceId) {
+    let (replica, bed) = member_of(Fake::new(1, catalog::Replica::upgraded()), 1, own).await;
+    let moved = instance(START, 1);
+    hold(own, moved).await;
+    sealed_as(&replica, "main/1.2/1.3/1.4", moved);
+    assert_eq!(bed.node.sweep(own).await, Ok(0), "what the catalog names is kept");
+    applied(&replica, START, Command::AddVolume { node: NodeId(1), volume: spare(0), capacity_bytes: 1 << 40 });
+    applied(&replica, START, reseat(moved, volume(0), ALL, spare(0)));
+    (replica, bed, moved)
+}
+
+/// Sweeps now, and again when nobody can adopt a copy any more that was stale now; what the second sweep freed.
+async fn swept_at(replica: &Fake, bed: &Bed, own: &OwnVolume, time: u64) -> u64 {
+    replica.apply(time, Vec::new());
+    assert_eq!(bed.node.sweep(own).await, Ok(0), "at first sight nothing goes");
+    replica.apply(time + RESEAT_WINDOW_MILLIS, Vec::new());
+    assert_eq!(bed.node.sweep(own).await, Ok(0), "a reseat that names it may still be applied");
+    replica.apply(time + RESEAT_WINDOW_MILLIS + 1, Vec::new());
+    bed.node.sweep(own).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_copy_left_behind_is_swept_when_its_stripe_is_whole_elsewhere() {
+    let own = own_volume();
+    let (replica, bed, _) = left_behind(&own).await;
+    assert_eq!(swept_at(&replica, &bed, &own, START).await, 1);
+    assert!(held(&own).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_copy_left_behind_is_kept_while_its_stripe_may_need_it() {
+    let own = own_volume();
+    let (replica, bed, moved) = left_behind(&own).await;
+    let shard =
+        |shard| pacsvault_core::shard::ShardId { instance: moved, stripe: StripeIndex(0), shard: ShardIndex(shard) };
+    let step = 10 * RESEAT_WINDOW_MILLIS;
+    // The shard is damaged at its new place.
+    let damage = Command::ReportDamage { volume: spare(0), shards: vec![shard(0)] };
+    applied(&replica, START, damage);
+    assert_eq!(swept_at(&replica, &bed, &own, START).await, 0);
+    applied(&replica, START + step, reseat(moved, spare(0), ALL & !1, spare(0)));
+    // Another shard of the stripe is.
+    applied(&replica, START + step, Command::ReportDamage { volume: volume(3), shards: vec![shard(3)] });
+    assert_eq!(swept_at(&replica, &bed, &own, START + step).await, 0);
+    let mut healed = reseat(moved, spare(0), ALL & !8, volume(3));
+    if let Command::Reseat(reseat) = &mut healed {
+        reseat.moves[0].0 = ShardIndex(3);
+    }
+    applied(&replica, START + 2 * step, healed);
+    // A holder is away.
+    applied(&replica, START + 2 * step, Command::SetNodeState { node: NodeId(5), state: NodeState::Down });
+    assert_eq!(swept_at(&replica, &bed, &own, START + 2 * step).await, 0);
+    applied(&replica, START + 3 * step, Command::SetNodeState { node: NodeId(5), state: NodeState::Up });
+    assert_eq!(swept_at(&replica, &bed, &own, START + 3 * step).await, 1);
+}
+
+#[tokio::test]
+async fn a_copy_that_somebody_is_about_to_adopt_is_not_swept_however_long_that_takes() {
+    let own = own_volume();
+    let (replica, bed, moved) = left_behind(&own).await;
+    assert_eq!(bed.node.sweep(&own).await, Ok(0));
+    // Long after: a mover has read catalog time, and asks for the copy to be durable. Its reseat is still under way.
+    let now = START + 10 * RESEAT_WINDOW_MILLIS;
+    replica.apply(now, Vec::new());
+    put_for(&bed, volume(0), moved, true).await.unwrap();
+    assert_eq!(bed.node.sweep(&own).await, Ok(0));
+    replica.apply(now + RESEAT_WINDOW_MILLIS, Vec::new());
+    assert_eq!(bed.node.sweep(&own).await, Ok(0));
+    let mut adopt = reseat(moved, spare(0), ALL, volume(0));
+    if let Command::Reseat(reseat) = &mut adopt {
+        reseat.not_after = WallMillis(now + RESEAT_WINDOW_MILLIS);
+    }
+    let mut late = adopt.clone();
+    applied(&replica, now + RESEAT_WINDOW_MILLIS, adopt);
+    assert_eq!(swept_at(&replica, &bed, &own, now + 2 * RESEAT_WINDOW_MILLIS).await, 0, "it is named again");
+    assert_eq!(held(&own).await, BTreeSet::from([moved]));
+    // One that is too late is refused, and then the copy may go.
+    let now = now + 10 * RESEAT_WINDOW_MILLIS;
+    applied(&replica, now, reseat(moved, volume(0), ALL, spare(0)));
+    assert_eq!(swept_at(&replica, &bed, &own, now).await, 1);
+    if let Command::Reseat(reseat) = &mut late {
+        reseat.not_after = WallMillis(now + RESEAT_WINDOW_MILLIS);
+    }
+    let late = replica.apply(now, vec![late]);
+    assert!(matches!(late[0], Outcome::Rejected(_)), "{late:?}");
+}
+
+#[tokio::test]
+async fn a_copy_that_no_reseat_left_behind_is_kept() {
+    let own = own_volume();
+    let (replica, bed) = member_of(Fake::new(1, catalog::Replica::upgraded()), 1, &own).await;
+    let straggler = instance(START, 1);
+    hold(&own, straggler).await;
+    let mut elsewhere = seal("main/1.2/1.3/1.4", "abcd", straggler);
+    applied(&replica, START, Command::AddVolume { node: NodeId(1), volume: spare(0), capacity_bytes: 1 << 40 });
+    elsewhere.stripes[0].placement[0] = spare(0);
+    let outcome = replica.apply(START, vec![Command::Seal(Box::new(elsewhere))]);
+    assert!(matches!(outcome[0], Outcome::Sealed { .. }), "{outcome:?}");
+    assert_eq!(swept_at(&replica, &bed, &own, START).await, 0);
+    assert_eq!(held(&own).await, BTreeSet::from([straggler]));
 }
