@@ -202,7 +202,9 @@ impl Healer {
             return true;
         }
         let beat = self.parts.pace.heartbeat;
-        let busy = bench.moved || !known.incomplete.is_empty() || !known.survey.work.is_empty();
+        // Silence grows by itself: while there is any, what it allows may change at any time.
+        let waiting = !known.incomplete.is_empty() || !known.survey.work.is_empty() || !known.ground.silent.is_empty();
+        let busy = bench.moved || waiting;
         let gap = if pass.ended() && busy { beat } else { beat * IDLE_BEATS };
         now.saturating_sub(bench.surveyed_at) >= gap.max(bench.survey_took * SURVEY_SHARE)
     }
@@ -255,18 +257,17 @@ impl Healer {
             (pass, found)
         });
         let (pass, found) = planned.await.ok_or_else(stopping)?;
-        let more = !pass.ended();
+        // A long stretch without work: go on at once.
+        let on = !pass.ended() && found.as_ref().is_ok_and(|found| found.tasks.is_empty() && found.looked() > 0);
         bench.pass = Some(pass);
         let found = found.map_err(|error| unreadable(&error))?;
         let aside = found.impossible.into_iter().map(|(stripe, reason)| After::SetAside(stripe, reason));
         self.propose(aside.filter_map(self::aside).collect());
-        let planned = found.tasks.len();
         self.reign(|reign| {
             reign.desk.add(found.tasks);
             reign.held_back.extend(found.held_back);
         });
-        if more && planned == 0 {
-            // A long stretch without work: go on at once.
+        if on {
             self.wake.notify_one();
         }
         Ok(())

@@ -295,7 +295,7 @@ mod tests {
     fn clients_that_suffer_cut_it_down_to_the_floor_of_its_urgency() {
         for (urgency, floor) in [(Urgency::Patient, FLOOR), (Urgency::Urgent, FLOOR_URGENT)] {
             let mut governor = quiet_then(ms(10));
-            moved(&mut governor, ms(5_000), urgency, 1_000, |_| Some(ms(40)));
+            moved(&mut governor, ms(5_000), urgency, 150, |_| Some(ms(40)));
             let now = governor.refilled;
             assert_eq!(governor.rate(now), Some(floor));
             let took = moved(&mut governor, now, urgency, 80, |_| Some(ms(40)));

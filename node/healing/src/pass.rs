@@ -147,6 +147,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// Stripes looked at.
+    pub fn looked(&self) -> usize {
+        self.looked
+    }
+
     fn full(&self, wish: &Wish) -> bool {
         let enough = self.tasks.len() >= wish.tasks || self.left >= READY_PER_WORKER_MAX;
         enough || self.looked >= LOOKS_MAX || self.impossible.len() >= IMPOSSIBLE_MAX
