@@ -34,10 +34,12 @@ const NOTE: &str = "scrub";
 const PAGE_SHARDS: usize = 128;
 /// Ids counted at once.
 const CENSUS_PAGE: usize = 10_000;
-/// How often what is known is saved, and a mark is set.
+/// How often what is known is saved.
 const SAVE_EVERY: Duration = Duration::from_secs(30);
 /// How often ages are counted, for each 100 000 shards.
 const COUNT_EVERY: Duration = Duration::from_secs(30);
+/// Marks in a pass that takes all its time: ages are known to within 40 minutes of 14 days.
+const MARKS: u32 = 400;
 /// Share of the deadline in which a pass is meant to be done: four of five parts.
 const WITHIN_PARTS: (u32, u32) = (4, 5);
 /// Least and most bytes per second of a pass that nobody waits for: 2 TiB in eleven days; what a busy disk can spare.
@@ -247,10 +249,11 @@ impl Scrub<'_> {
         }
     }
 
-    /// Saves what is known, and sets a mark for what comes.
+    /// Saves what is known, with a mark for what comes.
     async fn save(&mut self) {
         self.saved = self.upkeep.env.now().0;
-        self.history.mark(self.wall());
+        let apart = u64::try_from((self.within() / MARKS).as_millis()).unwrap_or(u64::MAX);
+        self.history.mark(self.wall(), apart);
         // CRASH(healing.scrub.1): the note before is there, or this one: what was verified since is verified again.
         crash::point("healing.scrub.1");
         if let Err(error) = self.kept.volume.save_note(NOTE, self.history.encode()).await {

@@ -112,10 +112,12 @@ impl History {
         self.present = Some(Pass { began: now, hurried, marks, ..Pass::default() });
     }
 
-    /// The shards behind the cursor are verified from `now` on. To be called every so often before going on.
-    pub fn mark(&mut self, now: WallMillis) {
+    /// The shards behind the cursor are verified from `now` on. To be called every now and then before going on; marks are
+    /// set at least `apart` milliseconds from each other, best a few hundred in a pass.
+    pub fn mark(&mut self, now: WallMillis, apart: u64) {
         let Some(pass) = &mut self.present else { return };
-        if pass.upto.is_none() || pass.marks.last().is_some_and(|last| last.after == pass.upto) {
+        let near = |last: &Mark| last.after == pass.upto || now.0.saturating_sub(last.at.0) < apart;
+        if pass.upto.is_none() || pass.marks.last().is_some_and(near) {
             return;
         }
         if pass.marks.len() >= MARKS_MAX {
@@ -308,7 +310,7 @@ mod tests {
         assert_eq!(history.verified_at(shards[0]), None, "there before, and never met");
         history.begin(day(11), false);
         for (id, at) in shards.iter().zip(11..) {
-            history.mark(day(at));
+            history.mark(day(at), 0);
             history.advance(*id, 10);
         }
         history.finish();
@@ -328,19 +330,20 @@ mod tests {
 
     #[test]
     fn many_marks_become_fewer_and_never_younger() {
-        let mut history = History::new(day(0));
-        history.begin(day(0), false);
         let at = |number: u64| WallMillis(BEGIN + number);
-        for number in 0..5_000_u64 {
-            history.mark(at(number));
-            history.advance(shard(0, number.into()), 1);
-        }
         let known = |history: &History, number: u64| history.verified_at(shard(0, number.into())).unwrap_or_default();
-        for number in 0..5_000 {
-            assert!(known(&history, number) <= at(number));
-            assert!(known(&history, number) >= at(number.saturating_sub(64)), "{number}");
+        let mut history = History::new(day(1));
+        for apart in [0, 12] {
+            history = History::new(day(1));
+            history.begin(day(0), false);
+            for number in 0..5_000_u64 {
+                history.mark(at(number), apart);
+                history.advance(shard(0, number.into()), 1);
+            }
+            assert!((0..5_000).all(|number| known(&history, number) <= at(number)));
+            assert!(history.encode().len() < 32 << 10);
         }
-        assert!(history.encode().len() < 64 << 10);
+        (0..5_000).for_each(|number| assert!(known(&history, number) >= at(number.saturating_sub(12)), "{number}"));
         let whole = history.clone();
         history.begin(day(1), false);
         (0..100).for_each(|number| history.advance(shard(0, number), 1));
