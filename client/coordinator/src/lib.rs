@@ -17,6 +17,7 @@
 
 mod ask;
 mod cluster;
+mod copy;
 mod fetch;
 mod get;
 mod lookup;
@@ -42,6 +43,7 @@ use pacsvault_ports::{
 };
 
 use cluster::Cluster;
+pub use copy::{Pace, Recoded, at_once};
 pub use get::Download;
 pub use put::Upload;
 pub use verify::{ShardCheck, ShardFinding};

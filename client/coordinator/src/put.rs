@@ -13,7 +13,7 @@ use pacsvault_core::{
     catalog::{Command, Outcome, Seal, StripeSeal, command::Reserved},
     codec::Coder,
     ids::{Digest, InstanceId, StripeIndex},
-    layout::{Profile, profile::Code},
+    layout::{Layout, Profile, profile::Code},
     limits::STRIPES_MAX,
 };
 use pacsvault_ports::{
@@ -129,7 +129,18 @@ impl Upload {
     ///
     /// # Errors
     /// `Unknown`: it may have been stored; writing the same content again is safe. All others: nothing is visible.
-    pub async fn finish(mut self) -> Result<Stored, Fault> {
+    pub async fn finish(self) -> Result<Stored, Fault> {
+        let coordinator = self.coordinator.clone();
+        let (seal, layout) = self.complete().await?;
+        coordinator.seal(seal, &layout).await
+    }
+
+    /// Ends the content and waits for every stripe: all is durable as [`Upload::finish`] demands it, and nothing of it
+    /// visible until a command with this seal is applied.
+    ///
+    /// # Errors
+    /// Nothing is visible.
+    pub(crate) async fn complete(mut self) -> Result<(Seal, Arc<Layout>), Fault> {
         if let Some(declared) = self.header.declared_size_bytes
             && self.size_bytes != declared
         {
@@ -157,17 +168,11 @@ impl Upload {
             let text = format!("the content has BLAKE3 {digest}, but {declared} was declared; nothing was stored");
             return Err(Fault::new(Class::Reject, "PV-DIGEST-MISMATCH", text));
         }
-        self.seal(digest).await
-    }
-
-    async fn seal(self, digest: Digest) -> Result<Stored, Fault> {
-        let (profile, _) =
-            self.plan.as_ref().ok_or_else(|| Fault::new(Class::Bug, "PV-BUG", "an upload without a stripe"))?;
-        let cluster = &self.coordinator.cluster;
-        let layout = cluster.layout().await?;
+        let profile = self.plan().await?.0;
+        let layout = self.coordinator.cluster.layout().await?;
         let seal = Seal {
             instance: self.instance,
-            key: self.header.key.clone(),
+            key: self.header.key,
             size_bytes: self.size_bytes,
             digest,
             profile: profile.name.clone(),
@@ -181,27 +186,7 @@ impl Upload {
             coordinator: self.coordinator.signer.name(),
             reserved: Reserved::default(),
         };
-        let outcomes = self.coordinator.propose(vec![Command::Seal(Box::new(seal))]).await?;
-        match outcomes.into_iter().next() {
-            Some(Outcome::Sealed { sealed, .. }) if sealed.deleted.is_some() => {
-                let text = format!(
-                    "{} was written by this attempt and deleted since; write it again as a new attempt",
-                    sealed.seal.key
-                );
-                Err(Fault::new(Class::Reject, "PV-DELETED", text))
-            }
-            Some(Outcome::Sealed { sealed, first }) => {
-                cluster.wrote(&sealed.seal.key, sealed.index);
-                let (receipt, signed) = self.coordinator.sign(&sealed, &layout)?;
-                Ok(Stored { sealed: *sealed, receipt, signed, first })
-            }
-            Some(Outcome::Rejected(rejection)) => {
-                // The catalog knows better than the cached layout: see it before the next try.
-                let _ = cluster.refresh_layout().await;
-                Err(rejected(&rejection))
-            }
-            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a seal answered something else")),
-        }
+        Ok((seal, layout))
     }
 
     async fn plan(&mut self) -> Result<(Arc<Profile>, Coder), Fault> {
@@ -273,5 +258,31 @@ impl Upload {
         let stripe = oldest.await.map_err(stopping)??;
         self.sealed_stripes.push(stripe);
         Ok(())
+    }
+}
+
+impl Coordinator {
+    async fn seal(&self, seal: Seal, layout: &Layout) -> Result<Stored, Fault> {
+        let outcomes = self.propose(vec![Command::Seal(Box::new(seal))]).await?;
+        match outcomes.into_iter().next() {
+            Some(Outcome::Sealed { sealed, .. }) if sealed.deleted.is_some() => {
+                let text = format!(
+                    "{} was written by this attempt and deleted since; write it again as a new attempt",
+                    sealed.seal.key
+                );
+                Err(Fault::new(Class::Reject, "PV-DELETED", text))
+            }
+            Some(Outcome::Sealed { sealed, first }) => {
+                self.cluster.wrote(&sealed.seal.key, sealed.index);
+                let (receipt, signed) = self.sign(&sealed, layout)?;
+                Ok(Stored { sealed: *sealed, receipt, signed, first })
+            }
+            Some(Outcome::Rejected(rejection)) => {
+                // The catalog knows better than the cached layout: see it before the next try.
+                let _ = self.cluster.refresh_layout().await;
+                Err(rejected(&rejection))
+            }
+            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a seal answered something else")),
+        }
     }
 }

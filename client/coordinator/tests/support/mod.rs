@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner};
 use pacsvault_core::{
-    catalog::{Command, Outcome, Seal, SealedInstance},
+    catalog::{Command, Outcome, Rejection, Replace, Seal, SealedInstance},
     ids::{
         ClusterId, Incarnation, LayoutVersion, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Term,
         VersionNumber, VolumeId, WallMillis,
@@ -88,22 +88,23 @@ fn layout(code: Code) -> Layout {
         state: VolumeState::Up,
         draining: false,
     });
-    let profile = Profile {
-        name: "standard".parse().expect("a name"),
-        version: 1,
+    let profile = |name: &str, version, code| Profile {
+        name: name.parse().expect("a name"),
+        version,
         code,
         contract: Contract::one(Failures { sites: 1, nodes: 0 }),
         floor: Contract::one(Failures { sites: 0, nodes: 1 }),
         read_preference: ReadPreference::OwnSite,
     };
+    let profiles = [profile("standard", 1, code), profile("hot", 3, Code::new(2, 4).expect("a code"))];
     Layout {
         cluster: ClusterId([1; 16]),
         version: LayoutVersion(1),
         format: 2,
         nodes: nodes.map(|node| (node.id, node)).collect(),
         volumes: volumes.map(|volume| (volume.id, volume)).collect(),
-        default_profile: profile.name.clone(),
-        profiles: BTreeMap::from([(profile.name.clone(), profile)]),
+        default_profile: profiles[0].name.clone(),
+        profiles: profiles.into_iter().map(|profile| (profile.name.clone(), profile)).collect(),
     }
 }
 
@@ -145,6 +146,23 @@ impl World {
         };
         kept.sealed.push(sealed.clone());
         Outcome::Sealed { sealed: Box::new(sealed), first: true }
+    }
+
+    /// As the catalog does it, as far as a coordinator can tell.
+    fn replace(&self, replace: Replace) -> Outcome {
+        let mut kept = self.kept();
+        let index = LogIndex(u64::try_from(kept.sealed.len()).expect("few") + 100);
+        let same = |sealed: &&mut SealedInstance| {
+            sealed.seal.key == replace.seal.key && sealed.version == replace.version && sealed.deleted.is_none()
+        };
+        let Some(present) = kept.sealed.iter_mut().find(same) else {
+            return Outcome::Rejected(Rejection::NotFound(replace.seal.key.to_string()));
+        };
+        if present.seal.instance != replace.replaces {
+            return Outcome::Rejected(Rejection::Changed(replace.seal.key.to_string()));
+        }
+        (present.seal, present.index) = (replace.seal, index);
+        Outcome::Sealed { sealed: Box::new(present.clone()), first: true }
     }
 
     /// Waits until the replica of `node` is as fresh as a request of the catalog asks; `None` at its deadline.
@@ -237,6 +255,7 @@ impl World {
             Request::Propose(commands) => {
                 let outcomes = commands.into_iter().map(|command| match command {
                     Command::Seal(seal) => self.seal(*seal),
+                    Command::Replace(replace) => self.replace(*replace),
                     _ => Outcome::Done,
                 });
                 Reply::Outcomes(outcomes.collect())
