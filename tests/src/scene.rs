@@ -28,7 +28,7 @@ use crate::{
 pub const WRITE_LIMIT: Duration = Duration::from_secs(120);
 /// Healing in seconds instead of minutes. Scrub and rebalance have their say, too.
 pub const HASTE: &str = "[healing]\nheartbeat = \"300ms\"\nsuspect_after = \"2s\"\nurgent_after = \"3s\"\ndown_after = \"4s\"\n\
-                         repair_after = \"1s\"\nsteady_for = \"1s\"\nreconcile_every = \"5s\"\nscrub_within = \"60s\"\n";
+                         repair_after = \"1s\"\nsteady_for = \"1s\"\nreconcile_every = \"5s\"\nscrub_within = \"60s\"\nrebalance_percent = 1\n";
 
 /// Seconds of load, more when the run is long.
 pub fn moments(seconds: u64) -> Duration {
@@ -53,6 +53,10 @@ impl Scene {
         let seed = seed();
         let mut bed = Bed::prepared(tmp, sites, nodes)?;
         bed.cluster.configure(configuration)?;
+        if !configuration.is_empty() {
+            // On disks of 64 GiB nothing that is written here would make a difference in fullness.
+            bed.cluster.shrink("1GiB")?;
+        }
         bed.cluster.start(|_| true)?;
         bed.form()?;
         let clients = vec![bed.client(false)?, bed.client(true)?];

@@ -210,7 +210,8 @@ fn a_node_added_under_load_takes_its_share() -> anyhow::Result<()> {
             let issue = |role: &str, name: &str| pacsvault_tests::bed::issue(&authority, &pki, role, name);
             let added = scene.bed.cluster.add('b', &issue)?;
             let config = &scene.bed.node(&added).config;
-            fs::write(config, format!("{}\n{HASTE}", fs::read_to_string(config)?))?;
+            let text = fs::read_to_string(config)?.replace("64GiB", "1GiB");
+            fs::write(config, format!("{text}\n{HASTE}"))?;
             scene.bed.cluster.start(|_| true)?;
             scene.bed.until_whole(Duration::from_secs(60))?;
             scene.quiet()?;

@@ -15,6 +15,7 @@ use pacsvault_core::catalog::{Entry, Error, Machine, Overlay, Seal, SealedInstan
 use pacsvault_core::health::Sums;
 use pacsvault_core::ids::{InstanceId, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis};
 use pacsvault_core::layout::profile::Code;
+use pacsvault_core::layout::survival::covers;
 use pacsvault_core::layout::{Contract, Failures, NodeState, Profile, Roles, VolumeState};
 use pacsvault_core::shard::ShardId;
 
@@ -243,6 +244,23 @@ fn a_reseat_never_weakens_what_the_stripe_survives() {
     replica.one(START, set_node(1, NodeState::Down));
     done_reseat(&mut replica, id, &[(0, volume(1))]);
     assert_eq!(missing_shards(&replica.state, None, 9).unwrap(), []);
+}
+
+#[test]
+fn emptying_a_volume_may_cost_what_exceeds_the_contract_and_the_record_says_so() {
+    let (mut replica, id) = stored();
+    let two_nodes = Failures { sites: 0, nodes: 2 };
+    assert!(covers(&present(&replica, id).survives, &Contract::one(two_nodes)));
+    // The other node of its site holds two shards then, so that two nodes may take three.
+    let beside = 3;
+    let weak = refused_reseat(&mut replica, id, &[(0, volume(beside))]);
+    assert!(matches!(weak, Rejection::TooWeak { .. }), "not without an operator's word: {weak}");
+    let drain = Command::SetDrain { target: DrainTarget::Node(NodeId(1)), draining: true };
+    assert_eq!(replica.one(START, drain), Outcome::Done);
+    done_reseat(&mut replica, id, &[(0, volume(beside))]);
+    let record = present(&replica, id);
+    assert!(!covers(&record.survives, &Contract::one(two_nodes)), "{:?}", record.survives);
+    assert!(!record.degraded, "it keeps its contract");
 }
 
 #[test]

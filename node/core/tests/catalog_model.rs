@@ -335,10 +335,13 @@ impl Model {
         one.stripes = vec![before.clone()];
         let survived: Vec<Contract> = failure_sets().filter(|set| keeps(&one, set, layout)).collect();
         one.stripes = vec![after.clone()];
-        if survived.iter().any(|set| !keeps(&one, set, layout)) {
+        let weaker = survived.iter().any(|set| !keeps(&one, set, layout));
+        // Emptying what an operator drains may cost what exceeds the contract.
+        let drained = reseat.moves.iter().all(|(shard, _)| layout.draining(before.placement[usize::from(shard.0)]));
+        if weaker && !(drained && keeps(&one, &profile().contract, layout)) {
             return "too weak".to_owned();
         }
-        let changed = *before != after;
+        let changed = *before != after && !weaker;
         version.seal.stripes[reseat.stripe.0 as usize] = after;
         version.degraded &= !changed || !keeps(&version.seal, &profile().contract, layout);
         self.asides.remove(&(reseat.instance, reseat.stripe));

@@ -168,6 +168,15 @@ impl Cluster {
         Ok(())
     }
 
+    /// Gives every volume another capacity; before the first start.
+    pub fn shrink(&self, capacity: &str) -> anyhow::Result<()> {
+        for node in &self.nodes {
+            let present = fs::read_to_string(&node.config)?;
+            fs::write(&node.config, present.replace("\"64GiB\"", &format!("\"{capacity}\"")))?;
+        }
+        Ok(())
+    }
+
     /// Takes everything from a stopped node but its configuration and its log: a burnt machine with the same name.
     pub fn wipe(&self, name: &str) -> anyhow::Result<()> {
         let node = self.nodes.iter().find(|node| node.name == name).context("no such node")?;

@@ -10,12 +10,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::command::{COMMANDS_VERSION, Moved, Outcome, Rejection, Reseat, StripeSeal};
+use super::command::{COMMANDS_VERSION, Moved, Outcome, Rejection, Reseat, Seal, StripeSeal};
 use super::groups::stripe_state;
 use super::keys;
 use super::machine::{At, Machine, Stop};
 use super::query::Placements;
 use super::record::{Record, forget_aside, note_missing, volumes};
+use super::seal::survived_by_both;
 use super::sums::one_stripe;
 use super::view::{Overlay, View};
 use super::wire::{AsideRowMessage, FormatMessage, WantedProfileMessage, frame};
@@ -25,7 +26,7 @@ use super::{Error, SealedInstance};
 use crate::health::held;
 use crate::ids::{InstanceId, PlacementId, ProfileName, ShardIndex, StripeIndex, Tenant, Uid, VolumeId};
 use crate::layout::survival::{Held, covers, strongest};
-use crate::layout::{Contract, Layout, NodeState, VolumeState};
+use crate::layout::{Contract, Failures, Layout, NodeState, VolumeState};
 use crate::shard::ShardId;
 
 /// Most shards in one report of damage: 1 000 × 21 bytes of log, and at most as many records rewritten.
@@ -83,7 +84,7 @@ impl Machine {
             return Err(Rejection::Changed(format!("stripe {stripe} of instance {instance}")).into());
         }
         let after = reseated(&layout, &before, reseat)?;
-        check_no_weaker(&layout, sealed.seal.code.data(), reseat, &before, &after)?;
+        let weakened = check_no_weaker(&layout, &sealed.seal, reseat, &before, &after)?;
         forget_aside(overlay, instance, stripe)?;
         if after == before {
             return Ok(Outcome::Done);
@@ -92,7 +93,11 @@ impl Machine {
         let former = former(known, &before, &after, &reseat.moves);
         sealed.moved.insert(stripe, Moved { index: at.index, former });
         sealed.seal.stripes[index] = after;
-        self.raise(&layout, &mut sealed);
+        match weakened {
+            // It says no more than holds of this stripe from now on; the contract is kept, so it is no more degraded than before.
+            Some(left) => sealed.survives = survived_by_both(&sealed.survives, &left),
+            None => self.raise(&layout, &mut sealed),
+        }
         self.store_reseated(overlay, record, &sealed, stripe)?;
         Ok(Outcome::Done)
     }
@@ -248,21 +253,30 @@ fn check_target(layout: &Layout, target: VolumeId, already: bool) -> Result<(), 
     Ok(())
 }
 
-/// Everything that the shards that count survived before, they must survive after.
+/// Everything that the shards that count survived before, they must survive after. An operator who has volumes emptied
+/// accepts that what exceeds the contract of the profile goes with them: then the contract itself is the measure. Answers
+/// what is left of what was survived in that case.
 fn check_no_weaker(
     layout: &Layout,
-    data: usize,
+    seal: &Seal,
     reseat: &Reseat,
     before: &StripeSeal,
     after: &StripeSeal,
-) -> Result<(), Rejection> {
+) -> Result<Option<Vec<Failures>>, Rejection> {
+    let data = seal.code.data();
     let claims = |stripe: &StripeSeal| {
         let counting = held(&stripe.placement, stripe.persisted).into_iter().filter(|one| layout.counts(one.volume));
         strongest(&counting.collect::<Vec<Held>>(), data, layout)
     };
     let now = claims(after);
+    let drained = reseat
+        .moves
+        .iter()
+        .all(|(shard, _)| before.placement.get(usize::from(shard.0)).is_some_and(|old| layout.draining(*old)));
+    let promised = layout.profiles.get(&seal.profile).is_some_and(|profile| covers(&now, &profile.contract));
     match claims(before).into_iter().find(|one| !covers(&now, &Contract::one(*one))) {
-        None => Ok(()),
+        None => Ok(None),
+        Some(_) if drained && promised => Ok(Some(now)),
         Some(lost) => Err(Rejection::TooWeak {
             stripe: reseat.stripe.0,
             why: format!("before the move it survives {lost}, and after it would not"),

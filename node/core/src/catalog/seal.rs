@@ -285,6 +285,11 @@ impl Machine {
     }
 }
 
+/// What is survived by all, given what each survives.
+pub(super) fn survived_by_both(one: &[Failures], other: &[Failures]) -> Vec<Failures> {
+    common(BTreeSet::from([one.to_vec(), other.to_vec()]))
+}
+
 /// Replaces an object of `before` bytes by one of `after` bytes in the sums of its study; `None` is no object.
 pub(super) fn change_study(
     overlay: &mut Overlay<'_>,
