@@ -23,7 +23,7 @@ use pacsvault_core::{
 };
 use pacsvault_healing::{Trusted, Upkeep, UpkeepParts, scrub_note::History};
 use pacsvault_ports::{
-    BoxFuture,
+    BoxFuture, crash,
     disk::Disk,
     env::{Env, Job, MonoTime},
     peer::{Caller, GetShard, Reply, Request, Service, ShardProof},
@@ -439,4 +439,38 @@ async fn a_read_that_meets_damage_reports_it_and_proofs_tell_what_is_there() {
     bed.ask(Request::ScrubNow(None)).await.unwrap();
     until(|| bed.node.volume_statuses()[0].scrub.verified >= 2).await;
     assert_eq!(bed.ask(Request::ScrubNow(Some(volume(1)))).await.unwrap_err().code, "PV-NO-VOLUME");
+}
+
+#[tokio::test]
+async fn a_crash_at_any_point_of_upkeep_only_costs_work() {
+    for tag in ["healing.scrub.1", "healing.damage.1", "healing.damage.2"] {
+        let mut bench = Bench::with(5, START).await;
+        sealed(&bench.replica, 6);
+        assert!(bench.disk.flip(&bench.segment(), 8192 + 5000, 3));
+        let (me, fired) = (std::thread::current().id(), Arc::new(AtomicBool::new(false)));
+        let fires = fired.clone();
+        // Other tests of this process pass here, too, on threads of their own.
+        let trap = crash::trap(move |name| {
+            let mine = name == tag && std::thread::current().id() == me;
+            if mine && !fires.swap(true, Ordering::SeqCst) {
+                println!("{}{name}", crash::CROSSED);
+                panic!("the power fails at {name}");
+            }
+        });
+        bench.upkeep(Duration::from_secs(14 * 24 * 3600)).start();
+        bench.env.pass(Duration::from_secs(10)).await;
+        drop(trap);
+        assert!(fired.load(Ordering::SeqCst), "{tag} is passed");
+
+        let env = Moved::at(bench.env.wall().0);
+        bench.disk = Arc::new(bench.disk.crash(3));
+        (bench.volume, bench.env) = (opened(&bench.disk, 78, env.clone()), env);
+        let upkeep = bench.upkeep(Duration::from_secs(14 * 24 * 3600));
+        upkeep.start();
+        upkeep.scrub_now(None).unwrap();
+        bench.env.pass(Duration::from_secs(60)).await;
+        let bits: Vec<u32> = (1..=6).map(|number| persisted(&bench.replica, number)).collect();
+        assert_eq!(bits, [ALL & !1, ALL, ALL, ALL, ALL, ALL & !1], "{tag}");
+        assert_eq!(total(&upkeep.scrub_age(volume(0))), 5, "{tag}");
+    }
 }
