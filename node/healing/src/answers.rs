@@ -99,6 +99,7 @@ impl Healer {
         if resting > 0 {
             held_back.push(format!("{resting} stripes failed and are tried again in a moment"));
         }
+        held_back.extend(self.recode_reasons());
         Health {
             leader: self.parts.replica.status().node,
             layout: layout.version,

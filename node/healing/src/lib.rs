@@ -2,7 +2,8 @@
 //!
 //! Every node has one [`Healer`]. It tells the leader that it lives, and carries out tasks for it ([`worker`], at the pace
 //! that its [`governor`] allows). On the node that leads it also listens to the others and conducts ([`conductor`]): it
-//! surveys the catalog, plans by what is closest to loss ([`pass`]), and hands out tasks ([`desk`]).
+//! surveys the catalog, plans by what is closest to loss ([`pass`]), and hands out tasks ([`desk`]). In the background it
+//! gives studies the profile that is wanted for them ([`recode`]).
 //!
 //! [`Upkeep`] looks after the node's own volumes: it proves what they hold, compares it with the catalog, gets space back and
 //! tells the log of damage, which is then work for the others.
@@ -26,6 +27,7 @@ pub mod desk;
 pub mod governor;
 pub mod lately;
 pub mod pass;
+pub mod recode;
 mod reconcile;
 mod scrub;
 pub mod scrub_note;
@@ -94,6 +96,8 @@ pub struct Healer {
     ended: Mutex<Ended>,
     flights: AtomicU64,
     lately: Mutex<Lately>,
+    /// Why re-encoding waits.
+    recoding: Mutex<Vec<String>>,
     wake: tokio::sync::Notify,
 }
 
@@ -110,15 +114,17 @@ impl Healer {
             ended: Mutex::default(),
             flights: AtomicU64::new(0),
             lately: Mutex::default(),
+            recoding: Mutex::default(),
             wake: tokio::sync::Notify::new(),
         })
     }
 
-    /// Beats, listens and conducts until the node stops.
+    /// Beats, listens, conducts and re-encodes until the node stops.
     pub async fn run(self: Arc<Self>) {
         let beating = self.clone().beat();
         let listening = self.clone().watch();
-        futures::join!(beating, listening, self.conduct());
+        let recoding = self.clone().keep_recoded();
+        futures::join!(beating, listening, recoding, self.conduct());
     }
 
     /// Carries out a task; see [`Worker::run`].

@@ -75,3 +75,13 @@ pub fn surveyed(surveyed: &Surveyed, desk: &mut Desk, now: Duration) {
 pub fn allowed(bytes_per_s: u64) {
     gauge!("pacsvault_repair_allowed_bytes_per_second").set(bytes_per_s as f64);
 }
+
+/// A version was re-encoded.
+pub fn recoded() {
+    counter!("pacsvault_recode_done_total").increment(1);
+}
+
+/// Versions known to be coded otherwise than wanted.
+pub fn recode_left(count: u64) {
+    gauge!("pacsvault_recode_left").set(count as f64);
+}

@@ -125,7 +125,8 @@ impl Worker {
         let mut options = Options::new(vec![own]);
         options.site = Some(site.clone());
         options.shard_deadline = READ_DEADLINE;
-        // Half of it is for reads, and a task reads at most twice what it may hold: no task waits there while it holds bytes.
+        // Half of it is for reads, 1 GiB. A task reads at most twice what it may hold, 512 MiB for all; two re-encodings read
+        // three stripes of 16 MiB each at twice their content, 192 MiB. So nobody waits there while holding bytes.
         options.stripe_memory_bytes = 8 * MEMORY_BYTES;
         let coordinator = Coordinator::new(options, env.clone(), peer.clone(), Arc::new(NoSigner));
         let governor = Mutex::new(Governor::new(rate, env.now().0));
@@ -159,6 +160,11 @@ impl Worker {
     /// Bytes per second that may be moved now; 0: no limit.
     pub fn allowed(&self) -> u64 {
         self.governor().allowed(self.env.now().0)
+    }
+
+    /// Reads and writes for background work of this node.
+    pub(crate) fn coordinator(&self) -> &Coordinator {
+        &self.coordinator
     }
 
     /// Tasks being worked on.

@@ -113,6 +113,11 @@ impl World {
         self.refusing.lock().expect("no panic").insert(volume);
     }
 
+    /// All volumes take shards again.
+    pub fn refuse_nothing(&self) {
+        self.refusing.lock().expect("no panic").clear();
+    }
+
     pub fn lead(&self, number: u8) {
         self.leader.store(node_id(number).0, Ordering::SeqCst);
         self.term.fetch_add(1, Ordering::SeqCst);
@@ -147,6 +152,11 @@ impl World {
 
     /// Writes one stripe of random-looking content with these shards persisted, and seals it.
     pub fn store(&self, number: u64, persisted: u32) -> InstanceId {
+        self.store_under(number, number, persisted)
+    }
+
+    /// As [`World::store`], under the key of another: a further version of it.
+    pub fn store_under(&self, key: u64, number: u64, persisted: u32) -> InstanceId {
         let code = catalog::profile().code;
         let content: Vec<u8> = (0..STRIPE_BYTES as u64).map(|at| (at * 31 + number * 7).to_le_bytes()[0]).collect();
         let id = instance(START, number);
@@ -157,7 +167,7 @@ impl World {
                 self.shards().insert((volume(at), header.id), (header, data));
             }
         }
-        let mut seal = catalog::seal(&format!("main/1.2/1.3/1.4.{number}"), "", id);
+        let mut seal = catalog::seal(&format!("main/1.2/1.3/1.4.{key}"), "", id);
         seal.size_bytes = STRIPE_BYTES as u64;
         seal.digest = Digest::of(&content);
         let placement = (0..catalog::NODES).map(volume).collect();
@@ -276,12 +286,25 @@ impl Peer for Wire {
             match request {
                 Request::PutShard(put) => {
                     assert_eq!(world.owner(put.volume), to, "asked of its owner");
-                    assert!(put.repair);
                     world.put(*put)
                 }
                 Request::GetShard(get) => {
                     assert_eq!(world.owner(get.volume), to, "asked of its owner");
                     world.get(&get)
+                }
+                Request::Propose(commands) => {
+                    // Attempts are begun by the wall clock.
+                    let begun = commands.iter().map(|command| match command {
+                        Command::Replace(replace) => replace.seal.instance.time().0,
+                        other => panic!("not proposed by healing through a coordinator: {other:?}"),
+                    });
+                    let time = begun.max().unwrap_or(START);
+                    Ok(Reply::Outcomes(world.catalog().apply(time, commands)))
+                }
+                Request::Lookup(lookup) => {
+                    let catalog = world.catalog();
+                    let found = query::lookup(&catalog.state, &lookup.key, lookup.version).expect("readable");
+                    Ok(Reply::Found { sealed: found.map(Box::new), applied: LogIndex(catalog.index) })
                 }
                 Request::Layout(_) => Ok(Reply::Layout(world.layout())),
                 Request::Heartbeat(beat) => healer?.heartbeat(*beat).await.map(|()| Reply::Done),
