@@ -8,21 +8,23 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pacsvault_coordinator::{Coordinator, GetQuery, ShardFinding, Stored};
 use pacsvault_core::{
-    catalog::{SealedInstance, StripeSeal},
+    catalog::StripeSeal,
     ids::{Digest, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId},
-    layout::{Failures, VolumeState},
+    layout::Failures,
     shard::ShardId,
 };
 use pacsvault_ports::peer::{Class, Freshness};
-use pacsvault_volume::{Options as VolumeOptions, Owner, Store};
+use pacsvault_volume::Store;
 
 use crate::{
     cluster::{Cluster, Stop},
     exec::Life,
     model::Model,
     nemesis::Nemesis,
+    operator::{AfterDrain, Operator},
+    proof::{newest, record, survivor, whole},
     rng::SimRng,
-    scenario::SITES,
+    scenario::{Encore, SITES},
     workload::{Work, key_name},
 };
 
@@ -30,9 +32,13 @@ use crate::{
 const CHECKED_PER_MILLE: u64 = 350;
 /// Virtual time in which a healed cluster must have converged.
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
+/// Virtual time in which everything must be whole again, the work of people included.
+const HEAL_WITHIN: Duration = Duration::from_secs(90);
+/// How often people have everything verified meanwhile.
+const SCRUB_EVERY: Duration = Duration::from_secs(10);
 
 /// One shard where it really lies: index, machine, site.
-type Lies = (u8, usize, usize);
+pub(crate) type Lies = (u8, usize, usize);
 
 /// Whether at least `k` distinct shards remain after every failure of this kind.
 pub fn survives(shards: &[Lies], k: usize, failures: Failures, nodes: usize) -> bool {
@@ -55,26 +61,15 @@ pub(crate) fn persisted(stripe: &StripeSeal) -> impl Iterator<Item = (u8, Volume
     (0_u8..32).zip(&stripe.placement).filter(|(shard, _)| stripe.persisted & (1 << shard) != 0).map(|(s, v)| (s, *v))
 }
 
-/// Volume to machine and site.
+/// Volume to machine and site, also of volumes that are no more.
 pub(crate) fn homes(cluster: &Cluster) -> BTreeMap<VolumeId, (usize, usize)> {
     let machines = cluster.machines();
-    let of = |(at, machine): (usize, &crate::cluster::Machine)| {
+    let of = |(at, machine): (usize, &crate::machine::Machine)| {
         machine.volumes.iter().map(|volume| (volume.id, (at, machine.site))).collect::<Vec<_>>()
     };
-    machines.iter().enumerate().flat_map(of).collect()
-}
-
-/// The volume as a power failure now would leave it; `None` when it does not even open.
-fn survivor(cluster: &Cluster, volume: VolumeId) -> Option<Store> {
-    let (copy, node) = {
-        let machines = cluster.machines();
-        let machine = machines.iter().find(|machine| machine.volumes.iter().any(|own| own.id == volume))?;
-        let own = machine.volumes.iter().find(|own| own.id == volume)?;
-        (own.disk.survivors(cluster.sim.random(SimRng::bits)), machine.name.clone())
-    };
-    let owner = Owner { cluster: cluster.id(), node };
-    let options = VolumeOptions::new(cluster.sim.random(SimRng::bits));
-    Store::open(Arc::new(copy), &owner, options).ok().map(|(store, _)| store)
+    let mut homes = cluster.gone();
+    homes.extend(machines.iter().enumerate().flat_map(of));
+    homes
 }
 
 /// Checks that what a receipt claims is true on the disks.
@@ -91,6 +86,12 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
     if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE))
         || work.model(|model| model.may_be_gone(key, &stored.sealed))
     {
+        return;
+    }
+    // Repair may have been faster than the answer.
+    let now = newest(cluster).and_then(|replica| record(replica.as_ref(), stored.sealed.seal.instance));
+    if now.is_some_and(|now| now.moved != stored.sealed.moved) {
+        cluster.sim.hit("receipt of what has moved since");
         return;
     }
     cluster.sim.hit("receipt checked on the disks");
@@ -211,7 +212,7 @@ async fn wait_converged(work: &Work) -> bool {
 /// Heals the cluster and holds it to everything that was promised.
 pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     nemesis.heal();
-    if !wait_converged(work).await {
+    if !heals(work, nemesis).await || !wait_converged(work).await {
         return;
     }
     let mut rng = work.cluster.sim.random(SimRng::fork);
@@ -221,7 +222,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
         }
     }
     let reader = work.client(rng.index(SITES)).coordinator();
-    read_all(work, &reader, "after healing", |_| true).await;
+    read_all(work, &reader, "after healing").await;
     read_every_version(work, &reader).await;
     verify_all(work, &reader).await;
     let site = rng.index(SITES);
@@ -230,15 +231,116 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     }
     work.cluster.sim.hit("everything read with one site dark");
     let elsewhere = work.client((site + 1) % SITES).coordinator();
-    let homes = homes(&work.cluster);
-    let mut fenced = fenced(&work.cluster);
-    fenced.extend(work.cluster.hurt().iter().copied());
-    read_all(work, &elsewhere, "with a site dark", |sealed| {
-        promised_without(sealed, site, &homes, &fenced, work.cluster.count())
-    })
-    .await;
+    read_all(work, &elsewhere, "with a site dark").await;
     nemesis.heal();
-    wait_converged(work).await;
+    if wait_converged(work).await {
+        encore(work, nemesis, &mut rng).await;
+    }
+    nemesis.operator.give_up();
+}
+
+/// People and nodes repair everything, in time.
+async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
+    let (sim, operator) = (&work.cluster.sim, &nemesis.operator);
+    let began = sim.now();
+    let mut scrubbed = Duration::ZERO;
+    loop {
+        operator.replace_fenced(nemesis);
+        if sim.now() >= scrubbed {
+            scrubbed = sim.now() + SCRUB_EVERY;
+            operator.begin(Operator::scrub);
+        }
+        let state = if operator.jobs() == 0 { whole(work) } else { Err(format!("{} jobs wait", operator.jobs())) };
+        let why = match state {
+            Ok(found) => {
+                sim.hit("everything proven whole");
+                for _ in &found.stale {
+                    sim.hit("stale copy left when everything was whole");
+                }
+                work.cluster.proven_whole();
+                work.healed_within(sim.now().saturating_sub(began));
+                return true;
+            }
+            Err(why) => why,
+        };
+        sim.event("not whole", &[], || why.clone());
+        if sim.now().saturating_sub(began) > HEAL_WITHIN {
+            let told = operator.health().await.map(|health| {
+                format!("held back {:?}, waiting {:?}, done {}", health.held_back, health.waiting, health.done_stripes)
+            });
+            let layout = newest(&work.cluster).and_then(|replica| replica.layout());
+            sim.event("layout", &[], || format!("{layout:#?}"));
+            work.violation(format!("the cluster did not heal: {why}; {told:?}"));
+            return false;
+        }
+        sim.sleep(Life::HARNESS, Duration::from_millis(500)).await;
+    }
+}
+
+/// Once more, from a state that is known to be whole.
+async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
+    let cluster = &work.cluster;
+    let (operator, at) = (&nemesis.operator, rng.index(cluster.count()));
+    match cluster.scenario.encore {
+        Encore::Nothing => return,
+        Encore::Sweep => return sweeps(work, rng).await,
+        Encore::Wipe => {
+            cluster.may_damage(at);
+            let nemesis = Arc::clone(nemesis);
+            operator.begin(|operator| operator.wipe(nemesis, at));
+        }
+        Encore::WipeSite => {
+            let site = cluster.machines()[at].site;
+            for at in cluster.of_site(site) {
+                let nemesis = Arc::clone(nemesis);
+                operator.begin(|operator| operator.wipe(nemesis, at));
+            }
+        }
+        Encore::Retire => {
+            let nemesis = Arc::clone(nemesis);
+            operator.begin(|operator| operator.drain(nemesis, at, AfterDrain::Removed));
+        }
+    }
+    cluster.sim.hit(match cluster.scenario.encore {
+        Encore::Wipe => "encore: a machine wiped",
+        Encore::WipeSite => "encore: a site wiped",
+        _ => "encore: a node drained and removed",
+    });
+    if heals(work, nemesis).await && wait_converged(work).await {
+        let reader = work.client(rng.index(SITES)).coordinator();
+        read_all(work, &reader, "after the encore").await;
+        verify_all(work, &reader).await;
+    }
+}
+
+/// So much time passes that copies which nobody needs must be gone.
+async fn sweeps(work: &Arc<Work>, rng: &mut SimRng) {
+    let cluster = &work.cluster;
+    let rest = cluster.scenario.sweep_every * 3;
+    // Catalog time may be an hour ahead already; it moves with what is written.
+    for hours in [2, 4] {
+        for at in 0..cluster.count() {
+            if let Some(life) = cluster.life(at) {
+                cluster.sim.jump_wall(life, hours * 3_600_000);
+            }
+        }
+        if !takes_a_write(work, rng.index(SITES), rng).await {
+            work.violation("the healed cluster does not take a write hours later".to_owned());
+        }
+        cluster.sim.sleep(Life::HARNESS, rest).await;
+    }
+    cluster.sim.hit("encore: stale copies looked for");
+    match whole(work) {
+        Ok(found) => {
+            if let Some((id, volume, reseated)) = found.stale.first() {
+                let count = found.stale.len();
+                work.violation(format!(
+                    "{count} copies that nobody needs were not swept, such as {id} on volume {volume}, reseated: {reseated}"
+                ));
+            }
+        }
+        Err(why) => work.violation(format!("what was whole is not, hours later: {why}")),
+    }
 }
 
 /// Tries a few times: a store that failed before the end may be noticed only by the next write to it, and its node
@@ -255,56 +357,31 @@ async fn takes_a_write(work: &Arc<Work>, site: usize, rng: &mut SimRng) -> bool 
     false
 }
 
-fn fenced(cluster: &Cluster) -> Vec<VolumeId> {
-    let layout = (0..cluster.count()).find_map(|at| cluster.replica(at)?.layout());
-    let of = |layout: &Arc<pacsvault_core::layout::Layout>| {
-        layout.volumes.values().filter(|volume| volume.state == VolumeState::Fenced).map(|volume| volume.id).collect()
-    };
-    layout.as_ref().map(of).unwrap_or_default()
-}
-
-/// Whether the receipt, and what became of its volumes since, promise a read without `site`.
-fn promised_without(
-    sealed: &SealedInstance,
-    site: usize,
-    homes: &BTreeMap<VolumeId, (usize, usize)>,
-    fenced: &[VolumeId],
-    nodes: usize,
-) -> bool {
-    let claims_a_site = sealed.survives.iter().any(|failures| failures.sites >= 1);
-    claims_a_site
-        && sealed.seal.stripes.iter().all(|stripe| {
-            let left = persisted(stripe).filter(|(_, volume)| !fenced.contains(volume) && homes[volume].1 != site);
-            let left: Vec<Lies> = left.map(|(shard, volume)| (shard, homes[&volume].0, homes[&volume].1)).collect();
-            survives(&left, sealed.seal.code.data(), Failures { sites: 0, nodes: 0 }, nodes)
-        })
-}
-
 /// Reads every acknowledged version that nobody may have deleted, byte for byte.
-async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str, promised: impl Fn(&SealedInstance) -> bool) {
+async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str) {
     for (key, sealed) in work.model(|model| model.must_live()) {
-        if promised(&sealed) {
-            read_version(work, reader, key, sealed.version, Some(when)).await;
-        }
+        read_version(work, reader, key, sealed.version, Some(when)).await;
     }
 }
 
-/// Proves every shard that a living record calls persisted, on every volume that no fault hurt.
+/// Has every shard of what must live proven by its node.
 async fn verify_all(work: &Arc<Work>, reader: &Coordinator) {
     for (key, sealed) in work.model(|model| model.must_live()) {
+        // Where its shards are now.
+        let now = newest(&work.cluster).and_then(|replica| record(replica.as_ref(), sealed.seal.instance));
+        let Some(sealed) = now else { return work.violation(format!("key {key} has lost its record")) };
         let checks = match reader.verify(&sealed).await {
             Ok(checks) => checks,
             Err(fault) => return work.violation(format!("key {key} cannot be verified: {} {fault}", fault.code)),
         };
         for check in checks {
-            let hurt = work.cluster.hurt().contains(&check.volume);
+            let (stripe, shard, version) = (check.stripe, check.shard, sealed.version);
             match check.finding {
-                ShardFinding::Proven | ShardFinding::Missing => {}
-                ShardFinding::Away(_) | ShardFinding::Damaged(_) if hurt => {
-                    work.cluster.sim.hit("damage on a hurt volume found by verifying");
+                ShardFinding::Proven => {}
+                ShardFinding::Missing => {
+                    work.violation(format!("shard {stripe}/{shard} of version {version} of key {key} is missing"));
                 }
                 ShardFinding::Away(why) | ShardFinding::Damaged(why) => {
-                    let (stripe, shard, version) = (check.stripe, check.shard, sealed.version);
                     work.violation(format!("shard {stripe}/{shard} of version {version} of key {key}: {why}"));
                 }
             }

@@ -6,17 +6,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    health::Pace,
-    ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName, VolumeId},
+    ids::{ClusterId, NodeId, SiteName, VolumeId},
     layout::Roles,
 };
 use pacsvault_ports::{
@@ -26,15 +22,16 @@ use pacsvault_ports::{
     kv::Kv,
     peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
 };
-use pacsvault_service::{Front, LocalFirst, Membership, Node, OwnVolume, Profile, Registry, ReplicaStarter};
+use pacsvault_service::{Front, LocalFirst, Node, OwnVolume, Profile, ReplicaStarter};
 use pacsvault_simdisk::SimDisk;
 use pacsvault_simkv::SimKvMedia;
 use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
 
 use crate::{
-    env::{SimEnv, WorkSpeed},
-    exec::{ClockSkew, Life, PowerLost, Sim},
-    faulty::{Lie, LyingDisk, LyingKv, MortalDisk},
+    env::SimEnv,
+    exec::{Life, PowerLost, Sim},
+    faulty::{Lie, LyingDisk, LyingKv, LyingPeer, MortalDisk, hasty_sweeper},
+    machine::{CAPACITY_BYTES, Fuse, Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
     runtime::SimRuntime,
     scenario::{PlantedBug, SITES, Scenario},
@@ -42,58 +39,6 @@ use crate::{
 
 /// Segments of simulated volumes: small, so that many are filled, recycled and recovered.
 const SEGMENT_BYTES: u64 = 1 << 18;
-/// What a simulated volume may hold.
-const CAPACITY_BYTES: u64 = 64 << 20;
-/// Longest duration of blocking work on a healthy machine, in microseconds.
-pub const HEALTHY_MICROS: u64 = 1_500;
-
-/// Where a node remembers who it is; durable at once.
-#[derive(Default)]
-struct MemoryRegistry(Mutex<Option<Membership>>, Mutex<BTreeSet<String>>);
-
-impl Registry for MemoryRegistry {
-    fn load(&self) -> Result<Option<Membership>, Fault> {
-        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    fn save(&self, membership: &Membership) -> Result<(), Fault> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership.clone());
-        Ok(())
-    }
-
-    fn asked(&self) -> Result<BTreeSet<String>, Fault> {
-        Ok(self.1.lock().unwrap_or_else(PoisonError::into_inner).clone())
-    }
-
-    fn save_asked(&self, asked: &BTreeSet<String>) -> Result<(), Fault> {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone_from(asked);
-        Ok(())
-    }
-}
-
-/// Counts disk operations down to a power loss. 0: none is planned.
-#[derive(Debug, Default)]
-pub struct Fuse(AtomicU64);
-
-impl Fuse {
-    /// The power goes before the `nth` next operation.
-    pub fn light(&self, nth: u64) {
-        self.0.store(nth, Ordering::Relaxed);
-    }
-
-    /// Called before each disk operation of the machine; does not return when the power goes.
-    pub fn burn(&self) {
-        let left = self.0.load(Ordering::Relaxed);
-        if left > 0 {
-            self.0.store(left - 1, Ordering::Relaxed);
-            if left == 1 {
-                // Not a bug of the node: no message, and the executor ends the life.
-                std::panic::resume_unwind(Box::new(PowerLost));
-            }
-        }
-    }
-}
-
 /// How a machine goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -101,44 +46,6 @@ pub enum Stop {
     Process,
     /// No power: unsynced bytes are gone, connections time out.
     Power,
-}
-
-/// One volume of a machine.
-pub struct SimVolume {
-    /// Its identity.
-    pub id: VolumeId,
-    /// Its disk as of now.
-    pub disk: SimDisk,
-}
-
-struct Running {
-    life: Life,
-    node: Arc<OnceLock<Arc<Node>>>,
-}
-
-/// One machine.
-pub struct Machine {
-    /// On the network.
-    pub host: HostId,
-    /// Of its node.
-    pub name: NodeName,
-    /// Which site.
-    pub site: usize,
-    /// Of its node.
-    pub incarnation: Incarnation,
-    /// Its volumes.
-    pub volumes: Vec<SimVolume>,
-    /// Its Raft log.
-    pub log: SimKvMedia,
-    /// Its catalog.
-    pub state: SimKvMedia,
-    /// How fast its disks are.
-    pub speed: Arc<WorkSpeed>,
-    /// Its planned power loss.
-    pub fuse: Arc<Fuse>,
-    registry: Arc<MemoryRegistry>,
-    skew: ClockSkew,
-    running: Option<Running>,
 }
 
 /// All machines and the network between them.
@@ -152,15 +59,16 @@ pub struct Cluster {
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
     hurt: Mutex<BTreeSet<VolumeId>>,
+    /// The one machine that may be damaged for good until everything is proven whole.
+    scene: Mutex<Option<usize>>,
+    /// Volumes of machines that were wiped or removed: where they were.
+    gone: Mutex<BTreeMap<VolumeId, (usize, usize)>>,
+    operator: HostId,
 }
 
 /// The name of site number `site`.
 pub fn site_name(site: usize) -> SiteName {
     format!("site-{}", char::from(b"abc"[site])).parse().expect("a valid name")
-}
-
-fn id_bytes(sim: &Sim) -> [u8; 16] {
-    sim.random(|rng| rng.bytes(16)).try_into().expect("16 bytes were asked for")
 }
 
 impl Cluster {
@@ -171,11 +79,25 @@ impl Cluster {
         let mut machines = Vec::new();
         for site in 0..SITES {
             for number in 0..scenario.nodes_of(site) {
-                machines.push(Machine::new(sim, &net, &scenario, site, number));
+                let name = format!("{}-{number}", char::from(b"abc"[site]));
+                let host = net.add_host(&name, site);
+                machines.push(Machine::new(sim, host, &scenario, site, &name));
             }
         }
+        machines[0].founder = true;
+        let operator = net.add_host("operator", 0);
         let id = ClusterId(id_bytes(sim));
-        Arc::new(Self { sim: sim.clone(), net, scenario, id, machines: Mutex::new(machines), hurt: Mutex::default() })
+        Arc::new(Self {
+            sim: sim.clone(),
+            net,
+            scenario,
+            id,
+            machines: Mutex::new(machines),
+            hurt: Mutex::default(),
+            scene: Mutex::default(),
+            gone: Mutex::default(),
+            operator,
+        })
     }
 
     /// The machines, locked: never hold this over an await.
@@ -188,9 +110,75 @@ impl Cluster {
         self.id
     }
 
-    /// Volumes whose disks were damaged: they count as lost. At most one per run.
+    /// Volumes whose disks were damaged: they count as lost. All of one machine, until everything is proven whole.
     pub fn hurt(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
         self.hurt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether machine `at` may be damaged for good: none other is, since everything was proven whole. From now on it is the one.
+    pub fn may_damage(&self, at: usize) -> bool {
+        *self.scene.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(at) == at
+    }
+
+    /// Everything was proven whole: another machine may be damaged.
+    pub fn proven_whole(&self) {
+        *self.scene.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Volumes that are no more, with the machine and site where they were.
+    pub fn gone(&self) -> BTreeMap<VolumeId, (usize, usize)> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lose(&self, at: usize, site: usize, volume: VolumeId) {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner).insert(volume, (at, site));
+        self.hurt().insert(volume);
+    }
+
+    /// Empties machine `at`, which is stopped: its node is no more.
+    pub fn wipe(&self, at: usize) {
+        self.stop(at, Stop::Power);
+        let mut machines = self.machines();
+        let machine = &mut machines[at];
+        machine.blank = true;
+        let lost: Vec<VolumeId> = machine.volumes.drain(..).map(|volume| volume.id).collect();
+        lost.into_iter().for_each(|volume| self.lose(at, machine.site, volume));
+        self.sim.event("wipe", &[at as u64], String::new);
+    }
+
+    /// Makes a new node of machine `at`, which was wiped; with the same name, or another.
+    pub fn refit(&self, at: usize, same_name: bool) {
+        let mut machines = self.machines();
+        let machine = &mut machines[at];
+        if !machine.blank {
+            return;
+        }
+        let (site, mut host, mut name) = (machine.site, machine.host, machine.name.as_str().to_owned());
+        if !same_name {
+            name = format!("{}-r{}", char::from(b"abc"[site]), self.sim.random(|rng| rng.below(1 << 40)));
+            host = self.net.add_host(&name, site);
+        }
+        *machine = Machine::new(&self.sim, host, &self.scenario, site, &name);
+        self.sim.event("refit", &[at as u64], || name);
+    }
+
+    /// Adds a machine to `site`; answers its number. It is stopped.
+    pub fn add_machine(&self, site: usize) -> usize {
+        let mut machines = self.machines();
+        let name = format!("{}-{}", char::from(b"abc"[site]), machines.len() + 10);
+        let host = self.net.add_host(&name, site);
+        machines.push(Machine::new(&self.sim, host, &self.scenario, site, &name));
+        machines.len() - 1
+    }
+
+    /// Puts an empty disk in place of volume `volume` of machine `at`, which is stopped.
+    pub fn replace_volume(&self, at: usize, volume: VolumeId) {
+        let mut machines = self.machines();
+        let machine = &mut machines[at];
+        let Some(place) = machine.volumes.iter().position(|own| own.id == volume) else { return };
+        machine.volumes[place] = SimVolume::new(&self.sim, &machine.fuse);
+        self.lose(at, machine.site, volume);
+        self.sim.event("replace volume", &[at as u64], || volume.to_string());
     }
 
     /// How many machines there are.
@@ -279,7 +267,7 @@ impl Cluster {
 
     /// Starts machine `at`; fine if it runs.
     pub fn start(self: &Arc<Self>, at: usize) {
-        if !self.is_down(at) {
+        if !self.is_down(at) || self.machines()[at].blank {
             return;
         }
         self.stop(at, Stop::Process);
@@ -312,13 +300,14 @@ impl Cluster {
             let env: SharedEnv = Arc::new(SimEnv::new(self.sim.clone(), life, Arc::clone(&machine.speed)));
             let remote = self.net.peer(machine.host, life, Caller::Node(machine.name.clone()));
             let local = LocalFirst::new(machine.name.clone(), env.clone(), remote);
-            let profile = self.profile(at, machine, &machines);
+            let profile = self.profile(machine, &machines);
             let starter = self.starter(machine, &profile, &env, &local);
             let disks: Vec<(VolumeId, SimDisk)> =
                 machine.volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect();
             (profile, env, local, Arc::clone(&machine.registry), starter, disks, machine.host)
         };
         let mut volumes = BTreeMap::new();
+        let mut stores = Vec::new();
         for (id, disk) in disks {
             let disk = MortalDisk(disk);
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
@@ -330,20 +319,30 @@ impl Cluster {
             };
             let opened = open_volume(disk, identity, env.clone()).await;
             let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
-            volumes.insert(id, OwnVolume { volume: Arc::new(volume), capacity_bytes: CAPACITY_BYTES });
+            let volume = Arc::new(volume);
+            stores.push(Arc::clone(&volume));
+            volumes.insert(id, OwnVolume { volume, capacity_bytes: CAPACITY_BYTES });
         }
-        let node = Node::new(profile, env, peer.clone(), registry, starter, volumes, Pace::default());
+        let asks = Arc::new(LyingPeer {
+            inner: Arc::clone(&peer) as Arc<dyn Peer>,
+            bug: self.scenario.bug,
+            sim: self.sim.clone(),
+        });
+        let node = Node::new(profile, env, asks, registry, starter, volumes, self.scenario.pace.clone());
         let front: Arc<dyn Service> = Arc::new(Front(Arc::clone(&node)));
         peer.attach(&front);
         self.net.serve(host, life, front);
         assert!(slot.set(Arc::clone(&node)).is_ok(), "a slot belongs to one life");
-        let sweeper = Arc::clone(&node).run_sweeper(Duration::from_secs(5));
+        let sweeper = Arc::clone(&node).run_sweeper(self.scenario.sweep_every);
         self.sim.spawn(life, Box::pin(sweeper));
+        if self.scenario.bug == Some(PlantedBug::SweepsAtOnce) {
+            self.sim.spawn(life, Box::pin(hasty_sweeper(self.sim.clone(), life, Arc::clone(&node), stores)));
+        }
         self.sim.spawn(life, Box::pin(stop_when_fatal(self.sim.clone(), at, life, Arc::clone(&node))));
         node.run().await.map_err(|fault| format!("{}: {fault}", fault.code))
     }
 
-    fn profile(&self, at: usize, machine: &Machine, machines: &[Machine]) -> Profile {
+    fn profile(&self, machine: &Machine, machines: &[Machine]) -> Profile {
         let join = |other: &Machine| Target { address: self.net.address(other.host), name: Some(other.name.clone()) };
         Profile {
             cluster: self.id,
@@ -353,7 +352,11 @@ impl Cluster {
             roles: Roles { storage: !self.scenario.is_witness(machine.site), voter: true },
             incarnation: machine.incarnation,
             // The first machine is founded; the others ask anybody.
-            join: if at == 0 { Vec::new() } else { machines.iter().map(join).collect() },
+            join: if machine.founder {
+                Vec::new()
+            } else {
+                machines.iter().filter(|other| !other.blank && other.name != machine.name).map(join).collect()
+            },
             binary_version: "sim".to_owned(),
         }
     }
@@ -405,52 +408,9 @@ impl Cluster {
         Err(format!("the cluster did not form: {last}"))
     }
 
-    /// A peer for administration, beside the first machine.
+    /// A peer for administration, at the first site.
     pub fn operator(&self) -> Arc<dyn Peer> {
-        let host = self.machines()[0].host;
-        self.net.peer(host, Life::HARNESS, Caller::Operator("operator".to_owned()))
-    }
-}
-
-impl Machine {
-    fn new(sim: &Sim, net: &Arc<Net>, scenario: &Scenario, site: usize, number: usize) -> Self {
-        let name = format!("{}-{number}", char::from(b"abc"[site]));
-        let host = net.add_host(&name, site);
-        let fuse = Arc::new(Fuse::default());
-        let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
-        let volumes = (0..count).map(|_| {
-            let burning = Arc::clone(&fuse);
-            let options = pacsvault_simdisk::Options {
-                capacity_bytes: CAPACITY_BYTES * 2,
-                latency: Some(Arc::new(move |kind, _| {
-                    if kind != pacsvault_simdisk::OpKind::Read {
-                        burning.burn();
-                    }
-                })),
-                ..pacsvault_simdisk::Options::default()
-            };
-            SimVolume { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(crate::rng::SimRng::bits)) }
-        });
-        let volumes = volumes.collect();
-        let skew = sim.random(|rng| {
-            let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0)
-                - i64::try_from(scenario.clock_ppm).unwrap_or(0);
-            ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
-        });
-        Self {
-            host,
-            name: name.parse().expect("a valid name"),
-            site,
-            incarnation: Incarnation(id_bytes(sim)),
-            volumes,
-            log: SimKvMedia::new(),
-            state: SimKvMedia::new(),
-            speed: WorkSpeed::new(HEALTHY_MICROS),
-            fuse,
-            registry: Arc::default(),
-            skew,
-            running: None,
-        }
+        self.net.peer(self.operator, Life::HARNESS, Caller::Operator("operator".to_owned()))
     }
 }
 
@@ -520,6 +480,9 @@ impl ReplicaStarter for Starter {
         options.snapshot_every = self.scenario.snapshot_every;
         options.log_keep = self.scenario.log_keep;
         options.deadline = Duration::from_secs(4);
+        options.voter_grace = self.scenario.pace.voter_grace;
+        options.preferred_site = self.scenario.pace.preferred_leader_site.clone();
+        options.leader_settle = Duration::from_secs(2);
         let (env, peer) = (self.env.clone(), Arc::clone(&self.peer));
         Box::pin(async move {
             let started = pacsvault_consensus::start::<SimRuntime>(options, env, peer, log, state).await;

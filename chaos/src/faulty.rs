@@ -1,17 +1,28 @@
-//! Ports that lie, for planted bugs, and that burn a machine's fuse.
+//! Ports that lie and a sweeper in a hurry, for planted bugs; ports that burn a machine's fuse.
 //!
 //! **Invariants.** Without a planted bug they change nothing but when the power goes.
 
-use std::{io, sync::Arc};
+use std::{io, sync::Arc, time::Duration};
 
+use pacsvault_core::{
+    catalog::query,
+    shard::{DurableShard, ShardId, headers_of},
+};
 use pacsvault_ports::{
+    BoxFuture,
     disk::{Disk, DiskFile, Space},
     kv::{Batch, Checkpoint, Durability, Install, Kv, KvError, Rows},
+    peer::{Fault, Peer, PutShard, Reply, Request, Target},
 };
-
+use pacsvault_service::Node;
 use pacsvault_simdisk::SimDisk;
+use pacsvault_volume::Volume;
 
-use crate::{cluster::Fuse, exec::PowerLost};
+use crate::{
+    exec::{Life, PowerLost, Sim},
+    machine::Fuse,
+    scenario::PlantedBug,
+};
 
 /// A disk whose death ends the life that uses it: a node without power sees no error, it sees nothing.
 pub struct MortalDisk(pub SimDisk);
@@ -211,5 +222,70 @@ impl Kv for LyingKv {
     fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError> {
         self.fuse.burn();
         self.inner.begin_install(id)
+    }
+}
+
+/// What a node asks of others and of itself; lies about shards that repair writes.
+pub struct LyingPeer {
+    /// The honest one.
+    pub inner: Arc<dyn Peer>,
+    /// How it lies.
+    pub bug: Option<PlantedBug>,
+    /// The world.
+    pub sim: Sim,
+}
+
+impl LyingPeer {
+    /// Other bytes than the catalog's, which agree with each other.
+    fn forge(&self, put: &mut PutShard) {
+        let header = &put.header;
+        let (id, code, stripe_bytes) = (header.id, header.code, header.stripe_bytes);
+        let shards: Vec<Vec<u8>> =
+            (0..code.total()).map(|_| self.sim.random(|rng| rng.bytes(put.data.len()))).collect();
+        let (_, headers) = headers_of(id.instance, id.stripe, code, stripe_bytes, &shards);
+        let forged = headers.into_iter().zip(shards).nth(usize::from(id.shard.0)).expect("a shard of the code");
+        (put.header, put.data) = (forged.0, forged.1.into());
+    }
+}
+
+impl Peer for LyingPeer {
+    fn call(&self, target: &Target, request: Request, deadline: Duration) -> BoxFuture<'static, Result<Reply, Fault>> {
+        match (self.bug, request) {
+            (Some(PlantedBug::ReseatsUnwritten), Request::PutShard(put)) if put.repair => {
+                // PLANTED BUG: nothing is written.
+                let durable = DurableShard { id: put.header.id, volume: put.volume, digest: put.header.digest };
+                Box::pin(std::future::ready(Ok(Reply::Durable(durable))))
+            }
+            (Some(PlantedBug::RepairIgnoresRoot), Request::PutShard(mut put)) if put.repair => {
+                let durable = DurableShard { id: put.header.id, volume: put.volume, digest: put.header.digest };
+                // PLANTED BUG: what was made is not what was lost.
+                self.forge(&mut put);
+                let call = self.inner.call(target, Request::PutShard(put), deadline);
+                Box::pin(async move { call.await.map(|_| Reply::Durable(durable)) })
+            }
+            (_, request) => self.inner.call(target, request, deadline),
+        }
+    }
+}
+
+/// Deletes every copy that the catalog of this node does not name here, at once.
+pub async fn hasty_sweeper(sim: Sim, life: Life, node: Arc<Node>, volumes: Vec<Arc<Volume>>) {
+    loop {
+        sim.sleep(life, Duration::from_millis(40)).await;
+        let Some(replica) = node.replica() else { continue };
+        for volume in &volumes {
+            let Ok(shards) = volume.list(None, 10_000).await else { continue };
+            let view = replica.view();
+            let elsewhere = |id: &ShardId| {
+                let sealed = query::by_instance(view.as_ref(), id.instance).ok().flatten();
+                let stripe = sealed.as_ref().and_then(|sealed| sealed.seal.stripes.get(id.stripe.0 as usize));
+                stripe.is_some_and(|stripe| stripe.placement.get(usize::from(id.shard.0)) != Some(&volume.id()))
+            };
+            let stale: Vec<ShardId> = shards.into_iter().filter(elsewhere).collect();
+            if !stale.is_empty() {
+                // PLANTED BUG: a mover may be about to name them.
+                drop(volume.delete(stale, replica.status().applied).await);
+            }
+        }
     }
 }

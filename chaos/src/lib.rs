@@ -4,16 +4,19 @@
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
-//! and [`workload`] play it, [`nemesis`] breaks it, [`model`] and [`audit`] judge it, [`run`] reports.
+//! and [`workload`] play it, [`nemesis`] breaks it, [`operator`] does what people do about it, [`model`], [`proof`] and [`audit`] judge it, [`run`] reports.
 
 pub mod audit;
 pub mod cluster;
 pub mod env;
 pub mod exec;
 mod faulty;
+pub mod machine;
 pub mod model;
 pub mod nemesis;
 pub mod net;
+pub mod operator;
+pub mod proof;
 pub mod rng;
 pub mod run;
 pub mod runtime;

@@ -1,11 +1,15 @@
 //! The one who breaks things, and in the end repairs them.
 //!
-//! **Invariants.** Only kinds of the scenario's subset happen. At most one volume per run is hurt (fails, rots, fills), so
-//! that contracts of "any one site" stay within what was promised. After [`Nemesis::heal`] nothing is broken but that volume.
+//! **Invariants.** Only kinds of the scenario's subset happen. All damage that does not end by itself (a volume fails, rots,
+//! fills, is replaced; a machine is wiped) hits one machine, until everything was proven whole: every acknowledged write
+//! survives any one node. After [`Nemesis::heal`] nothing is broken but that machine, and people go on repairing it.
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,9 +17,11 @@ use pacsvault_ports::disk::Disk as _;
 use pacsvault_simdisk::{OpKind, SimDisk};
 
 use crate::{
-    cluster::{Cluster, HEALTHY_MICROS, Stop},
+    cluster::{Cluster, Stop},
     exec::Life,
-    net::Weather,
+    machine::HEALTHY_MICROS,
+    net::{HostId, Trap, Weather},
+    operator::{AfterDrain, Operator},
     rng::SimRng,
     scenario::{Fault, SITES},
 };
@@ -24,12 +30,20 @@ use crate::{
 pub struct Nemesis {
     cluster: Arc<Cluster>,
     held: Mutex<BTreeSet<usize>>,
+    /// What people do meanwhile.
+    pub operator: Arc<Operator>,
+    over: AtomicBool,
 }
 
 impl Nemesis {
     /// Breaks nothing yet. From now on machines that end by themselves are started again.
     pub fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
-        let nemesis = Arc::new(Self { cluster: Arc::clone(cluster), held: Mutex::default() });
+        let nemesis = Arc::new(Self {
+            cluster: Arc::clone(cluster),
+            held: Mutex::default(),
+            operator: Operator::new(cluster),
+            over: AtomicBool::new(false),
+        });
         let supervisor = Arc::clone(&nemesis);
         cluster.sim.spawn(Life::HARNESS, Box::pin(async move { supervisor.supervise().await }));
         nemesis
@@ -60,6 +74,26 @@ impl Nemesis {
         if self.held().insert(at) {
             self.cluster.stop(at, how);
         }
+    }
+
+    /// Stops machine `at` for work on it; false when it is being worked on already.
+    pub fn take(&self, at: usize) -> bool {
+        if self.cluster.machines()[at].blank {
+            return false;
+        }
+        self.held().insert(at);
+        self.cluster.stop(at, Stop::Power);
+        true
+    }
+
+    /// The work is done.
+    pub fn give_back(&self, at: usize) {
+        self.up(at);
+    }
+
+    /// False once [`Nemesis::heal`] was called.
+    pub fn faults_last(&self) -> bool {
+        !self.over.load(Ordering::Relaxed)
     }
 
     /// Starts machine `at`.
@@ -153,7 +187,97 @@ impl Nemesis {
             Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
             Fault::ClientCrash => {}
+            Fault::LongAbsence => {
+                let how = *rng.pick(&[Stop::Process, Stop::Power]);
+                cluster.sim.hit(kind.name());
+                self.down(one, how);
+                let back = rng.micros(3_000_000, 14_000_000);
+                self.later(back, move |nemesis| nemesis.up(one));
+            }
+            Fault::LeaderCrash => {
+                let how = *rng.pick(&[Stop::Process, Stop::Power]);
+                if let Some(at) = self.leader_at() {
+                    self.take_down(&[at], how, short, kind);
+                }
+            }
+            Fault::CrashInRepair => self.set_trap(Trap::Repair, kind, rng),
+            Fault::CrashInSnapshot => self.set_trap(Trap::Snapshot, kind, rng),
+            Fault::WipeNode
+            | Fault::ReplaceVolume
+            | Fault::DrainNode
+            | Fault::DrainVolume
+            | Fault::AddNode
+            | Fault::ScrubNow => self.operate(kind, one, rng),
         }
+    }
+
+    /// What people do, or what makes them do it.
+    fn operate(self: &Arc<Self>, kind: Fault, at: usize, rng: &mut SimRng) {
+        let cluster = &self.cluster;
+        let (operator, nemesis) = (&self.operator, Arc::clone(self));
+        if cluster.machines()[at].blank {
+            return;
+        }
+        match kind {
+            Fault::WipeNode if operator.may_lose_a_node() && cluster.may_damage(at) => {
+                operator.begin(|operator| operator.wipe(nemesis, at));
+            }
+            Fault::ReplaceVolume => {
+                let volume = cluster.machines()[at].volumes.first().map(|volume| volume.id);
+                let Some(volume) = volume.filter(|_| cluster.may_damage(at)) else { return };
+                operator.begin(|operator| operator.replace(nemesis, at, volume));
+            }
+            Fault::DrainNode if operator.jobs() == 0 => {
+                let then = *rng.pick(&[AfterDrain::TakenBack, AfterDrain::Removed]);
+                operator.begin(|operator| operator.drain(nemesis, at, then));
+            }
+            Fault::DrainVolume if operator.jobs() == 0 => operator.begin(|operator| operator.drain_volume(at)),
+            Fault::AddNode => {
+                let site = cluster.machines()[at].site;
+                let most = cluster.scenario.nodes_per_site + 1;
+                if cluster.scenario.is_witness(site) || cluster.of_site(site).len() >= most {
+                    return;
+                }
+                operator.add(self, site);
+            }
+            Fault::ScrubNow => operator.begin(Operator::scrub),
+            _ => return,
+        }
+        cluster.sim.hit(kind.name());
+    }
+
+    /// Somebody dies at the next such moment, or soon after.
+    fn set_trap(self: &Arc<Self>, trap: Trap, kind: Fault, rng: &mut SimRng) {
+        let nemesis = Arc::clone(self);
+        let (after, how) = (rng.micros(0, 120_000), *rng.pick(&[Stop::Process, Stop::Power]));
+        let (who, lasts) = (rng.index(3), rng.micros(20_000, 3_000_000));
+        self.cluster.net.set_trap(
+            trap,
+            Box::new(move |from, to| {
+                let victim = match (trap, who) {
+                    (Trap::Repair, 0) => nemesis.leader_at(),
+                    (Trap::Repair, 1) => nemesis.machine_of(to),
+                    (Trap::Repair, _) | (Trap::Snapshot, _) => nemesis.machine_of(from),
+                };
+                let Some(victim) = victim else { return };
+                nemesis.later(after, move |nemesis| {
+                    if nemesis.faults_last() {
+                        nemesis.take_down(&[victim], how, lasts, kind);
+                    }
+                });
+            }),
+        );
+    }
+
+    fn machine_of(&self, host: HostId) -> Option<usize> {
+        self.cluster.machines().iter().position(|machine| machine.host == host)
+    }
+
+    fn leader_at(&self) -> Option<usize> {
+        let leads = |at: &usize| {
+            self.cluster.replica(*at).is_some_and(|replica| replica.status().leader == Some(replica.status().node))
+        };
+        (0..self.cluster.count()).find(leads)
     }
 
     /// Between two operations of any store of the machine, or within one of a volume's disk.
@@ -225,11 +349,10 @@ impl Nemesis {
             (volume.id, volume.disk.clone())
         };
         {
-            let mut hurt = self.cluster.hurt();
-            if hurt.iter().any(|other| *other != id) {
+            if !self.cluster.may_damage(at) {
                 return;
             }
-            hurt.insert(id);
+            self.cluster.hurt().insert(id);
         }
         self.cluster.sim.hit(kind.name());
         match kind {
@@ -252,6 +375,7 @@ impl Nemesis {
 
     /// Ends every fault and starts every machine.
     pub fn heal(&self) {
+        self.over.store(true, Ordering::Relaxed);
         self.cluster.net.heal();
         self.cluster.net.set_weather(Weather::fair());
         self.held().clear();

@@ -17,7 +17,7 @@ use futures::{
     channel::oneshot,
     future::{Either, select},
 };
-use pacsvault_core::{ids::LogIndex, shard::DurableShard};
+use pacsvault_core::{catalog::Command, ids::LogIndex, shard::DurableShard};
 use pacsvault_ports::{
     BoxFuture,
     peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
@@ -75,6 +75,7 @@ struct State {
     cuts: BTreeSet<(HostId, HostId)>,
     weather: Weather,
     bug: Option<PlantedBug>,
+    trap: Option<(Trap, Sprung)>,
 }
 
 /// The network of one simulation.
@@ -92,8 +93,14 @@ enum Passage {
 impl Net {
     /// A network between sites with the given one-way latencies.
     pub fn new(sim: Sim, latency_micros: Vec<Vec<u64>>) -> Arc<Self> {
-        let state =
-            State { hosts: Vec::new(), latency_micros, cuts: BTreeSet::new(), weather: Weather::fair(), bug: None };
+        let state = State {
+            hosts: Vec::new(),
+            latency_micros,
+            cuts: BTreeSet::new(),
+            weather: Weather::fair(),
+            bug: None,
+            trap: None,
+        };
         Arc::new(Self { sim, state: Mutex::new(state) })
     }
 
@@ -158,6 +165,19 @@ impl Net {
             }
             (Some(PlantedBug::ReadIndexUnconfirmed), Request::ReadIndex) => Some(Reply::ReadIndex(LogIndex(0))),
             _ => None,
+        }
+    }
+
+    /// Calls `sprung` with sender and receiver when such a request is delivered next. A trap set before is gone.
+    pub fn set_trap(&self, trap: Trap, sprung: Sprung) {
+        let before = self.state().trap.replace((trap, sprung));
+        drop(before);
+    }
+
+    fn spring(&self, from: HostId, to: HostId, request: &Request) {
+        let sprung = self.state().trap.take_if(|(trap, _)| trap.catches(request));
+        if let Some((_, sprung)) = sprung {
+            sprung(from, to);
         }
     }
 
@@ -239,7 +259,38 @@ fn kind(request: &Request) -> &'static str {
         Request::InitCluster { .. } => "init",
         Request::Status => "status",
         Request::TransferLeader { .. } => "transfer-leader",
+        Request::Heartbeat(_) => "heartbeat",
+        Request::Repair(_) => "repair",
+        Request::DrainPlan(_) => "drain-plan",
+        Request::ScrubNow(_) => "scrub-now",
+        Request::VerifyShards { .. } => "verify-shards",
         _ => "other",
+    }
+}
+
+/// A moment to be waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// A repair is under way: a task is handed out, a shard is written, new homes are proposed.
+    Repair,
+    /// A replica takes a snapshot.
+    Snapshot,
+}
+
+/// What happens then.
+pub type Sprung = Box<dyn FnOnce(HostId, HostId) + Send>;
+
+impl Trap {
+    fn catches(self, request: &Request) -> bool {
+        match (self, request) {
+            (Self::Repair, Request::Repair(_)) => true,
+            (Self::Repair, Request::PutShard(put)) => put.repair,
+            (Self::Repair, Request::Propose(commands)) => {
+                commands.iter().any(|command| matches!(command, Command::Reseat(_)))
+            }
+            (Self::Snapshot, Request::SnapshotRead { .. }) => true,
+            _ => false,
+        }
     }
 }
 
@@ -383,6 +434,7 @@ impl Exchange {
         };
         let Some((life, service)) = running else { return };
         let (net, from, caller) = (Arc::clone(&self.net), self.from, self.caller.clone());
+        self.net.spring(self.from, to, &request);
         let kind = kind(&request);
         if kind == "snapshot-read" {
             net.sim.hit("piece of a snapshot sent");

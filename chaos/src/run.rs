@@ -18,6 +18,7 @@ use crate::{
     cluster::Cluster,
     exec::{Life, Sim, panic_message},
     nemesis::Nemesis,
+    proof,
     scenario::Scenario,
     workload::{self, Figures, Work},
 };
@@ -86,6 +87,7 @@ async fn play(work: Arc<Work>) {
         return;
     }
     sim.spawn(Life::HARNESS, Box::pin(audit::watch_digests(Arc::clone(&work))));
+    sim.spawn(Life::HARNESS, Box::pin(proof::watch_promises(Arc::clone(&work))));
     let until = sim.now() + cluster.scenario.fault_time;
     let clients = workload::start_clients(&work, until);
     Arc::clone(&nemesis).run(until).await;

@@ -5,12 +5,18 @@
 
 use std::{collections::BTreeSet, fmt, str::FromStr, time::Duration};
 
-use pacsvault_core::layout::{
-    Contract, Failures, Profile,
-    profile::{Code, ReadPreference},
+use pacsvault_core::{
+    health::Pace,
+    layout::{
+        Contract, Failures, Profile,
+        profile::{Code, ReadPreference},
+    },
 };
 
-use crate::rng::{SimRng, splitmix};
+use crate::{
+    cluster::site_name,
+    rng::{SimRng, splitmix},
+};
 
 /// Sites of every scenario: contracts speak of "any one site" of three.
 pub const SITES: usize = 3;
@@ -54,10 +60,30 @@ pub enum Fault {
     TransferLeader,
     /// A client stops in the middle of a write.
     ClientCrash,
+    /// A node is down for longer than repair waits.
+    LongAbsence,
+    /// The leader's process dies, or loses power.
+    LeaderCrash,
+    /// Somebody who takes part in a repair dies during it.
+    CrashInRepair,
+    /// A replica dies while it takes a snapshot.
+    CrashInSnapshot,
+    /// A machine loses all its data; another node takes its place.
+    WipeNode,
+    /// A disk is replaced by an empty one.
+    ReplaceVolume,
+    /// A node is drained; then removed, or taken back.
+    DrainNode,
+    /// A volume is drained, and taken back later.
+    DrainVolume,
+    /// A node joins.
+    AddNode,
+    /// An operator has everything verified, and tries again what was set aside.
+    ScrubNow,
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 18] = [
+pub const FAULTS: [Fault; 28] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -76,6 +102,16 @@ pub const FAULTS: [Fault; 18] = [
     Fault::ClockJump,
     Fault::TransferLeader,
     Fault::ClientCrash,
+    Fault::LongAbsence,
+    Fault::LeaderCrash,
+    Fault::CrashInRepair,
+    Fault::CrashInSnapshot,
+    Fault::WipeNode,
+    Fault::ReplaceVolume,
+    Fault::DrainNode,
+    Fault::DrainVolume,
+    Fault::AddNode,
+    Fault::ScrubNow,
 ];
 
 impl Fault {
@@ -100,6 +136,16 @@ impl Fault {
             Self::ClockJump => "fault: wall clock jumps",
             Self::TransferLeader => "fault: leadership moved",
             Self::ClientCrash => "fault: client crash",
+            Self::LongAbsence => "fault: node away for long",
+            Self::LeaderCrash => "fault: leader crashes",
+            Self::CrashInRepair => "fault: crash during a repair",
+            Self::CrashInSnapshot => "fault: crash during a snapshot",
+            Self::WipeNode => "fault: machine wiped",
+            Self::ReplaceVolume => "fault: volume replaced",
+            Self::DrainNode => "operator: drains a node",
+            Self::DrainVolume => "operator: drains a volume",
+            Self::AddNode => "operator: adds a node",
+            Self::ScrubNow => "operator: verifies everything",
         }
     }
 }
@@ -117,15 +163,24 @@ pub enum PlantedBug {
     NodeAcksUnwritten,
     /// The leader confirms reads of followers without asking for how far it is.
     ReadIndexUnconfirmed,
+    /// Repair names new homes whose volumes were never asked to write.
+    ReseatsUnwritten,
+    /// Copies that the catalog does not name yet are deleted at once.
+    SweepsAtOnce,
+    /// Repair writes what it made without comparing it with the stripe's root.
+    RepairIgnoresRoot,
 }
 
 /// All of them.
-pub const PLANTED_BUGS: [PlantedBug; 5] = [
+pub const PLANTED_BUGS: [PlantedBug; 8] = [
     PlantedBug::VolumeAcksBeforeSync,
     PlantedBug::LogAcksBeforeSync,
     PlantedBug::VolumeForgetsNames,
     PlantedBug::NodeAcksUnwritten,
     PlantedBug::ReadIndexUnconfirmed,
+    PlantedBug::ReseatsUnwritten,
+    PlantedBug::SweepsAtOnce,
+    PlantedBug::RepairIgnoresRoot,
 ];
 
 impl fmt::Display for PlantedBug {
@@ -136,6 +191,9 @@ impl fmt::Display for PlantedBug {
             Self::VolumeForgetsNames => "volume-forgets-names",
             Self::NodeAcksUnwritten => "node-acks-unwritten",
             Self::ReadIndexUnconfirmed => "read-index-unconfirmed",
+            Self::ReseatsUnwritten => "reseats-unwritten",
+            Self::SweepsAtOnce => "sweeps-at-once",
+            Self::RepairIgnoresRoot => "repair-ignores-root",
         })
     }
 }
@@ -148,6 +206,21 @@ impl FromStr for PlantedBug {
         let found = PLANTED_BUGS.into_iter().find(|bug| bug.to_string() == text);
         found.ok_or_else(|| format!("there is no planted bug {text}; there are {}", names.join(", ")))
     }
+}
+
+/// What happens once everything was proven whole; then it must be so again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encore {
+    /// Nothing.
+    Nothing,
+    /// Time passes until copies that are not needed must be gone.
+    Sweep,
+    /// A machine loses all its data.
+    Wipe,
+    /// A whole site loses all its data.
+    WipeSite,
+    /// A node is drained, removed and replaced.
+    Retire,
 }
 
 /// One run, as drawn.
@@ -183,6 +256,12 @@ pub struct Scenario {
     pub fault_pause_millis: u64,
     /// Most parts per million by which a node's clock runs wrong.
     pub clock_ppm: u64,
+    /// How nodes heal.
+    pub pace: Pace,
+    /// Between two sweeps.
+    pub sweep_every: Duration,
+    /// What happens once everything was proven whole.
+    pub encore: Encore,
     /// Something wrong on purpose.
     pub bug: Option<PlantedBug>,
 }
@@ -220,7 +299,7 @@ impl Scenario {
             faults.remove(&Fault::FailingVolumeSync);
             faults.remove(&Fault::FullVolume);
         }
-        Self {
+        let scenario = Self {
             seed,
             nodes_per_site,
             witness,
@@ -236,8 +315,47 @@ impl Scenario {
             fault_time: Duration::from_millis(rng.range(8_000, 16_000)),
             fault_pause_millis: *rng.pick(&[800, 1_500, 3_000]),
             clock_ppm: *rng.pick(&[0, 0, 200, 20_000]),
+            pace: draw_pace(rng),
+            sweep_every: Duration::from_millis(rng.range(500, 3_000)),
+            encore: *rng.pick(&[
+                Encore::Nothing,
+                Encore::Nothing,
+                Encore::Nothing,
+                Encore::Sweep,
+                Encore::Sweep,
+                Encore::Wipe,
+                Encore::WipeSite,
+                Encore::Retire,
+            ]),
             bug: None,
-        }
+        };
+        debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
+        scenario
+    }
+}
+
+/// Fast enough that a whole outage, from silence to repair, fits into seconds.
+fn draw_pace(rng: &mut SimRng) -> Pace {
+    let heartbeat = Duration::from_millis(rng.range(150, 300));
+    let suspect_after = heartbeat * u32::try_from(rng.range(3, 6)).unwrap_or(3);
+    let urgent_after = suspect_after + Duration::from_millis(rng.range(100, 1_500));
+    let down_after = urgent_after + Duration::from_millis(rng.range(500, 3_000));
+    let lost_after = down_after + Duration::from_millis(rng.range(2_000, 15_000));
+    Pace {
+        heartbeat,
+        suspect_after,
+        urgent_after,
+        down_after,
+        lost_after,
+        steady_for: Duration::from_millis(rng.range(100, 800)),
+        repair_after: down_after + Duration::from_millis(rng.range(0, 1_500)),
+        repair_rate: 0,
+        repair_parallel: rng.index(8) + 1,
+        scrub_within: Duration::from_secs(60),
+        reconcile_every: Duration::from_millis(rng.range(1_000, 5_000)),
+        rebalance_percent: 5,
+        voter_grace: suspect_after + Duration::from_millis(rng.range(1_000, 5_000)),
+        preferred_leader_site: rng.chance(300).then(|| site_name(rng.index(SITES))),
     }
 }
 

@@ -18,9 +18,10 @@ use pacsvault_core::{
 use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, List};
 
 use crate::{
-    cluster::{Cluster, HEALTHY_MICROS, site_name},
+    cluster::{Cluster, site_name},
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life},
+    machine::HEALTHY_MICROS,
     model::{Model, Moment, ReadView, Scope, Session},
     net::HostId,
     rng::SimRng,
@@ -44,6 +45,8 @@ pub struct Figures {
     pub lists: u64,
     /// Deletes.
     pub deletes: u64,
+    /// Longest time from the end of faults until everything was proven whole, in milliseconds.
+    pub heal_millis: u64,
 }
 
 /// What clients share.
@@ -100,6 +103,12 @@ impl Work {
     /// The figures.
     pub fn figures(&self) -> Figures {
         self.both().1
+    }
+
+    /// Everything was proven whole so long after the last fault.
+    pub fn healed_within(&self, took: std::time::Duration) {
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.count(|figures| figures.heal_millis = figures.heal_millis.max(millis));
     }
 
     /// Notes a violation.

@@ -94,6 +94,11 @@ fn print_figures(reports: &[Report], seconds: f64) {
         sum(|report| report.figures.lists),
         sum(|report| report.figures.deletes),
     );
+    let mut healed: Vec<u64> = reports.iter().map(|report| report.figures.heal_millis).collect();
+    healed.sort_unstable();
+    let at =
+        |part: usize| healed.get((healed.len() * part / 100).min(healed.len().saturating_sub(1))).copied().unwrap_or(0);
+    println!("whole again after the last fault: median {} ms, 90 % {} ms, longest {} ms", at(50), at(90), at(100));
     if let [only] = reports {
         println!("trace {:016x}", only.hash);
     }

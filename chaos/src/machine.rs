@@ -1,0 +1,172 @@
+//! One machine: its disks, its stores and what it remembers.
+//!
+//! **Invariants.** A machine is its disks. One that was wiped is blank until somebody makes a new node of it: it never starts
+//! under its old identity.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use pacsvault_core::ids::{Incarnation, NodeName, VolumeId};
+use pacsvault_ports::peer::Fault;
+use pacsvault_service::{Membership, Node, Registry};
+use pacsvault_simdisk::{OpKind, SimDisk};
+use pacsvault_simkv::SimKvMedia;
+
+use crate::{
+    env::WorkSpeed,
+    exec::{ClockSkew, Life, PowerLost, Sim},
+    net::HostId,
+    rng::SimRng,
+    scenario::Scenario,
+};
+
+/// What a simulated volume may hold.
+pub const CAPACITY_BYTES: u64 = 64 << 20;
+/// Longest duration of blocking work on a healthy machine, in microseconds.
+pub const HEALTHY_MICROS: u64 = 1_500;
+
+/// Where a node remembers who it is; durable at once.
+#[derive(Default)]
+pub struct MemoryRegistry(Mutex<Option<Membership>>, Mutex<BTreeSet<String>>);
+
+impl Registry for MemoryRegistry {
+    fn load(&self) -> Result<Option<Membership>, Fault> {
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn save(&self, membership: &Membership) -> Result<(), Fault> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(membership.clone());
+        Ok(())
+    }
+
+    fn asked(&self) -> Result<BTreeSet<String>, Fault> {
+        Ok(self.1.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn save_asked(&self, asked: &BTreeSet<String>) -> Result<(), Fault> {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone_from(asked);
+        Ok(())
+    }
+}
+
+/// Counts disk operations down to a power loss. 0: none is planned.
+#[derive(Debug, Default)]
+pub struct Fuse(AtomicU64);
+
+impl Fuse {
+    /// The power goes before the `nth` next operation.
+    pub fn light(&self, nth: u64) {
+        self.0.store(nth, Ordering::Relaxed);
+    }
+
+    /// Called before each disk operation of the machine; does not return when the power goes.
+    pub fn burn(&self) {
+        let left = self.0.load(Ordering::Relaxed);
+        if left > 0 {
+            self.0.store(left - 1, Ordering::Relaxed);
+            if left == 1 {
+                // Not a bug of the node: no message, and the executor ends the life.
+                std::panic::resume_unwind(Box::new(PowerLost));
+            }
+        }
+    }
+}
+
+/// One volume of a machine.
+pub struct SimVolume {
+    /// Its identity.
+    pub id: VolumeId,
+    /// Its disk as of now.
+    pub disk: SimDisk,
+}
+
+impl SimVolume {
+    /// An empty disk that burns `fuse`.
+    pub fn new(sim: &Sim, fuse: &Arc<Fuse>) -> Self {
+        let burning = Arc::clone(fuse);
+        let options = pacsvault_simdisk::Options {
+            capacity_bytes: CAPACITY_BYTES * 2,
+            latency: Some(Arc::new(move |kind, _| {
+                if kind != OpKind::Read {
+                    burning.burn();
+                }
+            })),
+            ..pacsvault_simdisk::Options::default()
+        };
+        Self { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(SimRng::bits)) }
+    }
+}
+
+pub(crate) struct Running {
+    pub life: Life,
+    pub node: Arc<OnceLock<Arc<Node>>>,
+}
+
+/// One machine.
+pub struct Machine {
+    /// On the network.
+    pub host: HostId,
+    /// Of its node.
+    pub name: NodeName,
+    /// Which site.
+    pub site: usize,
+    /// Of its node.
+    pub incarnation: Incarnation,
+    /// Its volumes.
+    pub volumes: Vec<SimVolume>,
+    /// Its Raft log.
+    pub log: SimKvMedia,
+    /// Its catalog.
+    pub state: SimKvMedia,
+    /// How fast its disks are.
+    pub speed: Arc<WorkSpeed>,
+    /// Its planned power loss.
+    pub fuse: Arc<Fuse>,
+    /// Whether its operator founds a cluster with it.
+    pub founder: bool,
+    /// Wiped, and no new node yet: does not start.
+    pub blank: bool,
+    pub(crate) registry: Arc<MemoryRegistry>,
+    pub(crate) skew: ClockSkew,
+    pub(crate) running: Option<Running>,
+}
+
+/// Sixteen random bytes.
+pub(crate) fn id_bytes(sim: &Sim) -> [u8; 16] {
+    sim.random(|rng| rng.bytes(16)).try_into().expect("16 bytes were asked for")
+}
+
+impl Machine {
+    /// A machine with empty disks for a node of that name.
+    pub fn new(sim: &Sim, host: HostId, scenario: &Scenario, site: usize, name: &str) -> Self {
+        let fuse = Arc::new(Fuse::default());
+        let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
+        let volumes = (0..count).map(|_| SimVolume::new(sim, &fuse)).collect();
+        let skew = sim.random(|rng| {
+            let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0)
+                - i64::try_from(scenario.clock_ppm).unwrap_or(0);
+            ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
+        });
+        Self {
+            host,
+            name: name.parse().expect("a valid name"),
+            site,
+            incarnation: Incarnation(id_bytes(sim)),
+            volumes,
+            log: SimKvMedia::new(),
+            state: SimKvMedia::new(),
+            speed: WorkSpeed::new(HEALTHY_MICROS),
+            fuse,
+            founder: false,
+            blank: false,
+            registry: Arc::default(),
+            skew,
+            running: None,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! The judge of stored bytes: what the catalog says, against what a power failure at this instant would leave on the disks.
+//!
+//! **Invariants.** Nothing here trusts the code under test but the catalog's words and a volume's recovery: shards are made
+//! again from the content that clients wrote and compared byte by byte, and survival is counted by brute force.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use pacsvault_consensus::Replica;
+use pacsvault_core::{
+    catalog::{SealedInstance, query},
+    codec::Coder,
+    ids::{InstanceId, LogIndex, ShardIndex, StripeIndex, VolumeId},
+    layout::NodeState,
+    shard::ShardId,
+};
+use pacsvault_ports::peer::Freshness;
+use pacsvault_volume::{Options as VolumeOptions, Owner, Store};
+
+use crate::{
+    audit::{Lies, homes, persisted, survives},
+    cluster::Cluster,
+    exec::Life,
+    rng::SimRng,
+    workload::Work,
+};
+
+/// Between two looks behind the catalog while faults go on.
+const LOOK_EVERY: Duration = Duration::from_millis(2_500);
+/// Stores as a power failure would leave them; `None` for one that does not even open.
+pub(crate) type Stores = BTreeMap<VolumeId, Option<Store>>;
+
+/// The volume as a power failure now would leave it; `None` when it does not even open.
+pub(crate) fn survivor(cluster: &Cluster, volume: VolumeId) -> Option<Store> {
+    let (copy, node) = {
+        let machines = cluster.machines();
+        let machine = machines.iter().find(|machine| machine.volumes.iter().any(|own| own.id == volume))?;
+        let own = machine.volumes.iter().find(|own| own.id == volume)?;
+        (own.disk.survivors(cluster.sim.random(SimRng::bits)), machine.name.clone())
+    };
+    let owner = Owner { cluster: cluster.id(), node };
+    let options = VolumeOptions::new(cluster.sim.random(SimRng::bits));
+    Store::open(Arc::new(copy), &owner, options).ok().map(|(store, _)| store)
+}
+
+/// All volumes at this instant.
+fn survivors(cluster: &Cluster) -> Stores {
+    let ids: Vec<VolumeId> = {
+        let machines = cluster.machines();
+        machines.iter().flat_map(|machine| machine.volumes.iter().map(|volume| volume.id)).collect()
+    };
+    ids.into_iter().map(|id| (id, survivor(cluster, id))).collect()
+}
+
+/// The replica that has applied most.
+pub(crate) fn newest(cluster: &Cluster) -> Option<Arc<dyn Replica>> {
+    let replicas = (0..cluster.count()).filter_map(|at| cluster.replica(at));
+    replicas.max_by_key(|replica| replica.status().applied)
+}
+
+/// The record of an instance in this replica's catalog.
+pub(crate) fn record(replica: &dyn Replica, instance: InstanceId) -> Option<SealedInstance> {
+    query::by_instance(replica.view().as_ref(), instance).ok().flatten()
+}
+
+/// Shards of each stripe of the content, made again.
+fn expected(content: &Bytes, sealed: &SealedInstance) -> Vec<Vec<Bytes>> {
+    let coder = Coder::new(sealed.seal.code);
+    let mut offset = 0;
+    let mut cut = |bytes: u64| {
+        let end = offset + usize::try_from(bytes).unwrap_or(usize::MAX);
+        let stripe = content.slice(offset..end.min(content.len()));
+        offset = end;
+        coder.encode(stripe).expect("a short stripe")
+    };
+    sealed.seal.stripes.iter().map(|stripe| cut(stripe.stripe_bytes)).collect()
+}
+
+/// What one shard on one volume is: `Ok` when it has exactly these bytes.
+fn sound(stores: &Stores, volume: VolumeId, id: ShardId, bytes: &Bytes) -> Result<(), String> {
+    let store = match stores.get(&volume) {
+        None => return Err("the volume is no more".to_owned()),
+        Some(None) => return Err("the volume does not open".to_owned()),
+        Some(Some(store)) => store,
+    };
+    match store.read(id, 0, u64::MAX) {
+        Ok(read) if read.data == *bytes => Ok(()),
+        Ok(_) => Err("it has other bytes than were written".to_owned()),
+        Err(why) => Err(why.to_string()),
+    }
+}
+
+/// Names of shards that count: what a record says is durable, where, and since which reseat.
+type Named = BTreeSet<(ShardId, VolumeId, Option<LogIndex>)>;
+
+fn named(sealed: &SealedInstance) -> Named {
+    let instance = sealed.seal.instance;
+    let of = |(stripe, index): (&pacsvault_core::catalog::StripeSeal, u32)| {
+        let since = sealed.moved.get(&StripeIndex(index)).map(|moved| moved.index);
+        let id = move |shard| ShardId { instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
+        persisted(stripe).map(move |(shard, volume)| (id(shard), volume, since)).collect::<Vec<_>>()
+    };
+    sealed.seal.stripes.iter().zip(0_u32..).flat_map(of).collect()
+}
+
+fn all_named(work: &Work, replica: &dyn Replica) -> BTreeMap<InstanceId, Named> {
+    let live = work.model(|model| model.must_live());
+    let records = live.iter().filter_map(|(_, sealed)| record(replica, sealed.seal.instance));
+    records.filter(|record| record.deleted.is_none()).map(|record| (record.seal.instance, named(&record))).collect()
+}
+
+/// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte.
+///
+/// What is named before the look and, by a linearizable read, still named after it, was named at that instant.
+pub async fn watch_promises(work: Arc<Work>) {
+    let cluster = &work.cluster;
+    loop {
+        cluster.sim.sleep(Life::HARNESS, LOOK_EVERY).await;
+        let Some(replica) = newest(cluster) else { continue };
+        let before = all_named(&work, replica.as_ref());
+        let stores = survivors(cluster);
+        let hurt = cluster.hurt().clone();
+        if replica.wait(Freshness::Linearizable).await.is_err() {
+            continue;
+        }
+        let after = all_named(&work, replica.as_ref());
+        cluster.sim.hit("catalog compared with the disks");
+        let contents = contents(&work);
+        for (instance, names) in &before {
+            let (Some(still), Some(record)) = (after.get(instance), record(replica.as_ref(), *instance)) else {
+                continue;
+            };
+            let Some(content) = contents.get(instance) else { continue };
+            let shards = expected(content, &record);
+            for (id, volume, _) in names.intersection(still).filter(|(_, volume, _)| !hurt.contains(volume)) {
+                let bytes = &shards[id.stripe.0 as usize][usize::from(id.shard.0)];
+                if let Err(why) = sound(&stores, *volume, *id, bytes) {
+                    work.violation(format!("the catalog names shard {id} on volume {volume}, where it is not: {why}"));
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn contents(work: &Work) -> BTreeMap<InstanceId, Bytes> {
+    work.model(|model| model.attempts().iter().map(|attempt| (attempt.instance, attempt.content.clone())).collect())
+}
+
+/// What a proof of everything found.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// Copies of live shards where they are not named, each with whether its stripe was ever reseated.
+    pub stale: Vec<(ShardId, VolumeId, bool)>,
+}
+
+/// Proves that everything acknowledged keeps the contract of its profile: by the catalog, and by the disks.
+///
+/// # Errors
+/// The first thing that is not so.
+pub fn whole(work: &Work) -> Result<Whole, String> {
+    let cluster = &work.cluster;
+    let replica = newest(cluster).ok_or("no replica runs")?;
+    let layout = replica.layout().ok_or("no layout")?;
+    for node in layout.nodes.values().filter(|node| node.state != NodeState::Removed) {
+        if node.state != NodeState::Up || node.draining {
+            return Err(format!("node {} is {:?}, draining {}", node.name, node.state, node.draining));
+        }
+    }
+    let (asides, count) = query::asides(replica.view().as_ref(), 1).map_err(|error| error.to_string())?;
+    if count > 0 {
+        return Err(format!("{count} stripes are set aside, such as {asides:?}"));
+    }
+    let live = work.model(|model| model.must_live());
+    let mut records = BTreeMap::new();
+    for (key, sealed) in live {
+        let instance = sealed.seal.instance;
+        let now = record(replica.as_ref(), instance).filter(|record| record.deleted.is_none());
+        let now = now.ok_or_else(|| format!("version {} of key {key} has no record", sealed.version))?;
+        for (stripe, index) in now.seal.stripes.iter().zip(0_u32..) {
+            let name = format!("stripe {instance}/{index} on {:?}", stripe.placement);
+            if stripe.persisted.count_ones() as usize != now.seal.code.total() {
+                return Err(format!("{name} has shards {:b}", stripe.persisted));
+            }
+            if let Some(volume) = stripe.placement.iter().find(|volume| !layout.counts(**volume)) {
+                return Err(format!("{name} counts on volume {volume}, which does not count"));
+            }
+        }
+        records.insert(instance, now);
+    }
+    prove(work, &records)
+}
+
+fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<Whole, String> {
+    let cluster = &work.cluster;
+    let (homes, stores, contents) = (homes(cluster), survivors(cluster), contents(work));
+    cluster.sim.hit("everything proven on the disks");
+    for (instance, record) in records {
+        let content = contents.get(instance).ok_or("a record of nobody's attempt")?;
+        for ((stripe, index), shards) in record.seal.stripes.iter().zip(0_u32..).zip(expected(content, record)) {
+            let mut lies: Vec<Lies> = Vec::new();
+            for (shard, volume) in persisted(stripe) {
+                let id = ShardId { instance: *instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
+                sound(&stores, volume, id, &shards[usize::from(shard)])
+                    .map_err(|why| format!("shard {id} on volume {volume}: {why}"))?;
+                let (at, site) = homes[&volume];
+                lies.push((shard, at, site));
+            }
+            if stripe.placement.iter().collect::<BTreeSet<_>>().len() < stripe.placement.len() {
+                cluster.sim.hit("two shards of a healed stripe on one volume");
+            }
+            for failures in cluster.scenario.profile.contract.failures() {
+                if !survives(&lies, record.seal.code.data(), *failures, cluster.count()) {
+                    return Err(format!("stripe {instance}/{index} does not survive {failures}: {lies:?}"));
+                }
+            }
+        }
+    }
+    Ok(Whole { stale: stale(&stores, records) })
+}
+
+fn stale(stores: &Stores, records: &BTreeMap<InstanceId, SealedInstance>) -> Vec<(ShardId, VolumeId, bool)> {
+    let mut found = Vec::new();
+    for (volume, store) in stores.iter().filter_map(|(id, store)| Some((*id, store.as_ref()?))) {
+        for id in store.list(None, usize::MAX) {
+            let Some(record) = records.get(&id.instance) else { continue };
+            let Some(stripe) = record.seal.stripes.get(id.stripe.0 as usize) else { continue };
+            if stripe.placement[usize::from(id.shard.0)] != volume {
+                found.push((id, volume, record.moved.contains_key(&id.stripe)));
+            }
+        }
+    }
+    found
+}
