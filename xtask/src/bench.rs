@@ -7,15 +7,19 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use clap::Args;
+use clap::{Args, Subcommand};
 use pacsvault_harness::Cluster;
 use serde_json::Value;
 
-use crate::{setup, tools};
+use crate::{heal, setup, tools};
 
 /// What to measure.
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Options {
+    /// One part instead of all others.
+    #[command(subcommand)]
+    part: Option<Part>,
     /// Seconds per measurement.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
@@ -27,19 +31,30 @@ pub struct Options {
     transfer_only: bool,
 }
 
-/// Runs all benchmarks.
+/// What is measured only when it is named.
+#[derive(Subcommand)]
+enum Part {
+    /// Burn a node under load: time to full contract, rate of repair, and what clients feel meanwhile.
+    Heal(heal::Options),
+    /// Planning with ten million stripes, and opening, verifying and compacting a volume of many small shards.
+    Plan,
+}
+
+/// Runs all benchmarks, or the one named.
 pub fn run(options: &Options) -> anyhow::Result<()> {
     setup::run()?;
+    match &options.part {
+        Some(Part::Heal(options)) => return heal::run(options),
+        Some(Part::Plan) => return plan(),
+        None => {}
+    }
     tools::build()?;
     if !options.transfer_only {
         // The whole workspace, for the same reason as in `tools::build`.
         tools::cargo(&["build", "--release", "--workspace", "--examples"])?;
     }
     println!("machine: {}", machine());
-    println!(
-        "commit:  {}",
-        tools::output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(tools::root()))?.trim()
-    );
+    println!("commit:  {}", commit()?);
     transfers(options)?;
     if options.transfer_only {
         return Ok(());
@@ -67,7 +82,30 @@ fn example(name: &str, arguments: &[&str]) -> anyhow::Result<()> {
     tools::run(Command::new(tools::target().join("release/examples").join(name)).args(arguments))
 }
 
-fn machine() -> String {
+/// What the leader computes, and what many small shards cost a volume.
+fn plan() -> anyhow::Result<()> {
+    tools::cargo(&["build", "--release", "--workspace", "--examples"])?;
+    println!("machine: {}", machine());
+    println!("commit:  {}", commit()?);
+    println!("\n## planning, 10 million stripes");
+    example("plan_bench", &[])?;
+    println!("\n## a volume of 100,000 small shards");
+    let dir = tools::target().join("bench-volume");
+    example("open_bench", &[&dir.display().to_string()])?;
+    if dir.exists() {
+        fs::remove_dir_all(dir)?;
+    }
+    Ok(())
+}
+
+/// The commit that is checked out, and whether anything was changed since.
+pub fn commit() -> anyhow::Result<String> {
+    let mut git = Command::new("git");
+    Ok(tools::output(git.args(["describe", "--always", "--dirty"]).current_dir(tools::root()))?.trim().to_owned())
+}
+
+/// Cores and their model.
+pub fn machine() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let cores = info.lines().filter(|line| line.starts_with("processor")).count();

@@ -1,5 +1,5 @@
 //! The main job, for real: six node processes in three sites on loopback, a study stored, the leader's whole site killed,
-//! every byte read back.
+//! every byte read back; the site returns, then a node burns for good, and the cluster makes itself whole again each time.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,10 @@ use clap::Args;
 use pacsvault_harness::Cluster;
 use serde_json::Value;
 
-use crate::{setup, tools};
+use crate::{setup, tools, watch};
+
+/// How long healing may take; it takes seconds.
+const HEALED_WITHIN: Duration = Duration::from_secs(120);
 
 /// What to show.
 #[derive(Args)]
@@ -88,9 +91,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     report.row(format!("stored {} on two sites", second.shown()), format!("degraded: {}", second.claims()));
     show_receipt(&cluster, &second)?;
 
+    let back = Instant::now();
     cluster.start(|_| true)?;
     cluster.wait_whole()?;
     report.row(format!("site {site} is back"), voters(&cluster)?);
+    healed(&cluster, &second, back, &mut report)?;
     let third_study = sample(&cluster, "study-3", options.slices.min(20), 0, 3)?;
     let third = put_whole(&cluster, &third_study)?;
     report.row(format!("stored {} on three sites", third.shown()), format!("again {}", third.claims()));
@@ -98,12 +103,55 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
         read_back(&cluster, stored, folder)?;
     }
     report.row("read everything again", "every byte identical");
-    summary(&report, &gaps);
+    let healing = burn(&mut cluster, &mut report)?;
+    for (stored, folder) in [(&first, "read-5"), (&second, "read-6"), (&third, "read-7")] {
+        read_back(&cluster, stored, folder)?;
+    }
+    report.row("read everything once more", "every byte identical");
+    summary(&report, &gaps, &healing);
     if options.keep {
         explain(&cluster);
         cluster.keep();
     }
     Ok(())
+}
+
+/// What was stored degraded gets the contract it was denied, by itself; its receipt, signed anew, says so.
+fn healed(cluster: &Cluster, stored: &Stored, since: Instant, report: &mut Report) -> anyhow::Result<()> {
+    let took = watch::until_whole(cluster, since, HEALED_WITHIN, None)?;
+    let ((key, version), _) = stored.files.first_key_value().context("something was stored")?;
+    let receipt = cluster.dir.join("healed.receipt");
+    let mut command = cluster.client();
+    command.args(["receipt", "fetch", key, "--version", &version.to_string(), "--json", "--out"]).arg(&receipt);
+    let row: Value = serde_json::from_str(tools::output(&mut command)?.trim())?;
+    ensure!(row["degraded"] == false, "the receipt fetched again still says degraded: {row}");
+    let claims: Vec<&str> = row["survives"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    report.row(
+        "the degraded study is at full contract again",
+        format!("{:.1} s after the site's start; its receipt now: survives {}", took.as_secs_f64(), claims.join("; ")),
+    );
+    Ok(())
+}
+
+/// A node burns: what it held is rebuilt on the others, it is retired, and its machine comes back empty as a new node. Says how
+/// fast.
+fn burn(cluster: &mut Cluster, report: &mut Report) -> anyhow::Result<String> {
+    let victim = watch::follower(cluster)?;
+    let id = watch::id(cluster, &victim)?;
+    cluster.kill(|node| node.name == victim)?;
+    cluster.wipe(&victim)?;
+    let began = Instant::now();
+    let bytes = watch::give_up(cluster, &victim)?;
+    report
+        .row(format!("kill -9 {victim}, disks wiped, given up"), format!("{} of shards are lost", watch::size(bytes)));
+    let took = watch::until_whole(cluster, began, HEALED_WITHIN, Some(&victim))?;
+    let healing = format!("{:.1} s, {:.0} MB/s", took.as_secs_f64(), watch::mb_per_second(bytes, took));
+    report.row("everything is at full contract again", format!("{healing} rebuilt on five nodes"));
+    watch::retire(cluster, &victim)?;
+    report.row(format!("node {victim} removed"), format!("its id {id} is never used again"));
+    let now = watch::rejoin(cluster, &victim, id)?;
+    report.row(format!("{victim} started again, empty"), format!("joined as a new node, id {now}"));
+    Ok(healing)
 }
 
 fn voters(cluster: &Cluster) -> anyhow::Result<String> {
@@ -145,7 +193,7 @@ impl Stored {
     /// What was stored, in words.
     fn shown(&self) -> String {
         let skipped = if self.skipped > 0 { format!(" ({} skipped)", self.skipped) } else { String::new() };
-        format!("{} files, {}{skipped}", self.count(), size(self.bytes))
+        format!("{} files, {}{skipped}", self.count(), watch::size(self.bytes))
     }
 
     /// What each file survives; every kind is told when they differ.
@@ -290,12 +338,7 @@ impl Drop for Probe {
     }
 }
 
-#[allow(clippy::cast_precision_loss, reason = "shown with one decimal")]
-fn size(bytes: u64) -> String {
-    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
-}
-
-fn summary(report: &Report, gaps: &Value) {
+fn summary(report: &Report, gaps: &Value, healing: &str) {
     println!("\nWhat happened");
     for (at, what, result) in &report.rows {
         println!("  {at:6.1} s  {what:44} {result}");
@@ -304,6 +347,7 @@ fn summary(report: &Report, gaps: &Value) {
         "\nNothing acknowledged was lost. While a whole site died, writes paused for {} ms and reads for {} ms.",
         gaps["write_gap_ms"], gaps["read_gap_ms"]
     );
+    println!("When a node burnt with everything on it, the others were at full contract again after {healing}.");
 }
 
 fn explain(cluster: &Cluster) {

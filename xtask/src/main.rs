@@ -7,9 +7,11 @@ mod bench;
 mod check;
 mod crash_points;
 mod demo;
+mod heal;
 mod layers;
 mod setup;
 mod tools;
+mod watch;
 
 use clap::{Parser, Subcommand};
 
@@ -25,7 +27,7 @@ struct Arguments {
 enum Command {
     /// Install what building needs on this machine (Debian packages); without root, print what to run.
     Setup,
-    /// Show the main job: three sites store a study, lose one site by kill -9, and lose nothing.
+    /// Show the main job: three sites store a study, lose one site by kill -9, lose nothing, and heal.
     Demo(demo::Options),
     /// All static checks: format, clippy, layers, error pages. Writes nothing.
     Check,
