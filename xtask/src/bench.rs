@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use pacsvault_harness::Cluster;
 use serde_json::Value;
 
-use crate::{heal, setup, tools};
+use crate::{heal, setup, tools, watch};
 
 /// What to measure.
 #[derive(Args)]
@@ -137,7 +137,7 @@ fn transfers(options: &Options) -> anyhow::Result<()> {
         // A fresh cluster each: what was deleted is not compacted away, and six volumes share this disk.
         let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 2)?;
         cluster.start(|_| true)?;
-        cluster.form()?;
+        watch::form(&cluster)?;
         let mut rounds = Vec::new();
         for _ in 0..options.rounds {
             rounds.push(transfer(&cluster, case, options.seconds)?);
@@ -186,7 +186,7 @@ fn transfer(cluster: &Cluster, case: &Case, seconds: u32) -> anyhow::Result<[f64
 fn metadata(options: &Options) -> anyhow::Result<()> {
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 1)?;
     cluster.start(|_| true)?;
-    cluster.form()?;
+    watch::form(&cluster)?;
     println!("\n## metadata commits, 3 members on one disk");
     let mut command = cluster.client();
     command.args(["bench", "metadata", "--clients", "1,64,256", "--seconds", &options.seconds.to_string()]);
@@ -211,7 +211,7 @@ fn etcd(options: &Options) -> anyhow::Result<()> {
 fn upload_memory() -> anyhow::Result<()> {
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &tools::target().join("bench"), 3, 2)?;
     cluster.start(|_| true)?;
-    cluster.form()?;
+    watch::form(&cluster)?;
     let before = cluster.resident_bytes_max();
     let path = cluster.dir.join("large.bin");
     // Zeros without blocks: nothing on the way looks for them, and reading them costs no disk.

@@ -60,7 +60,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     println!("\nA cluster of three sites with two nodes each, on this machine: {}", dir.display());
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &dir, 3, 2)?;
     cluster.start(|_| true)?;
-    cluster.form()?;
+    watch::form(&cluster)?;
     report.row("6 nodes joined, voters spread", voters(&cluster)?);
 
     let study = match &options.study {

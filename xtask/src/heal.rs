@@ -135,11 +135,11 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     let raw_mb_per_second = raw_write(&dir.join("raw"), (options.content_bytes() / 4).min(RAW_BYTES_MAX))?;
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &dir, 3, 2)?;
     cluster.start(|_| true)?;
-    cluster.form()?;
+    watch::form(&cluster)?;
     println!("\n## healing, 3 sites x 2 nodes on loopback, 4+2, mTLS, fsync; one node killed and wiped under load");
     let put_mb_per_second = fill(&cluster, options.content_bytes())?;
     let limit = Limit { raw_mb_per_second, put_mb_per_second };
-    watch::until_whole(&cluster, Instant::now(), GRACE, None)?;
+    println!("stored: {}", watch::until_known(&cluster, options.content_bytes())?.words());
 
     let (cpu, began) = (cluster.usage().0, Instant::now());
     let before = felt(&cluster, options)?;
@@ -158,7 +158,6 @@ fn raw_write(path: &std::path::Path, bytes: u64) -> anyhow::Result<f64> {
     for _ in 0..pieces {
         file.write_all(&piece)?;
     }
-    // CRASH-free: a file of a measurement, removed below.
     file.sync_data()?;
     let took = began.elapsed();
     drop(file);

@@ -22,7 +22,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const LOOKS: u32 = 3;
 /// Without a terminal, a line of progress this often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
-/// The same for something that waits: it is tried again this often.
+/// How long a node may take to join, or a survey to learn of what was stored.
 const TAKEN_WITHIN: Duration = Duration::from_secs(60);
 
 /// The leader's health at one moment.
@@ -41,6 +41,11 @@ impl Look {
 
     fn rows(&self, name: &str) -> impl Iterator<Item = &Value> {
         self.0[name].as_array().into_iter().flatten()
+    }
+
+    /// Content that this look knows of: less than what is stored when it is from before.
+    pub fn content_bytes(&self) -> u64 {
+        self.rows("by_tier").filter_map(|row| row["content_bytes"].as_u64()).sum()
     }
 
     /// Bytes written by repair and moves since this leader began.
@@ -74,7 +79,7 @@ impl Look {
     }
 
     /// How close to loss, how fast, how long: one line.
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         let content = |wanted: Value| -> u64 {
             let of = self.rows("by_tier").filter(|row| row["distance"] == wanted);
             of.filter_map(|row| row["content_bytes"].as_u64()).sum()
@@ -165,6 +170,28 @@ pub fn until_whole(
     }
     progress.end();
     bail!("not whole after {} s: {trouble}; logs are in {}", limit.as_secs(), cluster.dir.display())
+}
+
+/// Founds the cluster and waits until every node is a member with its volume: one that only answers gets no shards yet, and
+/// what is stored meanwhile lies on the others.
+pub fn form(cluster: &Cluster) -> anyhow::Result<()> {
+    cluster.form()?;
+    cluster.until(TAKEN_WITHIN, "every node to be a member with its volume", || {
+        let Ok(look) = Look::take(cluster) else { return Ok(false) };
+        Ok(cluster.nodes.iter().all(|node| !look.volumes(&node.name).is_empty()))
+    })
+}
+
+/// Waits until the leader's survey knows of this much content and finds it whole.
+pub fn until_known(cluster: &Cluster, content_bytes: u64) -> anyhow::Result<Look> {
+    until_whole(cluster, Instant::now(), TAKEN_WITHIN, None)?;
+    let mut last = None;
+    cluster.until(TAKEN_WITHIN, "the leader to know of what was stored", || {
+        let look = Look::take(cluster).ok();
+        last = look.filter(|look| look.content_bytes() >= content_bytes && look.is_whole());
+        Ok(last.is_some())
+    })?;
+    last.context("it was there a moment ago")
 }
 
 /// `pacsvault drain NODE --dry-run`: what lies there as the catalog knows it. Whether draining would be safe is not asked.
