@@ -15,13 +15,8 @@ use std::{
 use anyhow::bail;
 use pacsvault_client::{Client, Source};
 use pacsvault_coordinator::{GetQuery, PutHeader};
-use pacsvault_core::{
-    catalog::command::Attribute,
-    ids::ObjectKey,
-    layout::{Node, NodeState},
-    receipt::Receipt,
-};
-use pacsvault_ports::peer::{Class, Fault};
+use pacsvault_core::{catalog::command::Attribute, ids::ObjectKey, receipt::Receipt};
+use pacsvault_ports::peer::{Class, Fault, Freshness, Reply, Request};
 use pacsvault_security::SignedReceipt;
 use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use tokio::{runtime::Runtime, task::JoinHandle};
@@ -284,9 +279,10 @@ impl Worker {
 
     /// True while the shards of some volume of a member do not count.
     async fn volumes_away(&self) -> bool {
-        let Ok(layout) = self.client.layout().await else { return true };
-        let member = |node: &Node| node.state != NodeState::Removed;
-        layout.volumes.keys().any(|volume| !layout.counts(*volume) && layout.node_of(*volume).is_some_and(member))
+        // The client's own copy of the layout may be older than what the log judged by.
+        let fresh = Request::Layout(Freshness::Linearizable);
+        let Ok(Reply::Layout(layout)) = self.client.coordinator().ask(&fresh).await else { return true };
+        layout.volumes.keys().any(|volume| !layout.counts(*volume))
     }
 
     async fn overwrite(&mut self, key: &ObjectKey) {

@@ -55,7 +55,7 @@ impl Scene {
         bed.cluster.configure(configuration)?;
         if !configuration.is_empty() {
             // On disks of 64 GiB nothing that is written here would make a difference in fullness.
-            bed.cluster.shrink("1GiB")?;
+            bed.cluster.shrink("512MiB")?;
         }
         bed.cluster.start(|_| true)?;
         bed.form()?;
@@ -144,7 +144,7 @@ impl Scene {
                 health.held_back
             );
             // A survey of the moment before may not know of what has just been found: look more than once.
-            Ok(quiet >= 10)
+            Ok(quiet >= 40)
         })?;
         eprintln!("healed after {:.1} s", began.elapsed().as_secs_f64());
         Ok(began.elapsed())
@@ -222,7 +222,7 @@ impl Scene {
             let path = &segments[usize::try_from(random.next_u64())? % segments.len()];
             let file = fs::File::options().write(true).open(path)?;
             // Only the first part of a preallocated segment is written yet.
-            let written = file.metadata()?.len().min(32 << 20).max(8192);
+            let written = file.metadata()?.len().clamp(8192, 32 << 20);
             let at = 4096 + random.next_u64() % (written - 4096 - bytes_each as u64);
             let mut bytes = vec![0; bytes_each];
             random.fill_bytes(&mut bytes);
