@@ -283,7 +283,8 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
     let (operator, at) = (&nemesis.operator, rng.index(cluster.count()));
     match cluster.scenario.encore {
         Encore::Nothing => return,
-        Encore::Sweep => return sweeps(work, rng).await,
+        Encore::Sweep if heals(work, nemesis).await => return sweeps(work, rng).await,
+        Encore::Sweep => return,
         Encore::Wipe => {
             cluster.may_damage(at);
             let nemesis = Arc::clone(nemesis);
@@ -317,6 +318,7 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
 async fn sweeps(work: &Arc<Work>, rng: &mut SimRng) {
     let cluster = &work.cluster;
     let rest = cluster.scenario.sweep_every * 3;
+    let began = newest(cluster).map_or(LogIndex(0), |replica| replica.status().applied);
     // Catalog time may be an hour ahead already; it moves with what is written.
     for hours in [2, 4] {
         for at in 0..cluster.count() {
@@ -332,11 +334,13 @@ async fn sweeps(work: &Arc<Work>, rng: &mut SimRng) {
     cluster.sim.hit("encore: stale copies looked for");
     match whole(work) {
         Ok(found) => {
-            if let Some((id, volume, reseated)) = found.stale.first() {
-                let count = found.stale.len();
-                work.violation(format!(
-                    "{count} copies that nobody needs were not swept, such as {id} on volume {volume}, reseated: {reseated}"
-                ));
+            // What no reseat has left behind has nobody's authority to go. What was left behind since is too young.
+            let old = |since: &Option<LogIndex>| since.is_some_and(|since| since <= began);
+            for _ in found.stale.iter().filter(|(_, _, since)| since.is_none()) {
+                cluster.sim.hit("encore: copy kept that no reseat left behind");
+            }
+            if let Some((id, volume, _)) = found.stale.iter().find(|(_, _, since)| old(since)) {
+                work.violation(format!("shard {id} on volume {volume} is needed by nobody and was not swept"));
             }
         }
         Err(why) => work.violation(format!("what was whole is not, hours later: {why}")),

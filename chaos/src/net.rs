@@ -28,6 +28,9 @@ use crate::{
     scenario::PlantedBug,
 };
 
+/// After so long without an answer to its pings a connection is given up.
+const KEEPALIVE: Duration = Duration::from_secs(9);
+
 /// A machine on the network: a node or a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostId(pub usize);
@@ -338,6 +341,12 @@ impl Exchange {
         self.net.sim.sleep(Life::HARNESS, duration).await;
     }
 
+    /// Nothing comes back: the connection's own signs of life end the call.
+    async fn silence(&self) -> Result<Reply, Fault> {
+        self.wait(KEEPALIVE).await;
+        Err(broken(&self.address))
+    }
+
     async fn run(self, request: Request) -> Result<Reply, Fault> {
         let to = match &self.to {
             Ok(to) => *to,
@@ -347,7 +356,7 @@ impl Exchange {
             }
         };
         let sim = &self.net.sim;
-        let Passage::Arrives(delay) = self.net.passage(self.from, to) else { return std::future::pending().await };
+        let Passage::Arrives(delay) = self.net.passage(self.from, to) else { return self.silence().await };
         self.wait(delay).await;
         let absent = match &self.net.state().hosts[to.0].service {
             Ok((life, _)) if sim.alive(*life) => None,
@@ -356,11 +365,11 @@ impl Exchange {
         };
         match absent {
             None => {}
-            Some(Absence::Silent) => return std::future::pending().await,
+            Some(Absence::Silent) => return self.silence().await,
             Some(Absence::Refuses) => {
                 // The refusal must come back as well.
                 let Passage::Arrives(delay) = self.net.passage(to, self.from) else {
-                    return std::future::pending().await;
+                    return self.silence().await;
                 };
                 self.wait(delay).await;
                 sim.hit("connection refused");
@@ -392,7 +401,7 @@ impl Exchange {
                         sim.hit("callee died during a call");
                         Err(broken(&self.address))
                     }
-                    _ => std::future::pending().await,
+                    _ => self.silence().await,
                 }
             }
         }

@@ -13,7 +13,7 @@ use std::{
 
 use pacsvault_consensus::Status;
 use pacsvault_core::{
-    catalog::{Command, Outcome, command::DrainTarget},
+    catalog::{Command, Outcome, Rejection, command::DrainTarget},
     health::report::Health,
     ids::{NodeId, VolumeId},
     layout::{NodeState, VolumeState},
@@ -103,10 +103,11 @@ impl Operator {
         None
     }
 
-    /// Proposes until it is accepted.
+    /// Proposes until it is accepted, or is of something that the cluster never heard of.
     async fn insist(&self, command: Command) -> bool {
         while self.patient() {
             match self.propose(command.clone()).await {
+                Some(Outcome::Rejected(Rejection::Unknown(_))) => return true,
                 Some(Outcome::Rejected(why)) => {
                     self.cluster.sim.event("operator refused", &[], || format!("{command:?}: {why}"));
                 }

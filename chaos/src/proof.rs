@@ -154,8 +154,8 @@ fn contents(work: &Work) -> BTreeMap<InstanceId, Bytes> {
 /// What a proof of everything found.
 #[derive(Debug, Clone, Default)]
 pub struct Whole {
-    /// Copies of live shards where they are not named, each with whether its stripe was ever reseated.
-    pub stale: Vec<(ShardId, VolumeId, bool)>,
+    /// Copies of live shards where they are not named, each with the last reseat of its stripe.
+    pub stale: Vec<(ShardId, VolumeId, Option<LogIndex>)>,
 }
 
 /// Proves that everything acknowledged keeps the contract of its profile: by the catalog, and by the disks.
@@ -223,14 +223,17 @@ fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<
     Ok(Whole { stale: stale(&stores, records) })
 }
 
-fn stale(stores: &Stores, records: &BTreeMap<InstanceId, SealedInstance>) -> Vec<(ShardId, VolumeId, bool)> {
+fn stale(
+    stores: &Stores,
+    records: &BTreeMap<InstanceId, SealedInstance>,
+) -> Vec<(ShardId, VolumeId, Option<LogIndex>)> {
     let mut found = Vec::new();
     for (volume, store) in stores.iter().filter_map(|(id, store)| Some((*id, store.as_ref()?))) {
         for id in store.list(None, usize::MAX) {
             let Some(record) = records.get(&id.instance) else { continue };
             let Some(stripe) = record.seal.stripes.get(id.stripe.0 as usize) else { continue };
             if stripe.placement[usize::from(id.shard.0)] != volume {
-                found.push((id, volume, record.moved.contains_key(&id.stripe)));
+                found.push((id, volume, record.moved.get(&id.stripe).map(|moved| moved.index)));
             }
         }
     }

@@ -79,3 +79,18 @@ fn nodes_that_ack_what_they_did_not_write_are_found() {
 fn reads_confirmed_by_nobody_are_found() {
     finds(PlantedBug::ReadIndexUnconfirmed);
 }
+
+#[test]
+fn repair_that_names_what_was_never_written_is_found() {
+    finds(PlantedBug::ReseatsUnwritten);
+}
+
+#[test]
+fn copies_swept_before_they_can_be_named_are_found() {
+    finds(PlantedBug::SweepsAtOnce);
+}
+
+#[test]
+fn repair_that_ignores_the_root_is_found() {
+    finds(PlantedBug::RepairIgnoresRoot);
+}
