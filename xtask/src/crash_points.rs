@@ -26,10 +26,26 @@ pub fn run() -> anyhow::Result<()> {
             faults.push(format!("{tag} is crossed by no test"));
         }
         if places.len() > 1 {
-            faults.push(format!("{tag} stands in {} places: {}", places.len(), places.join(" ")));
+            faults.push(twice_text(tag, places));
         }
     }
     if faults.is_empty() { Ok(()) } else { bail!("crash points:\n  {}", faults.join("\n  ")) }
+}
+
+/// Fails when a tag stands in two places: a crash at one of them would pass for the other. Runs nothing.
+pub fn unique() -> anyhow::Result<()> {
+    let tags = tags()?;
+    let twice = tags.iter().filter(|(_, places)| places.len() > 1);
+    let faults: Vec<String> = twice.map(|(tag, places)| twice_text(tag, places)).collect();
+    if !faults.is_empty() {
+        bail!("crash tags:\n  {}", faults.join("\n  "));
+    }
+    println!("crash tags: {}, each in one place", tags.len());
+    Ok(())
+}
+
+fn twice_text(tag: &str, places: &[String]) -> String {
+    format!("{tag} stands in {} places: {}", places.len(), places.join(" "))
 }
 
 /// Tags with the places where they stand.

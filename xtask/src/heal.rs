@@ -139,7 +139,7 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     println!("\n## healing, 3 sites x 2 nodes on loopback, 4+2, mTLS, fsync; one node killed and wiped under load");
     let put_mb_per_second = fill(&cluster, options.content_bytes())?;
     let limit = Limit { raw_mb_per_second, put_mb_per_second };
-    println!("stored: {}", watch::until_known(&cluster, options.content_bytes())?.words());
+    println!("before: {}", watch::until_known(&cluster, options.content_bytes())?.words());
 
     let (cpu, began) = (cluster.usage().0, Instant::now());
     let before = felt(&cluster, options)?;

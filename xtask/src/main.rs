@@ -29,8 +29,8 @@ enum Command {
     Setup,
     /// Show the main job: three sites store a study, lose one site by kill -9, lose nothing, and heal.
     Demo(demo::Options),
-    /// All static checks: format, clippy, layers, error pages. Writes nothing.
-    Check,
+    /// All static checks: format, clippy, layers, error pages, crash tags. Writes nothing.
+    Check(check::CheckOptions),
     /// Format the code.
     Fix,
     /// All tests, including a simulated cluster and real processes. The one test command.
@@ -53,7 +53,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Setup => setup::run(),
         Command::Demo(options) => demo::run(&options),
-        Command::Check => check::run(),
+        Command::Check(options) => check::run(&options),
         Command::Fix => tools::cargo(&["fmt", "--all"]),
         Command::Test(options) => check::test(&options),
         Command::Layers => layers::run(),

@@ -172,13 +172,16 @@ pub fn until_whole(
     bail!("not whole after {} s: {trouble}; logs are in {}", limit.as_secs(), cluster.dir.display())
 }
 
-/// Founds the cluster and waits until every node is a member with its volume: one that only answers gets no shards yet, and
-/// what is stored meanwhile lies on the others.
+/// Founds the cluster and waits until the layout counts every node as up, with its volume: one that only answers, or that was
+/// not heard for a while after it joined, gets no shards, and what is stored meanwhile lies on the others.
 pub fn form(cluster: &Cluster) -> anyhow::Result<()> {
     cluster.form()?;
-    cluster.until(TAKEN_WITHIN, "every node to be a member with its volume", || {
+    cluster.until(TAKEN_WITHIN, "every node to count as up, with its volume", || {
         let Ok(look) = Look::take(cluster) else { return Ok(false) };
-        Ok(cluster.nodes.iter().all(|node| !look.volumes(&node.name).is_empty()))
+        let Ok(status) = status(cluster.admin().args(["status", "--json"])) else { return Ok(false) };
+        let up = |row: &Value| row["state"] == "up" && row["layout_state"] == "up";
+        let all = status["nodes"].as_array().is_some_and(|rows| rows.iter().all(up));
+        Ok(all && cluster.nodes.iter().all(|node| !look.volumes(&node.name).is_empty()))
     })
 }
 
