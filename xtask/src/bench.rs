@@ -98,8 +98,11 @@ fn plan() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The commit that is checked out, and whether anything was changed since.
+/// The commit that is checked out, and whether anything was changed since; that of programs built elsewhere is unknown.
 pub fn commit() -> anyhow::Result<String> {
+    if std::env::var_os("PACSVAULT_BIN_DIR").is_some() {
+        return Ok("unknown: the programs are those of PACSVAULT_BIN_DIR".to_owned());
+    }
     let mut git = Command::new("git");
     Ok(tools::output(git.args(["describe", "--always", "--dirty"]).current_dir(tools::root()))?.trim().to_owned())
 }
