@@ -39,6 +39,9 @@ pub struct Options {
     /// 64 MiB and short rounds: shows that it works, measures nothing.
     #[arg(long, conflicts_with = "gib")]
     smoke: bool,
+    /// A line of `[healing]` for all nodes, as 'repair_parallel = 16' (may be repeated) [default: their defaults]
+    #[arg(long, value_name = "LINE")]
+    healing: Vec<String>,
 }
 
 impl Options {
@@ -134,6 +137,10 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     fs::create_dir_all(&dir)?;
     let raw_mb_per_second = raw_write(&dir.join("raw"), (options.content_bytes() / 4).min(RAW_BYTES_MAX))?;
     let mut cluster = Cluster::prepare(&tools::bin_dir(), &dir, 3, 2)?;
+    if !options.healing.is_empty() {
+        cluster.configure(&format!("[healing]\n{}\n", options.healing.join("\n")))?;
+        println!("[healing] {}", options.healing.join(", "));
+    }
     cluster.start(|_| true)?;
     watch::form(&cluster)?;
     println!("\n## healing, 3 sites x 2 nodes on loopback, 4+2, mTLS, fsync; one node killed and wiped under load");
@@ -299,6 +306,7 @@ fn tell(
     println!("bytes between sites:         {wan} per byte rebuilt");
     let value = json!({
         "bench": "heal", "machine": bench::machine(), "commit": bench::commit()?, "smoke": options.smoke,
+        "healing": options.healing,
         "content_bytes": options.content_bytes(), "lost_bytes": repair.lost_bytes, "seconds": took,
         "written_bytes": repair.written_bytes, "mb_per_second": rate, "raw_mb_per_second": limit.raw_mb_per_second,
         "put_shard_mb_per_second": limit.put_mb_per_second, "share_of_raw": of_raw, "share_of_put": of_put,
