@@ -90,7 +90,12 @@ impl Look {
         let unreadable = if unreadable > 0 { format!(", UNREADABLE: {}", size(unreadable)) } else { String::new() };
         let eta = self.0["eta_s"].as_u64().map_or_else(String::new, |eta| format!(", done in {eta} s"));
         let rate = size(self.number("rate_bytes_per_s"));
-        format!("content at distance {}{unreadable}; {rate}/s{eta}", tiers.join(", "))
+        // Of reading and writing together; a node without clients has none, told as 0.
+        let allowed =
+            self.rows("nodes").filter_map(|node| node["allowed_bytes_per_s"].as_u64()).filter(|rate| *rate > 0);
+        let allowed =
+            allowed.min().map_or_else(String::new, |rate| format!(", a node's limit now {}/s", size(rate)));
+        format!("content at distance {}{unreadable}; {rate}/s{eta}{allowed}", tiers.join(", "))
     }
 
     /// Why nothing more happens, as far as the leader knows.
@@ -287,6 +292,7 @@ mod tests {
         Look(json!({
             "below_contract": {"stripes": below}, "waiting": [{"cause": cause, "stripes": 2}], "rate_bytes_per_s": 5 << 20,
             "by_tier": [{"distance": null, "content_bytes": 0}, {"distance": 1, "content_bytes": 3 << 20}], "eta_s": 7,
+            "nodes": [{"allowed_bytes_per_s": null}, {"allowed_bytes_per_s": 0}, {"allowed_bytes_per_s": 2 << 20}],
             "volumes": [{"id": "aa", "node": "a1"}, {"id": "bb", "node": "b1"}],
         }))
     }
@@ -300,7 +306,10 @@ mod tests {
     #[test]
     fn one_line_tells_distance_rate_and_end() {
         let words = look(1, "repair").words();
-        assert_eq!(words, "content at distance 0: 0.0 MiB, 1: 3.0 MiB, 2: 0.0 MiB; 5.0 MiB/s, done in 7 s");
+        assert_eq!(
+            words,
+            "content at distance 0: 0.0 MiB, 1: 3.0 MiB, 2: 0.0 MiB; 5.0 MiB/s, done in 7 s, a node's limit now 2.0 MiB/s"
+        );
         assert_eq!(look(1, "repair").volumes("b1"), ["bb"]);
     }
 }
