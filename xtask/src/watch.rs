@@ -93,8 +93,7 @@ impl Look {
         // Of reading and writing together; a node without clients has none, told as 0.
         let allowed =
             self.rows("nodes").filter_map(|node| node["allowed_bytes_per_s"].as_u64()).filter(|rate| *rate > 0);
-        let allowed =
-            allowed.min().map_or_else(String::new, |rate| format!(", a node's limit now {}/s", size(rate)));
+        let allowed = allowed.min().map_or_else(String::new, |rate| format!(", a node's limit now {}/s", size(rate)));
         format!("content at distance {}{unreadable}; {rate}/s{eta}{allowed}", tiers.join(", "))
     }
 
