@@ -187,6 +187,22 @@ impl Nemesis {
             Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
             Fault::ClientCrash => {}
+            Fault::LongAbsence | Fault::LeaderCrash | Fault::CrashInRepair | Fault::CrashInSnapshot => {
+                self.crash_somebody(kind, one, short, rng);
+            }
+            Fault::WipeNode
+            | Fault::ReplaceVolume
+            | Fault::DrainNode
+            | Fault::DrainVolume
+            | Fault::AddNode
+            | Fault::ScrubNow => self.operate(kind, one, rng),
+        }
+    }
+
+    /// Absences and crashes that healing must get over.
+    fn crash_somebody(self: &Arc<Self>, kind: Fault, one: usize, short: Duration, rng: &mut SimRng) {
+        let cluster = &self.cluster;
+        match kind {
             Fault::LongAbsence => {
                 let how = *rng.pick(&[Stop::Process, Stop::Power]);
                 cluster.sim.hit(kind.name());
@@ -202,12 +218,7 @@ impl Nemesis {
             }
             Fault::CrashInRepair => self.set_trap(Trap::Repair, kind, rng),
             Fault::CrashInSnapshot => self.set_trap(Trap::Snapshot, kind, rng),
-            Fault::WipeNode
-            | Fault::ReplaceVolume
-            | Fault::DrainNode
-            | Fault::DrainVolume
-            | Fault::AddNode
-            | Fault::ScrubNow => self.operate(kind, one, rng),
+            _ => {}
         }
     }
 
