@@ -6,10 +6,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use pacsvault_core::{
-    catalog::{
-        command::{COMMANDS_VERSION, DrainTarget},
-        query,
-    },
+    catalog::{command::DrainTarget, query},
     health::{
         Group, Loss, Room, StripeState,
         drain::drain_plan,
@@ -26,7 +23,7 @@ use pacsvault_ports::{
 
 use crate::{
     Healer,
-    conductor::{Reign, stopping, target_of, unreadable},
+    conductor::{REPAIRS_FROM, Reign, stopping, target_of, unreadable},
     pass::{Surveyed, read_all},
 };
 
@@ -90,15 +87,11 @@ impl Healer {
         let waiting_bytes: u64 = survey.waiting.values().map(|sums| sums.shard_bytes).sum();
         let mut held_back: Vec<String> = survey.held_back.clone();
         held_back.extend(reign.held_back.iter().filter(|reason| !survey.held_back.contains(reason)).cloned());
-        if layout.format < COMMANDS_VERSION {
-            held_back.push(format!(
-                "nothing is repaired before every node runs version {COMMANDS_VERSION}: finish the upgrade"
-            ));
+        if layout.format < REPAIRS_FROM {
+            held_back
+                .push(format!("nothing is repaired before every node runs version {REPAIRS_FROM}: finish the upgrade"));
         }
-        let resting = reign.desk.resting(now);
-        if resting > 0 {
-            held_back.push(format!("{resting} stripes failed and are tried again in a moment"));
-        }
+        held_back.extend(reign.desk.resting(now));
         held_back.extend(self.recode_reasons());
         Health {
             leader: self.parts.replica.status().node,

@@ -2,7 +2,7 @@
 //! leads. One listens: who lives, and what the log must hear of it. One works: survey, plan, hand out tasks, take answers.
 //!
 //! **Invariants.** Everything known here is derived from the catalog and from signs of life, and forgotten when the term
-//! changes. Nothing is repaired before version 2 is in force. No lock is held across an await. Reads of the catalog run as
+//! changes. Nothing is repaired before [`REPAIRS_FROM`] is in force. No lock is held across an await. Reads of the catalog run as
 //! blocking work, in bounded pieces, so that listening never waits for planning.
 
 use std::{
@@ -13,10 +13,10 @@ use std::{
 
 use futures::future::select;
 use pacsvault_core::{
-    catalog::{Command, Outcome, command::COMMANDS_VERSION},
+    catalog::{Command, Outcome},
     health::{liveness::Liveness, report::Done},
     ids::{NodeId, Term},
-    layout::{Layout, NodeState},
+    layout::Layout,
     limits::COMMANDS_PER_ENTRY_MAX,
 };
 use pacsvault_ports::{
@@ -31,6 +31,9 @@ use crate::{
     telemetry,
 };
 
+/// Version of commands from which on repair is possible: it stays so whatever newer versions bring, also while nodes of
+/// both run side by side.
+pub(crate) const REPAIRS_FROM: u32 = 2;
 /// A task may have to wait for room, for the budget and for slow volumes; one whose worker dies is given up by layout.
 const TASK_DEADLINE: Duration = Duration::from_secs(600);
 /// A survey is repeated at the earliest after so many times the time it took: planning takes a tenth of one core at most.
@@ -52,8 +55,6 @@ pub struct Reign {
     pub surveyed: Option<Arc<Surveyed>>,
     /// Why work that the last pass looked at is not being done.
     pub held_back: BTreeSet<String>,
-    /// When raising the version was proposed last.
-    activating: Option<Duration>,
 }
 
 /// What only the working loop knows.
@@ -89,7 +90,6 @@ impl Healer {
                 desk: Desk::new(pace.repair_parallel),
                 surveyed: None,
                 held_back: BTreeSet::new(),
-                activating: None,
             });
         }
         reign.as_mut().map(look)
@@ -102,11 +102,7 @@ impl Healer {
             let now = self.parts.env.now().0;
             let layout = self.parts.replica.layout();
             let asked = layout.as_ref().and_then(|layout| {
-                self.reign(|reign| {
-                    let mut commands = reign.liveness.tick(now, layout);
-                    commands.extend(self.activation(reign, now, layout));
-                    (commands, reign.liveness.next_wakeup(now, layout))
-                })
+                self.reign(|reign| (reign.liveness.tick(now, layout), reign.liveness.next_wakeup(now, layout)))
             });
             let pause = match asked {
                 Some((commands, wakeup)) => {
@@ -117,18 +113,6 @@ impl Healer {
             };
             self.parts.env.sleep(pause).await;
         }
-    }
-
-    /// Raises the version in force once every member understands it.
-    fn activation(&self, reign: &mut Reign, now: Duration, layout: &Layout) -> Option<Command> {
-        let mut members = layout.nodes.values().filter(|node| node.state != NodeState::Removed).peekable();
-        let ready = members.peek().is_some() && members.all(|node| node.version >= COMMANDS_VERSION);
-        let waits = reign.activating.is_some_and(|at| now.saturating_sub(at) < self.parts.pace.heartbeat * IDLE_BEATS);
-        if layout.format >= COMMANDS_VERSION || !ready || waits {
-            return None;
-        }
-        reign.activating = Some(now);
-        Some(Command::Activate { version: COMMANDS_VERSION })
     }
 
     /// Proposes in the background; what fails is proposed again by whoever still wants it.
@@ -187,7 +171,7 @@ impl Healer {
         if self.survey_due(bench, now, &layout) {
             self.survey(bench, &layout).await?;
         }
-        if layout.format >= COMMANDS_VERSION {
+        if layout.format >= REPAIRS_FROM {
             self.plan(bench).await?;
             self.dispatch(&layout);
         }
@@ -216,6 +200,7 @@ impl Healer {
             silent: reign.liveness.silent(began, layout),
             rooms: reign.liveness.rooms(),
             pace: self.parts.pace.clone(),
+            time: self.parts.replica.catalog_time(),
         });
         let Some(ground) = ground else { return Ok(()) };
         let (view, applied) = (self.parts.replica.view(), self.parts.replica.status().applied);

@@ -24,12 +24,16 @@ pub const FLIGHTS_MAX: usize = 512;
 pub const READY_MAX: usize = 256;
 /// Of those, for one worker: others must find room.
 pub const READY_PER_WORKER_MAX: usize = 64;
-/// After so many failures a stripe is set aside.
-const FAILURES_MAX: u32 = 5;
 /// Stripes whose failures are remembered: what is forgotten is only tried again sooner.
 const TROUBLED_MAX: usize = 4_096;
-/// Pause after the first failure of a stripe; doubled with each further one.
+/// Pause after the first failure of a stripe; doubled with each further one …
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// … up to this. What fails is tried for ever: only what surely cannot be repaired is set aside.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+/// Stripes that were not as planned so often in a row are told.
+const MISSES_TOLD: u32 = 5;
+/// Reasons of failing stripes that are told.
+const REASONS_TOLD: usize = 3;
 /// Pause before a stripe that changed under its worker is planned again, so that replicas catch up.
 const SETTLE_AFTER: Duration = Duration::from_millis(500);
 /// Most doublings of that pause, if it goes on so: half a minute.
@@ -65,12 +69,22 @@ pub enum After {
     SetAside(Stripe, String),
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Trouble {
     failures: u32,
     /// Times in a row that it was not as planned, or its worker was not there.
     misses: u32,
     not_before: Duration,
+    /// What went wrong last.
+    reason: String,
+}
+
+impl Trouble {
+    /// It keeps failing, and that was not long ago: one that was not planned again since is not wanted any more.
+    fn told(&self, now: Duration) -> bool {
+        let lately = now < self.not_before + RETRY_AFTER_MAX * 2;
+        lately && (self.failures > 0 || self.misses >= MISSES_TOLD)
+    }
 }
 
 /// What was done so far under this leader.
@@ -169,9 +183,17 @@ impl Desk {
         self.ready.is_empty() && self.flights.is_empty()
     }
 
-    /// Stripes that failed and are to be tried again.
-    pub fn resting(&self, now: Duration) -> usize {
-        self.troubled.values().filter(|trouble| trouble.failures > 0 && trouble.not_before > now).count()
+    /// Stripes that keep failing and are tried again and again; why, for people.
+    pub fn resting(&self, now: Duration) -> Option<String> {
+        let told = || self.troubled.values().filter(|trouble| trouble.told(now));
+        let worst = told().max_by_key(|trouble| (trouble.failures, trouble.misses))?;
+        let mut reasons = vec![worst.reason.as_str()];
+        for trouble in told() {
+            if reasons.len() < REASONS_TOLD && !reasons.contains(&trouble.reason.as_str()) {
+                reasons.push(&trouble.reason);
+            }
+        }
+        Some(format!("{} stripes failed and are tried again: {}", told().count(), reasons.join("; ")))
     }
 
     /// Puts tasks on the desk. Of a stripe that is there already the new one is dropped.
@@ -223,38 +245,37 @@ impl Desk {
                 After::Nothing
             }
             Ok(Done::Outdated) => {
-                self.miss(stripe, now);
+                self.miss(stripe, now, "a stripe is never as it was planned on".to_owned());
                 After::Nothing
             }
             Ok(Done::Irreparable(reason)) => self.give_up(stripe, now, reason.clone()),
             Err(fault) if fault.code == REPAIR_FAULT || matches!(fault.class, Class::Bug | Class::Reject) => {
-                let failures = self.troubled.get(&stripe).map_or(0, |trouble| trouble.failures) + 1;
-                if failures >= FAILURES_MAX {
-                    let reason = format!("failed {failures} times, the last time with {}: {fault}", fault.code);
-                    return self.give_up(stripe, now, reason);
-                }
-                let not_before = now + RETRY_AFTER * 2_u32.pow(failures - 1);
-                self.trouble(stripe, Trouble { failures, misses: 0, not_before });
+                let failures = self.troubled.get(&stripe).map_or(0, |trouble| trouble.failures).saturating_add(1);
+                let doubled = RETRY_AFTER.saturating_mul(2_u32.saturating_pow(failures - 1));
+                let not_before = now + doubled.min(RETRY_AFTER_MAX);
+                let reason = format!("{}: {fault}", fault.code);
+                self.trouble(stripe, Trouble { failures, misses: 0, not_before, reason });
                 After::Nothing
             }
-            Err(_) => {
+            Err(fault) => {
                 // The way to the worker, or the worker itself: that says nothing against the stripe.
                 self.benched.insert(flight.worker, now + BENCH_FOR);
-                self.miss(stripe, now);
+                self.miss(stripe, now, format!("{} at node {}: {fault}", fault.code, flight.worker));
                 After::Nothing
             }
         }
     }
 
-    fn miss(&mut self, stripe: Stripe, now: Duration) {
+    fn miss(&mut self, stripe: Stripe, now: Duration, reason: String) {
         let (failures, misses) = self.troubled.get(&stripe).map_or((0, 0), |known| (known.failures, known.misses));
         let not_before = now + SETTLE_AFTER * 2_u32.pow(misses.min(MISSES_DOUBLED_MAX));
-        self.trouble(stripe, Trouble { failures, misses: misses.saturating_add(1), not_before });
+        self.trouble(stripe, Trouble { failures, misses: misses.saturating_add(1), not_before, reason });
     }
 
     fn give_up(&mut self, stripe: Stripe, now: Duration, reason: String) -> After {
         // Until the catalog has it; then that row keeps it from being planned.
-        self.trouble(stripe, Trouble { failures: 0, misses: 0, not_before: now + RETRY_AFTER * 8 });
+        let not_before = now + RETRY_AFTER * 8;
+        self.trouble(stripe, Trouble { failures: 0, misses: 0, not_before, reason: reason.clone() });
         After::SetAside(stripe, reason)
     }
 

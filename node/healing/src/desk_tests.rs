@@ -113,21 +113,38 @@ fn a_stripe_is_on_the_desk_once() {
 }
 
 #[test]
-fn a_stripe_that_keeps_failing_is_tried_less_and_less_and_then_set_aside() {
+fn a_stripe_that_keeps_failing_is_tried_less_and_less_for_ever_and_told() {
     let layout = layout(1);
     let mut desk = Desk::new(8);
-    let fault = Fault::new(Class::Retry, REPAIR_FAULT, "no");
+    let fault = Fault::new(Class::Retry, REPAIR_FAULT, "the volume is full");
     let mut now = at(0);
-    for pause in [1, 2, 4, 8] {
+    assert_eq!(desk.resting(now), None);
+    for pause in [1, 2, 4, 8, 16, 32].into_iter().chain([60; 40]) {
         assert_eq!(trouble(&mut desk, &layout, now, &fault), After::Nothing);
         assert!(!desk.skip(now + at(pause) - Duration::from_millis(1)).is_empty());
         assert!(desk.skip(now + at(pause)).is_empty());
         now += at(pause);
+        let told = desk.resting(now).expect("it is tried again, and fails again");
+        assert!(told.starts_with("1 stripes") && told.ends_with("the volume is full"), "{told}");
     }
-    match trouble(&mut desk, &layout, now, &fault) {
-        After::SetAside(_, why) => assert!(why.contains("5 times"), "{why}"),
-        After::Nothing => panic!("the fifth time is the last"),
+    assert_eq!(desk.resting(now + at(121)), None, "nobody wants it any more");
+    desk.add(vec![repair(1, 0)]);
+    desk.next(9, now, &layout).expect("ready");
+    let lost = Done::Irreparable("lost".to_owned());
+    assert!(matches!(desk.finish(9, now, &Ok(lost)), After::SetAside(_, why) if why == "lost"));
+}
+
+#[test]
+fn a_stripe_that_is_never_as_planned_is_told_after_a_while() {
+    let layout = layout(1);
+    let mut desk = Desk::new(8);
+    for round in 0..5 {
+        assert_eq!(desk.resting(at(round * 60)), None);
+        desk.add(vec![repair(1, 0)]);
+        desk.next(9, at(round * 60), &layout).expect("ready");
+        desk.finish(9, at(round * 60), &Ok(Done::Outdated));
     }
+    assert!(desk.resting(at(241)).is_some_and(|told| told.contains("never as it was planned")));
 }
 
 #[test]

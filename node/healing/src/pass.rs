@@ -17,7 +17,7 @@ use pacsvault_core::{
         rebalance::{Shift, shift_task, shifts},
         repair::{Item, Planned, Room, Situation, Survey, survey, task},
     },
-    ids::{LogIndex, NodeId, PlacementId, VolumeId},
+    ids::{LogIndex, NodeId, PlacementId, VolumeId, WallMillis},
     layout::Layout,
 };
 
@@ -31,6 +31,8 @@ const PAGE: usize = 256;
 pub const INCOMPLETE_MAX: usize = 50_000;
 /// Stripes set aside that are told in full.
 const ASIDES_TOLD: usize = 100;
+/// How long a stripe set aside rests while the cluster stays as it is: a sound copy may turn up without a new layout.
+const ASIDE_RESTS_MILLIS: u64 = 60 * 60 * 1_000;
 /// Stripes that one piece sets aside: each costs a row in the catalog.
 const IMPOSSIBLE_MAX: usize = 256;
 /// Reasons kept for people.
@@ -47,6 +49,8 @@ pub struct Ground {
     pub rooms: BTreeMap<VolumeId, Room>,
     /// Timings.
     pub pace: Pace,
+    /// Time of the catalog.
+    pub time: WallMillis,
 }
 
 impl Ground {
@@ -272,7 +276,7 @@ impl Pass {
         if wish.skip.contains(&stripe) {
             return Ok(());
         }
-        if query::aside(view, stripe.0, stripe.1)?.is_some_and(|aside| aside.layout == ground.layout.version) {
+        if query::aside(view, stripe.0, stripe.1)?.is_some_and(|aside| rests(&aside, ground)) {
             return Ok(());
         }
         let Some(state) = query::stripe_state(view, stripe.0, stripe.1)? else { return Ok(()) };
@@ -344,6 +348,12 @@ fn take(task: Task, layout: &Layout, wish: &mut Wish, found: &mut Found) {
     } else {
         found.left += 1;
     }
+}
+
+/// Nothing has happened yet that could make a stripe set aside repairable.
+fn rests(aside: &Aside, ground: &Ground) -> bool {
+    let young = ground.time.0.saturating_sub(aside.since.0) < ASIDE_RESTS_MILLIS;
+    young && aside.layout == ground.layout.version
 }
 
 fn note(found: &mut Found, reason: String) {

@@ -9,8 +9,8 @@
 //!
 //! **A crash between any two steps** leaves one of two things. Before the reseat is applied: shards on volumes that the
 //! catalog does not name for them. They are read by nobody, found again by the next try (a volume answers at once for a shard
-//! that it holds), and otherwise swept by the rule for stale copies, which waits until the stripe's named holders keep its
-//! contract. After it: the new homes are named, and durable since before they were. There is no third state, for the reseat
+//! that it holds), and otherwise swept by the rule for stale copies: not before the time has passed until which the log takes a
+//! proposal begun at their last write (`Reseat::not_after`), and the stripe's named holders keep its contract. After it: the new homes are named, and durable since before they were. There is no third state, for the reseat
 //! is one command, and compares the placement and the bits that the task was planned on: whichever of two workers with one
 //! task comes second is refused, and its copies are the same bytes.
 
@@ -43,13 +43,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::{
     desk::{REPAIR_FAULT, Stripe, stripe_of},
     governor::{Governor, Urgency},
-    lately::PROPOSED_WITHIN,
 };
 
 /// Bytes of shards that all tasks of this node may hold: eight stripes of 16 MiB at 4+2 with a shard made again each.
 pub const MEMORY_BYTES: u64 = 256 << 20;
 /// How long a volume may take to make a shard durable before the task fails.
 const PUT_DEADLINE: Duration = Duration::from_secs(20);
+/// How long after it began to write a worker may still propose the new homes: half of what the log allows, since catalog time
+/// may run before this node's clock. Later the proposal would only be refused.
+const PROPOSED_WITHIN: Duration = Duration::from_millis(RESEAT_WINDOW_MILLIS / 2);
 /// How long a volume may take to send a shard.
 const READ_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -279,7 +281,7 @@ impl Job<'_> {
         let not_after = WallMillis(self.worker.replica.catalog_time().0.saturating_add(RESEAT_WINDOW_MILLIS));
         let durable = self.put(copies, &mut tally).await?;
         if self.worker.env.now().0.saturating_sub(began) > PROPOSED_WITHIN {
-            // Sweepers may take the copies for stale ones by now.
+            // The log would refuse it soon, and from then on holders may take the copies for stale ones.
             return Err(failed(Class::Retry, "the shards took too long to be written"));
         }
         self.reseat(durable, not_after, tally).await
@@ -510,14 +512,8 @@ impl Job<'_> {
         // CRASH(healing.3): applied or to be applied; if the leader never hears of it, it finds the stripe whole.
         crash::point("healing.3");
         match outcomes.into_iter().next() {
-            Some(Outcome::Rejected(
-                Rejection::Changed(_)
-                | Rejection::TooWeak { .. }
-                | Rejection::Fenced { .. }
-                | Rejection::NotFound(_)
-                | Rejection::Unknown(_)
-                | Rejection::NotAllowed(_),
-            )) => Ok(Done::Outdated),
+            Some(Outcome::Rejected(Rejection::Changed(_) | Rejection::NotFound(_))) => Ok(Done::Outdated),
+            // The rest is told: mostly the cluster changed meanwhile, but what the log refuses again and again must be seen.
             Some(Outcome::Rejected(why)) => Err(failed(Class::Retry, format!("the log refused the new homes: {why}"))),
             Some(_) => {
                 Ok(Done::Reseated { written_bytes: tally.written, read_bytes: tally.read, wan_bytes: tally.wan })
