@@ -5,8 +5,8 @@
 //!   catalog time has passed what it said itself. What the shards that count survived before, they survive after.
 //! - Indexes follow the record: row 23 names a live stripe under its present placement, row 24 holds exactly the persisted
 //!   bits of live stripes with missing shards, sums are those of live records.
-//! - What a record says that it survives is only ever raised here, and `degraded` is false exactly when that covers the
-//!   contract it was sealed under. Damage lowers no record: what holds now is computed from the bits.
+//! - What a record says that it survives is only raised here, but for emptying volumes, and `degraded` is false exactly when
+//!   that covers the contract it was sealed under. Damage lowers no record: what holds now is computed from the bits.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -94,8 +94,12 @@ impl Machine {
         sealed.moved.insert(stripe, Moved { index: at.index, former });
         sealed.seal.stripes[index] = after;
         match weakened {
-            // It says no more than holds of this stripe from now on; the contract is kept, so it is no more degraded than before.
-            Some(left) => sealed.survives = survived_by_both(&sealed.survives, &left),
+            // It says no more than holds of this stripe from now on. The measure was the newest version of the profile; what
+            // the record was sealed under may be stronger, and then it is degraded from now on.
+            Some(left) => {
+                sealed.survives = survived_by_both(&sealed.survives, &left);
+                sealed.degraded = !covers(&sealed.survives, &sealed.contract);
+            }
             None => self.raise(&layout, &mut sealed),
         }
         self.store_reseated(overlay, record, &sealed, stripe)?;
