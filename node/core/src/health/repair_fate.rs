@@ -114,11 +114,12 @@ impl<'a> Facts<'a> {
         let draining = node.draining || known.draining;
         match (node.state, known.state) {
             (NodeState::Removed, _) | (_, VolumeState::Fenced) => return Fate::Gone,
-            // Who empties a node that is away does not expect it back. A volume is away because its living node says so:
-            // that is a statement and not silence.
+            // A volume is away because its living node says so: that is a statement and not silence.
             (NodeState::Lost, _) | (_, VolumeState::Away) => return Fate::Lost,
-            (NodeState::Down, _) if draining => return Fate::Lost,
+            // The silence of a whole site says nothing of its nodes, emptied or not.
             (NodeState::Down, _) if self.away.contains(&node.site) => return Fate::Waits(Wait::Site(node.id)),
+            // Who empties a node that alone is away does not expect it back.
+            (NodeState::Down, _) if draining => return Fate::Lost,
             (NodeState::Down, _) if self.silent(node.id) >= self.situation.pace.repair_after => return Fate::Overdue,
             (NodeState::Down, _) => return Fate::Waits(Wait::Node(node.id)),
             (NodeState::Up | NodeState::Suspect, VolumeState::Up | VolumeState::ReadOnly) => {}
