@@ -63,7 +63,7 @@ impl Machine {
         node: &Node,
     ) -> Result<(), Stop> {
         // Earlier commands of this entry count.
-        self.tally.settle(overlay)?;
+        self.settle_sums(overlay)?;
         let mut stripes = 0;
         for volume in layout.volumes.values().filter(|volume| volume.node == node.id) {
             stripes += held_on(overlay, volume.id)?.stripes;

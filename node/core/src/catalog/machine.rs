@@ -82,6 +82,8 @@ pub struct Machine {
     placements: BTreeMap<Vec<VolumeId>, PlacementId>,
     pub(super) judgements: Judgements,
     pub(super) tally: Tally,
+    /// See [`Machine::sums_remade`].
+    pub(super) sums_remade: u64,
 }
 
 impl Machine {
@@ -148,6 +150,7 @@ impl Machine {
             placements: BTreeMap::new(),
             judgements: Judgements::default(),
             tally: Tally::default(),
+            sums_remade: 0,
         }
     }
 
@@ -203,7 +206,7 @@ impl Machine {
         }
         self.meta.applied = index;
         self.meta.digest = Digest(*overlay.entry_digest().as_bytes());
-        self.tally.settle(overlay)?;
+        self.settle_sums(overlay)?;
         self.mark_sums(overlay);
         self.store_meta(overlay);
         Ok(outcomes)

@@ -7,7 +7,8 @@
 //! - They are outside the digest, for they are derived. A marker, written with every entry, says up to which entry they are
 //!   right; a state whose marker says otherwise (written by a version that knew no sums) gets them made again before the
 //!   next entry is applied.
-//! - A sum that would fall below zero is an inconsistency that stops the replica.
+//! - A sum that would fall below zero proves rows wrong. They are derived: the replica makes all of them again at once, from
+//!   the records, and counts that ([`Machine::sums_remade`]), instead of stopping where every replica would stop.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -80,44 +81,41 @@ impl Tally {
         grow(&mut self.of(placement, profile, version).taken, sums);
     }
 
-    /// Puts the changes into rows.
-    pub(super) fn settle(&mut self, overlay: &mut Overlay<'_>) -> Result<(), Error> {
+    /// Puts the changes into rows. False: what is in rows contradicts them.
+    fn settle(&mut self, overlay: &mut Overlay<'_>) -> Result<bool, Error> {
         for placement in std::mem::take(&mut self.changed) {
             for known in self.known.get_mut(&placement).into_iter().flatten() {
-                known.settle(overlay, placement)?;
+                if !known.settle(overlay, placement)? {
+                    return Ok(false);
+                }
             }
         }
         if self.known.len() > PLACEMENTS_KNOWN {
             self.known.clear();
         }
-        Ok(())
+        Ok(true)
     }
 }
 
 impl Known {
-    fn settle(&mut self, overlay: &mut Overlay<'_>, placement: PlacementId) -> Result<(), Error> {
+    fn settle(&mut self, overlay: &mut Overlay<'_>, placement: PlacementId) -> Result<bool, Error> {
         let (added, taken) = (std::mem::take(&mut self.added), std::mem::take(&mut self.taken));
         if added == taken {
-            return Ok(());
+            return Ok(true);
         }
         let key = keys::sums(placement, &self.profile, self.version);
         let before = match self.stored {
             Some(stored) => stored,
             None => overlay.get(&key)?.map(|value| read_sums(&value)).transpose()?.unwrap_or_default(),
         };
-        let moved = |before: u64, plus: u64, minus: u64| {
-            let after = before.checked_add(plus).and_then(|sum| sum.checked_sub(minus));
-            let why = || format!("sums of placement {placement}: {before} + {plus} − {minus} is no sum");
-            after.ok_or_else(|| Error::Inconsistent(why()))
-        };
-        let after = Sums {
-            stripes: moved(before.stripes, added.stripes, taken.stripes)?,
-            content_bytes: moved(before.content_bytes, added.content_bytes, taken.content_bytes)?,
-            shard_bytes: moved(before.shard_bytes, added.shard_bytes, taken.shard_bytes)?,
-        };
+        let moved = |of: fn(&Sums) -> u64| of(&before).checked_add(of(&added))?.checked_sub(of(&taken));
+        let after =
+            moved(|sums| sums.stripes).zip(moved(|sums| sums.content_bytes)).zip(moved(|sums| sums.shard_bytes));
+        let Some(((stripes, content_bytes), shard_bytes)) = after else { return Ok(false) };
+        let after = Sums { stripes, content_bytes, shard_bytes };
         put(overlay, key, after);
         self.stored = Some(after);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -155,6 +153,22 @@ impl Machine {
     /// Until then the groups that queries see are wrong.
     pub fn sums_stale(&self) -> bool {
         self.tally.stale
+    }
+
+    /// How often since loading the sums contradicted the records and were made again. Anything but 0 is a bug, or rot below the
+    /// store's checksums, that somebody should be told of; what is stored is not concerned.
+    pub fn sums_remade(&self) -> u64 {
+        self.sums_remade
+    }
+
+    /// Puts changes of sums into rows, those of earlier commands of this entry included; makes all rows again when they are
+    /// proven wrong. The records in `overlay` are then those of the changes, so the outcome is the same as without the fault.
+    pub(super) fn settle_sums(&mut self, overlay: &mut Overlay<'_>) -> Result<(), Error> {
+        if !self.tally.settle(overlay)? {
+            self.sums_remade += 1;
+            self.rebuild_sums(overlay)?;
+        }
+        Ok(())
     }
 
     /// Makes all sums again from the records, in one pass over them; write the overlay before serving. It is derived and
