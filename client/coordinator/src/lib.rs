@@ -7,7 +7,7 @@
 //!
 //! **Invariants.**
 //! - A write is reported as stored only after `apply(Seal)` accepted it; until then it is invisible.
-//! - What a receipt claims was decided by `apply`, never by this room.
+//! - What a receipt claims was decided by `apply`, never by this room; one fetched later claims no more than holds then.
 //! - Memory is bounded: [`Options::stripe_memory_bytes`] for all transfers together.
 //! - A coordinator reads its own writes: a lookup of a key sees all it wrote under that key, a listing all it wrote. What
 //!   others wrote it may see as late as any replica does, unless it asks for `Linearizable`.
@@ -268,10 +268,12 @@ impl Coordinator {
         verify::verify(&self.cluster, sealed).await
     }
 
-    /// A fresh receipt of what is stored: the same promise as at sealing, signed by this coordinator.
+    /// A fresh receipt of what is stored, signed by this coordinator: which failures it survives now, by the present layout.
+    /// That is never more than the record says, and less while shards are damaged or away.
     pub async fn receipt(&self, sealed: &SealedInstance) -> Result<(Receipt, Vec<u8>), Fault> {
-        let layout = self.cluster.layout().await?;
-        self.sign(sealed, &layout)
+        // Not the cached one: it may be from before a node fell silent.
+        let layout = self.cluster.refresh_layout().await?;
+        self.sign_as(Receipt::of_now(sealed, &layout))
     }
 
     /// The layout as last seen.
@@ -310,8 +312,12 @@ impl Coordinator {
         self.cluster.suspects()
     }
 
+    /// The receipt of a write: what `apply` has just decided.
     fn sign(&self, sealed: &SealedInstance, layout: &Layout) -> Result<(Receipt, Vec<u8>), Fault> {
-        let mut receipt = Receipt::of(sealed, layout);
+        self.sign_as(Receipt::of(sealed, layout))
+    }
+
+    fn sign_as(&self, mut receipt: Receipt) -> Result<(Receipt, Vec<u8>), Fault> {
         receipt.coordinator = self.signer.name();
         let signed = self
             .signer

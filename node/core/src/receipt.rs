@@ -1,10 +1,12 @@
 //! The receipt: what an acknowledged write promises, in a form that anyone with the cluster's CA can verify.
 //!
 //! **Invariants.** [`Receipt::encode`] is deterministic, and [`Receipt::decode`] accepts exactly what it writes: the
-//! signed bytes and the promise determine each other. A receipt never says more than the catalog's record.
+//! signed bytes and the promise determine each other. A receipt never says more than the catalog's record, and one of now
+//! ([`Receipt::of_now`]) no more than what holds now.
 //!
 //! Bytes: format 1, then protobuf. Tags are never reused.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::catalog::wire::{frame, open_strict};
@@ -12,11 +14,13 @@ use crate::catalog::wire_words::{
     CodeMessage, FailuresMessage, cluster_id, contract, digest, failures, failures_messages, instance_id, present,
     small, text, volume_id,
 };
-use crate::catalog::{Error, SealedInstance, StripeSeal};
+use crate::catalog::{Error, SealedInstance, StripeSeal, survived_by_all};
+use crate::health::held;
 use crate::ids::{
     ClusterId, Digest, InstanceId, LayoutVersion, LogIndex, ObjectKey, ProfileName, SiteName, Term, VersionNumber,
     VolumeId, WallMillis,
 };
+use crate::layout::survival::{Held, covers, strongest};
 use crate::layout::{Contract, Failures, Layout, profile::Code};
 
 /// Shards of one stripe as persisted when it was sealed.
@@ -51,7 +55,8 @@ pub struct Receipt {
     pub code: Code,
     /// What the profile promises at full strength.
     pub contract: Contract,
-    /// What the write survived when sealed, strongest first.
+    /// What the write survived when sealed, or what it survives now if this is less and the receipt is of a later day;
+    /// strongest first.
     pub survives: Vec<Failures>,
     /// True when `survives` does not cover `contract`.
     pub degraded: bool,
@@ -152,6 +157,23 @@ impl Receipt {
             time: sealed.time,
             coordinator: seal.coordinator.clone(),
         }
+    }
+
+    /// The receipt of what holds now: shards reported as damaged, and volumes that are away by `layout`, do not count. It says
+    /// no more than the record: what was never promised is not promised by chance.
+    pub fn of_now(sealed: &SealedInstance, layout: &Layout) -> Self {
+        let seal = &sealed.seal;
+        // Stripes of one object mostly share few placements.
+        let kinds: BTreeSet<(&[VolumeId], u32)> =
+            seal.stripes.iter().map(|stripe| (stripe.placement.as_slice(), stripe.persisted)).collect();
+        let mut claims: BTreeSet<Vec<Failures>> = BTreeSet::from([sealed.survives.clone()]);
+        for (placement, persisted) in kinds {
+            let counting = held(placement, persisted).into_iter().filter(|one| layout.counts(one.volume));
+            claims.insert(strongest(&counting.collect::<Vec<Held>>(), seal.code.data(), layout));
+        }
+        let survives = survived_by_all(claims);
+        let degraded = !covers(&survives, &sealed.contract);
+        Self { survives, degraded, ..Self::of(sealed, layout) }
     }
 
     /// The bytes to be signed.

@@ -31,6 +31,7 @@ pub use command::{
 };
 pub use keys::FIRST_BYTES;
 pub use machine::Machine;
+pub(crate) use seal::common as survived_by_all;
 pub use view::{Overlay, View, ViewError};
 
 use crate::ids::{Digest, LogIndex};

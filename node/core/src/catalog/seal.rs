@@ -439,7 +439,7 @@ pub(super) fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection
 }
 
 /// The strongest failure sets that all claims cover, strongest first.
-fn common(claims: BTreeSet<Vec<Failures>>) -> Vec<Failures> {
+pub(crate) fn common(claims: BTreeSet<Vec<Failures>>) -> Vec<Failures> {
     if claims.len() <= 1 {
         return claims.into_iter().next().unwrap_or_default();
     }
