@@ -58,7 +58,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     if let Some(path) = &arguments.forget_volume {
         let volume = volumes::forget(&config, shell::credentials(&config)?.cluster(), path)?;
         println!("volume {volume} is forgotten; start the node, and a new volume is made in {}", path.display());
-        println!("to have its shards rebuilt at once: pacsvault cluster fence-volume {volume}");
+        println!("to have its shards rebuilt at once: pacsvault cluster fence-volume {volume} --yes");
         return Ok(());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("pacsvault").build()?;

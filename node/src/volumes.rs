@@ -123,8 +123,11 @@ impl Opener<'_> {
             (None, false) => refuse_foreign_files(path)?,
             (_, true) => {}
         }
-        fs::create_dir_all(path).context("cannot make the directory")?;
-        let disk: Arc<dyn Disk> = Arc::new(FileDisk::open(path, FileDiskOptions::default())?);
+        // A disk that was in use and fails now is dead; one that never worked is an error of people.
+        let dead = |why: anyhow::Error| if known.is_some() { Unusable::Absent(why) } else { Unusable::Refused(why) };
+        fs::create_dir_all(path).context("cannot make the directory").map_err(dead)?;
+        let disk: Arc<dyn Disk> =
+            Arc::new(FileDisk::open(path, FileDiskOptions::default()).map_err(|error| dead(error.into()))?);
         if !formatted {
             let volume = VolumeId(self.random_bytes());
             let identity = Identity {
@@ -135,7 +138,7 @@ impl Opener<'_> {
             };
             Store::format(disk.as_ref(), &identity)?;
         }
-        let space = disk.space().context("cannot measure the disk")?;
+        let space = disk.space().context("cannot measure the disk").map_err(dead)?;
         let capacity_bytes = wanted.capacity_bytes.unwrap_or(space.total_bytes).min(space.total_bytes);
         let mut options = Options::new(self.env.random());
         options.capacity_bytes = Some(capacity_bytes);

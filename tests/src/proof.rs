@@ -188,6 +188,12 @@ impl Stripe {
                 return Some(format!("without site {site} {remain} shards remain, {} needed", self.code.data()));
             }
         }
+        for node in &all {
+            let remain = left(&|place| place == *node);
+            if remain < self.code.data() {
+                return Some(format!("without node {} {remain} shards remain, {} needed", node.node, self.code.data()));
+            }
+        }
         let missing = self.code.total() - self.shards.len();
         (missing > 0).then(|| format!("{missing} of {} shards are nowhere", self.code.total()))
     }

@@ -6,8 +6,11 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context, ensure};
+use pacsvault_client::Source;
+use pacsvault_coordinator::PutHeader;
 use pacsvault_core::{
     catalog::Command,
+    health::Loss,
     layout::{NodeState, VolumeState},
 };
 use pacsvault_ports::peer::Request;
@@ -200,6 +203,59 @@ fn a_node_is_emptied_and_removed_under_load_also_the_leader() -> anyhow::Result<
             Ok(())
         },
         proven,
+    )
+}
+
+#[test]
+fn what_if_says_what_really_happens() -> anyhow::Result<()> {
+    // Nothing is repaired meanwhile, so that what is foretold and what is can be compared.
+    let haste = HASTE.replace("repair_after = \"1s\"", "repair_after = \"10m\"");
+    let shape = Shape { bytes_max: 64 << 20, large_per_mille: 0, ..Shape::default() };
+    Scene::set(TMP, 3, 2, &haste, shape)?.play(
+        |scene| {
+            scene.quiet()?;
+            scene.until_healed(HEALED_WITHIN)?;
+            let victim = follower(scene)?;
+            let id = scene.node_id(&victim)?;
+            let foretold = scene.what_if(Loss { nodes: vec![id], ..Loss::default() })?;
+            ensure!(foretold.all_readable && foretold.quorum, "{foretold:?}");
+            scene.bed.cluster.kill(|node| node.name == victim)?;
+            scene.bed.until(TAKEN_WITHIN, "the log to count it as down", || {
+                Ok(scene.bed.layout()?.nodes[&id].state == NodeState::Down)
+            })?;
+            scene.bed.until(TAKEN_WITHIN, "health to be as foretold", || {
+                let health = scene.health()?;
+                ensure!(
+                    health.by_tier == foretold.by_tier && health.below_contract == foretold.below_contract,
+                    "foretold {foretold:?}, found {health:?}"
+                );
+                Ok(true)
+            })?;
+            scene.bed.cluster.start(|_| true)?;
+            scene.bed.until_whole(Duration::from_secs(60))?;
+            scene.until_healed(HEALED_WITHIN)?;
+
+            let site = scene.bed.leader()?.0;
+            let foretold = scene.what_if(Loss { sites: vec![site.parse()?], ..Loss::default() })?;
+            ensure!(foretold.all_readable && foretold.quorum && foretold.within_contract.stripes == 0, "{foretold:?}");
+            scene.bed.cluster.kill(|node| node.site == site)?;
+            let ca = scene.bed.ca_pem()?;
+            scene.bed.runtime.block_on(scene.ledger.check_reads(&scene.clients, &ca))?;
+            let key = "main/1.2.826.0.9/1.2.826.0.9.1/1.2.826.0.9.2".parse()?;
+            let header = PutHeader::new(key, "application/octet-stream");
+            let content = Source::Bytes(vec![7; 300_000].into());
+            let acked = scene.bed.runtime.block_on(scene.clients[0].put(header, &content, &|_| {}))?;
+            let writes =
+                foretold.writes.iter().find(|one| one.profile == acked.receipt.profile).context("a profile")?;
+            ensure!(!writes.full && acked.receipt.degraded, "{writes:?} against {}", acked.receipt);
+            ensure!(writes.survives == acked.receipt.survives, "{writes:?} against {}", acked.receipt);
+            scene.bed.cluster.start(|_| true)?;
+            scene.bed.until_whole(Duration::from_secs(60))
+        },
+        |scene| {
+            scene.until_healed(HEALED_WITHIN)?;
+            scene.prove().map(drop)
+        },
     )
 }
 
