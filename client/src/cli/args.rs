@@ -154,9 +154,9 @@ pub enum Command {
     /// Stop emptying a node or a volume and use it again
     #[command(after_help = "Examples:\n  pacsvault undrain east-1\n  pacsvault undrain --volume 13fd2e24")]
     Undrain(Undrain),
-    /// Retire an empty node for good
+    /// Retire an empty node for good, or one that burnt
     #[command(
-        after_help = "Example:\n  pacsvault drain east-1 --yes --wait && pacsvault remove east-1 --yes\n\nRefused while the node holds anything (PV-NODE-NOT-EMPTY). Its id is never used again."
+        after_help = "Examples:\n  pacsvault drain east-1 --yes --wait && pacsvault remove east-1 --yes\n  pacsvault remove east-1 --gone --yes --wait\n\nRefused while the node holds anything (PV-NODE-NOT-EMPTY). Its id is never used again."
     )]
     Remove(Remove),
     /// Look at repair, or try again what was set aside
@@ -248,6 +248,7 @@ mod tests {
             "pacsvault drain --volume 13fd2e24 --dry-run",
             "pacsvault undrain --volume 13fd2e24",
             "pacsvault remove east-1 --yes",
+            "pacsvault remove east-1 --gone --yes --wait",
             "pacsvault repair status --json",
             "pacsvault repair retry",
             "pacsvault scrub",
@@ -284,6 +285,7 @@ mod tests {
             "pacsvault drain east-1 --volume 13fd2e24",
             "pacsvault drain east-1 --dry-run --yes",
             "pacsvault remove",
+            "pacsvault remove east-1 --yes --wait",
             "pacsvault status --every 2s",
             "pacsvault profile set-study 1.2",
             "pacsvault profile set-study 1.2 archive --none",

@@ -8,8 +8,11 @@ use std::time::Duration;
 use pacsvault_client::Client;
 use pacsvault_core::{
     catalog::command::DrainTarget,
-    health::report::DrainPlan,
-    layout::{Layout, Node, NodeState},
+    health::{
+        Loss,
+        report::{DrainPlan, WhatIf},
+    },
+    layout::{Layout, Node, NodeState, VolumeState},
 };
 use pacsvault_ports::peer::{Class, Fault};
 use serde_json::{Value, json};
@@ -30,6 +33,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long nobody may be able to tell how much is left: longer than an election.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// What stops a drain, for those who no longer watch it.
+const STOPS: &str = "`pacsvault undrain` stops it";
 
 /// Empties.
 pub async fn drain(context: &Context, args: Drain) -> Result<(), Failure> {
@@ -52,7 +57,7 @@ pub async fn drain(context: &Context, args: Drain) -> Result<(), Failure> {
         context.out.either(&begun, || format!("{name} is being emptied; {next}"));
         return Ok(());
     }
-    let emptied = wait_until_empty(context, &client, target, plan).await?;
+    let emptied = wait_until_empty(context, &client, target, plan, STOPS).await?;
     let took = span_text(emptied.as_secs());
     context.out.either(&json!({"empty": name, "seconds": emptied.as_secs()}), || {
         let next = match target {
@@ -80,6 +85,7 @@ async fn wait_until_empty(
     client: &Client,
     target: DrainTarget,
     first: DrainPlan,
+    next: &str,
 ) -> Result<Duration, Failure> {
     let began = Instant::now();
     let (mut told, mut answered) = (began, began);
@@ -106,7 +112,7 @@ async fn wait_until_empty(
             Err(fault) if fault.class == Class::Retry && answered.elapsed() < SILENCE_MAX => {}
             Err(fault) => {
                 bar.abandon();
-                return Err(still_draining(fault));
+                return Err(still_draining(fault, next));
             }
         }
         tokio::select! {
@@ -114,15 +120,14 @@ async fn wait_until_empty(
             _ = tokio::signal::ctrl_c() => {
                 bar.abandon();
                 let text = "no longer watched; it is still being emptied";
-                return Err(Failure::failed("PV-INTERRUPTED", text).hint("`pacsvault undrain` stops it"));
+                return Err(Failure::failed("PV-INTERRUPTED", text).hint(next));
             }
         }
     }
 }
 
-fn still_draining(fault: Fault) -> Failure {
-    Failure::from(fault)
-        .hint("it is still being emptied; `pacsvault status --watch` shows progress, `pacsvault undrain` stops it")
+fn still_draining(fault: Fault, next: &str) -> Failure {
+    Failure::from(fault).hint(format!("it is still being emptied; `pacsvault status --watch` shows progress; {next}"))
 }
 
 /// For logs: standard error, so that results stay results.
@@ -177,6 +182,9 @@ pub async fn remove(context: &Context, args: Remove) -> Result<(), Failure> {
     let client = context.connect()?;
     let layout = client.layout().await?;
     let node = find::node(&layout, &args.node)?;
+    if args.gone && !give_up(context, &client, &layout, node, &args).await? {
+        return Ok(());
+    }
     let plan = client.drain_plan(DrainTarget::Node(node.id)).await?;
     check_empty(&plan, node)?;
     check_safe(&plan, &format!("node {}", node.name))?;
@@ -190,6 +198,61 @@ pub async fn remove(context: &Context, args: Remove) -> Result<(), Failure> {
         .out
         .either(&value, || format!("node {} is retired; stop its process, its machine and disks are free", node.name));
     Ok(())
+}
+
+/// Fences the volumes of a node that never returns; says whether all of it is rebuilt, which only `--wait` waits for.
+async fn give_up(
+    context: &Context,
+    client: &Client,
+    layout: &Layout,
+    node: &Node,
+    args: &Remove,
+) -> Result<bool, Failure> {
+    let answers = client.status().await.nodes.iter().any(|view| view.id == Some(node.id) && view.answer.is_ok());
+    check_gone(node, answers)?;
+    let what_if = client.what_if(Loss { nodes: vec![node.id], ..Loss::default() }).await?;
+    check_rebuildable(&what_if, node)?;
+    let target = DrainTarget::Node(node.id);
+    let plan = client.drain_plan(target).await?;
+    let (bytes, count) = (size_text(plan.moves.shard_bytes), stripes(plan.moves.stripes));
+    if !args.yes {
+        let text = format!("this would give up node {} with shards of {count}, {bytes}, for good", node.name);
+        return Err(Failure::usage(text).hint("add --yes if that is meant"));
+    }
+    let held = layout.volumes.values().filter(|volume| volume.node == node.id && volume.state != VolumeState::Fenced);
+    for volume in held {
+        client.fence_volume(volume.id).await?;
+    }
+    let value = json!({"given_up": node.name.as_str(), "node": node.id.0, "rebuilds_bytes": plan.moves.shard_bytes});
+    let next = format!("when all is rebuilt: pacsvault remove {} --yes", node.name);
+    context.out.either(&value, || format!("node {} is given up; {bytes} are rebuilt elsewhere\n{next}", node.name));
+    if args.wait {
+        wait_until_empty(context, client, target, plan, &next).await?;
+    }
+    Ok(args.wait)
+}
+
+/// Refuses to give up what lives: whoever hears it, hears a node that holds shards.
+fn check_gone(node: &Node, answers: bool) -> Result<(), Failure> {
+    let heard = node.state == NodeState::Up;
+    if !heard && !answers {
+        return Ok(());
+    }
+    let who = if answers { "it answers" } else { "the leader has heard it within the last seconds" };
+    let text = format!("node {} is not gone: {who}", node.name);
+    let hint =
+        format!("empty it instead: pacsvault drain {} --yes --wait; or stop it for good and ask again", node.name);
+    Err(Failure::failed("PV-NODE-NOT-GONE", text).hint(hint))
+}
+
+/// Refuses to fence what nothing else can restore: as long as it is not fenced it may return.
+fn check_rebuildable(what_if: &WhatIf, node: &Node) -> Result<(), Failure> {
+    if what_if.all_readable {
+        return Ok(());
+    }
+    let text = format!("without node {} some of what is stored cannot be read, so it cannot be rebuilt", node.name);
+    let hint = "bring back whatever else is away first; `pacsvault what-if --node NODE` says how much it is";
+    Err(Failure::failed("PV-WOULD-BE-UNREADABLE", text).hint(hint))
 }
 
 /// Refuses to retire what holds something, and says what to do about it.
@@ -252,6 +315,28 @@ mod tests {
         let dead = Node { state: NodeState::Lost, ..up.clone() };
         let failure = check_empty(&plan(true, false), &dead).expect_err("holds something");
         assert!(failure.hint.expect("a hint").contains("rebuilt elsewhere"));
+    }
+
+    #[test]
+    fn only_what_nobody_hears_is_given_up() {
+        let layout = layout();
+        let up = &layout.nodes[&NodeId(3)];
+        let silent = Node { state: NodeState::Suspect, ..up.clone() };
+        assert!(check_gone(&silent, false).is_ok());
+        for (node, answers) in [(up, false), (up, true), (&silent, true)] {
+            let failure = check_gone(node, answers).expect_err("somebody hears it");
+            assert_eq!(failure.code, "PV-NODE-NOT-GONE");
+            assert!(failure.hint.expect("a hint").contains("drain west-1"));
+        }
+    }
+
+    #[test]
+    fn what_nothing_else_can_restore_is_not_fenced() {
+        let layout = layout();
+        let node = &layout.nodes[&NodeId(3)];
+        assert!(check_rebuildable(&WhatIf { all_readable: true, ..WhatIf::default() }, node).is_ok());
+        let failure = check_rebuildable(&WhatIf::default(), node).expect_err("unreadable");
+        assert_eq!(failure.code, "PV-WOULD-BE-UNREADABLE");
     }
 
     #[test]

@@ -77,6 +77,12 @@ pub struct Remove {
     /// Do it: there is no way back
     #[arg(long)]
     pub yes: bool,
+    /// It burnt and never returns: fence its volumes, so that what they held is rebuilt elsewhere at once
+    #[arg(long)]
+    pub gone: bool,
+    /// Stay until that is rebuilt, then retire it
+    #[arg(long, requires_all = ["gone", "yes"])]
+    pub wait: bool,
 }
 
 /// Repair.
