@@ -25,7 +25,6 @@ pub mod conductor;
 pub mod damage;
 pub mod desk;
 pub mod governor;
-pub mod lately;
 pub mod pass;
 pub mod recode;
 mod reconcile;
@@ -43,8 +42,7 @@ use std::{
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
     health::{Pace, Task, report::Done},
-    ids::{Incarnation, NodeName, SiteName, VolumeId},
-    shard::ShardId,
+    ids::{Incarnation, NodeName, SiteName},
 };
 use pacsvault_ports::{
     env::SharedEnv,
@@ -52,7 +50,6 @@ use pacsvault_ports::{
 };
 
 use conductor::Reign;
-use lately::Lately;
 pub use upkeep::{Trusted, Upkeep, UpkeepParts};
 use worker::Worker;
 
@@ -95,7 +92,6 @@ pub struct Healer {
     reign: Mutex<Option<Reign>>,
     ended: Mutex<Ended>,
     flights: AtomicU64,
-    lately: Mutex<Lately>,
     /// Why re-encoding waits.
     recoding: Mutex<Vec<String>>,
     wake: tokio::sync::Notify,
@@ -113,7 +109,6 @@ impl Healer {
             reign: Mutex::default(),
             ended: Mutex::default(),
             flights: AtomicU64::new(0),
-            lately: Mutex::default(),
             recoding: Mutex::default(),
             wake: tokio::sync::Notify::new(),
         })
@@ -143,19 +138,6 @@ impl Healer {
     /// The worker: its budget is shared by all background work of the node.
     pub fn worker(&self) -> &Worker {
         &self.worker
-    }
-
-    /// Repair puts a shard on a volume of this node: to be told before it is written, and again when it is durable.
-    pub fn put_by_repair(&self, volume: VolumeId, shard: ShardId) {
-        let now = self.parts.env.now().0;
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner).put(now, volume, shard);
-    }
-
-    /// Whether repair put it there a moment ago, so that the catalog may be about to name it: ask before deleting a copy that
-    /// it does not name, after reading that it does not.
-    pub fn was_put_by_repair(&self, volume: VolumeId, shard: ShardId) -> bool {
-        let now = self.parts.env.now().0;
-        self.lately.lock().unwrap_or_else(PoisonError::into_inner).was_put(now, volume, shard)
     }
 
     fn lock_reign(&self) -> MutexGuard<'_, Option<Reign>> {

@@ -152,16 +152,11 @@ impl Node {
             let text = format!("an old copy of shard {shard} is being deleted from volume {id}; ask again");
             return Err(Fault::new(Class::Retry, "PV-VOLUME-BUSY", text));
         }
-        let healer = self.healer();
-        let by_repair = healer.as_ref().filter(|_| put.repair);
-        if let Some(healer) = by_repair {
-            healer.put_by_repair(id, shard);
-        }
+        let by_repair = put.repair;
         match self.volume(id)?.put(put.header, put.data, purpose).await {
             Ok(durable) => {
-                match by_repair {
-                    Some(healer) => healer.put_by_repair(id, shard),
-                    None => self.felt(began),
+                if !by_repair {
+                    self.felt(began);
                 }
                 Ok(Reply::Durable(durable))
             }
