@@ -1,8 +1,13 @@
 //! What Prometheus is told of healing. Only a node that leads knows most of it: `pacsvault_repair_conducts` says which.
 //!
-//! **Invariants.** Labels are bounded: tiers, causes, and members of the cluster.
+//! **Invariants.** Labels are bounded: tiers, causes, and members of the cluster. A gauge that only a leader knows is 0 on a
+//! node that leads no longer: the last it saw must not pass for the present.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use metrics::{counter, gauge};
 use pacsvault_core::{
@@ -26,9 +31,45 @@ const CAUSES: [(&str, Cause); 4] = [
     ("rebalance", Cause::Rebalance),
 ];
 
-/// Whether this node looks after the cluster's health.
+/// Nodes whose state this process has told: gauges outlive the layout that named them.
+static NODES_TOLD: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// Whether this node looks after the cluster's health. When it does no longer, it forgets what it told of it.
 pub fn conducts(yes: bool) {
     gauge!("pacsvault_repair_conducts").set(f64::from(u8::from(yes)));
+    if !yes {
+        forget();
+    }
+}
+
+fn forget() {
+    for (label, _) in TIERS {
+        gauge!("pacsvault_bytes_by_distance", "distance" => label).set(0.0);
+    }
+    gauge!("pacsvault_bytes_below_contract").set(0.0);
+    gauge!("pacsvault_stripes_set_aside").set(0.0);
+    for (label, _) in CAUSES {
+        gauge!("pacsvault_repair_waiting_stripes", "cause" => label).set(0.0);
+        gauge!("pacsvault_repair_waiting_bytes", "cause" => label).set(0.0);
+    }
+    gauge!("pacsvault_repair_in_progress").set(0.0);
+    gauge!("pacsvault_repair_rate_bytes_per_second").set(0.0);
+    gauge!("pacsvault_recode_left").set(0.0);
+    tell_nodes(std::iter::empty());
+}
+
+/// Tells the states of these nodes, and 0, which is no state, of all others told before.
+fn tell_nodes(states: impl Iterator<Item = (String, NodeState)>) {
+    let mut told = NODES_TOLD.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut gone = std::mem::take(&mut *told);
+    for (name, state) in states {
+        gauge!("pacsvault_node_state", "node" => name.clone()).set(f64::from(state as u8));
+        gone.remove(&name);
+        told.insert(name);
+    }
+    for name in gone {
+        gauge!("pacsvault_node_state", "node" => name).set(0.0);
+    }
 }
 
 /// A task has ended.
@@ -65,10 +106,8 @@ pub fn surveyed(surveyed: &Surveyed, desk: &mut Desk, now: Duration) {
     }
     gauge!("pacsvault_repair_in_progress").set(desk.flying() as f64);
     gauge!("pacsvault_repair_rate_bytes_per_second").set(desk.progress.rate(now) as f64);
-    let layout = &surveyed.ground.layout;
-    for node in layout.nodes.values().filter(|node| node.state != NodeState::Removed) {
-        gauge!("pacsvault_node_state", "node" => node.name.as_str().to_owned()).set(f64::from(node.state as u8));
-    }
+    let members = surveyed.ground.layout.nodes.values().filter(|node| node.state != NodeState::Removed);
+    tell_nodes(members.map(|node| (node.name.as_str().to_owned(), node.state)));
 }
 
 /// What this node's governor allows now; 0: no limit.
