@@ -72,7 +72,8 @@ impl Upkeep {
 /// Whether enough is dead, or room is short.
 fn worth_it(kept: &Kept) -> bool {
     let status = kept.volume.status();
-    let dead = status.capacity_bytes.saturating_sub(status.free_bytes).saturating_sub(status.used_bytes);
+    // By the volume's own files: what others put on the same disk is nothing that compaction could get back.
+    let dead = kept.volume.dead_bytes();
     gauge!("pacsvault_volume_dead_bytes", "volume" => status.volume.to_string()).set(dead as f64);
     status.state == VolumeState::ReadOnly || dead > status.used_bytes / 100 * DEAD_PERCENT
 }

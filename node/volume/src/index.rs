@@ -299,6 +299,12 @@ impl Table {
         self.index.len() as u64
     }
 
+    /// Bytes of segments that are not written any more which emptying them would give back.
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        let newest = self.segments.last_key_value().map_or(0, |(sequence, _)| *sequence);
+        self.segments.range(..newest).map(|(_, segment)| segment.len.saturating_sub(segment.kept_bytes())).sum()
+    }
+
     pub(crate) fn live_bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.live_bytes).sum()
     }

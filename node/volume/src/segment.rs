@@ -28,6 +28,12 @@ const PREWRITE_BYTES: usize = 1 << 20;
 const SPARES_MAX: usize = 2;
 
 impl Store {
+    /// Bytes in this volume's own files that no shard needs any more and compaction can get back; what is dead in the segment
+    /// that is being written counts once the next one is.
+    pub fn dead_bytes(&self) -> u64 {
+        self.read_table().dead_bytes()
+    }
+
     /// Bytes that may still be written: the rest of the active segment, spares, and what whole segments can still be made.
     pub(crate) fn measure_room(&self, writer: &Writer) -> Result<u64, Error> {
         let space = self.disk.space().map_err(|error| self.poison("measure the free space", error))?;

@@ -160,6 +160,11 @@ impl Volume {
         self.beside(move |store| store.save_note(name, &bytes))
     }
 
+    /// What compaction can get back; see [`Store::dead_bytes`]. Never blocks for long.
+    pub fn dead_bytes(&self) -> u64 {
+        self.shared.store.dead_bytes()
+    }
+
     /// How the volume is; never blocks for long.
     pub fn status(&self) -> VolumeStatus {
         self.shared.store.status()
