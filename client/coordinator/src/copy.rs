@@ -15,13 +15,14 @@
 use pacsvault_core::{
     catalog::{Command, Outcome, Rejection, Replace, SealedInstance},
     ids::ProfileName,
+    layout::{Layout, Profile},
 };
 use pacsvault_ports::{
     BoxFuture,
     peer::{Class, Fault},
 };
 
-use crate::{Coordinator, Download, PutHeader};
+use crate::{Coordinator, Download, PutHeader, stripe::too_weak};
 
 /// What became of a re-encoding.
 #[derive(Debug, Clone)]
@@ -96,6 +97,19 @@ impl Coordinator {
         seal.reserved = old.reserved.clone();
         let replace = Replace { seal, version: sealed.version, replaces: old.instance };
         self.replace(replace).await
+    }
+
+    /// Whether a strict write in this profile could keep its contract now, as far as this coordinator knows of volumes: to be
+    /// asked before work that would be in vain.
+    ///
+    /// # Errors
+    /// What such a write would be refused with.
+    pub fn could_keep(&self, layout: &Layout, profile: &Profile) -> Result<(), Fault> {
+        match self.cluster.placer(layout, profile, &self.cluster.avoided(layout)) {
+            Ok(placer) if placer.degraded() => Err(too_weak(profile, &placer)),
+            Ok(_) => Ok(()),
+            Err(error) => Err(Fault::new(Class::Retry, "PV-NO-VOLUMES", error.to_string())),
+        }
     }
 
     async fn replace(&self, replace: Replace) -> Result<Recoded, Fault> {

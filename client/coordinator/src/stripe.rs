@@ -2,6 +2,7 @@
 //!
 //! **Invariants.** A [`StripeSeal`] is returned only when the shards that volumes called durable survive at least the
 //! required contract by `survives` on the layout used; a shard bit is set only for a [`DurableShard`] of that very volume.
+//! Where a strict demand cannot be met nothing is sent: what was sent would be orphans on volumes that lack room already.
 //! Every call is judged and holds the stripe's memory until it ended, also when nobody waits for it any more.
 
 use std::sync::Arc;
@@ -13,7 +14,8 @@ use pacsvault_core::{
     codec::Coder,
     ids::{Digest, InstanceId, ShardIndex, StripeIndex, VolumeId},
     layout::{
-        Layout, Profile, placement,
+        Layout, Profile,
+        placement::{self, Placer},
         survival::{Held, survives},
     },
     shard::{DurableShard, ShardHeader, headers_of},
@@ -104,9 +106,20 @@ pub async fn persist(
     let id = prepared.shards[0].0.id;
     let mut layout = cluster.layout().await?;
     let mut avoid = cluster.avoided(&layout);
-    let first = cluster.placer(&layout, profile, &avoid).map(|placer| placer.place(id.instance, id.stripe));
-    let homes = match first {
-        Ok(homes) => homes,
+    let mut placer = cluster.placer(&layout, profile, &avoid);
+    if demand.strict && !placer.as_ref().is_ok_and(|placer| !placer.degraded()) {
+        // The cached layout may be from before volumes came back.
+        layout = cluster.refresh_layout().await?;
+        avoid = cluster.avoided(&layout);
+        placer = cluster.placer(&layout, profile, &avoid);
+        if let Ok(degraded) = placer.as_ref()
+            && degraded.degraded()
+        {
+            return Err(too_weak(profile, degraded));
+        }
+    }
+    let homes = match placer {
+        Ok(placer) => placer.place(id.instance, id.stripe),
         // Everything may only be suspected: ask for the truth once, and then trust the layout alone.
         Err(_) => {
             layout = cluster.refresh_layout().await?;
@@ -144,6 +157,19 @@ pub async fn persist(
     }
     judge(&sending, demand, &layout)?;
     Ok(sending.seal(&prepared))
+}
+
+/// Refuses a strict write before anything of it was sent.
+pub fn too_weak(profile: &Profile, placer: &Placer) -> Fault {
+    let claims: Vec<String> = placer.claims().iter().map(ToString::to_string).collect();
+    let text = format!(
+        "the volumes that take shards now allow at most {}, which is less than the contract of profile {} ({}); nothing was \
+         sent, write again when more volumes take shards (`pacsvault status`)",
+        if claims.is_empty() { "nothing".to_owned() } else { claims.join("; ") },
+        profile.name,
+        profile.contract,
+    );
+    Fault::new(Class::Retry, "PV-TOO-WEAK", text)
 }
 
 fn meets(sending: &Sending, profile: &Profile, layout: &Layout) -> bool {

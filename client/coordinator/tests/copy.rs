@@ -95,6 +95,11 @@ async fn less_than_the_contract_is_never_proposed() {
     assert_eq!((weak.class, weak.code), (Class::Retry, "PV-TOO-WEAK"), "{weak}");
     assert_eq!(world.kept().catalog_calls, calls);
     assert_eq!(now(&world), old);
+    // What refuses shards is known by now: a try in vain leaves none on the others.
+    let shards = world.kept().shards.len();
+    let again = coordinator.recode(&old, &hot()).await.expect_err("still");
+    assert_eq!((again.class, again.code), (Class::Retry, "PV-TOO-WEAK"), "{again}");
+    assert_eq!(world.kept().shards.len(), shards);
 }
 
 #[tokio::test]
