@@ -32,6 +32,7 @@ mod scrub;
 pub mod scrub_note;
 mod telemetry;
 pub mod upkeep;
+mod wanted;
 pub mod worker;
 
 use std::{

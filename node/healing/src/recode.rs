@@ -7,7 +7,8 @@
 //! **Invariants.** Nothing is stored: a new leader counts again. A version is re-encoded when its profile has another name or
 //! another code than the newest version of the wanted one, live older versions too. A contract that alone has changed moves
 //! shards, which is repair. It waits for repair, and for clients by the governor; a study that fails waits longer each
-//! time and holds up no other. What waits is told with its reason.
+//! time and holds up no other. Nothing is begun in a profile whose contract cannot be kept now: each try would leave shards that
+//! nothing names. What waits is told with its reason.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +20,10 @@ use std::{
 use futures::{StreamExt, stream};
 use pacsvault_coordinator::Recoded;
 use pacsvault_core::{
-    catalog::{Error, SealedInstance, View, command::COMMANDS_VERSION, query},
-    health::Cause,
-    ids::{ProfileName, Tenant, Term, Uid, VersionNumber},
-    layout::profile::Code,
+    catalog::{Error, Rejection, SealedInstance, View, command::COMMANDS_VERSION, query},
+    health::{Cause, repair::Survey},
+    ids::{ProfileName, Tenant, Term, Uid},
+    layout::{Layout, profile::Code},
 };
 use pacsvault_ports::{
     BoxFuture,
@@ -35,6 +36,7 @@ use crate::{
     conductor::{stopping, unreadable},
     governor::Urgency,
     telemetry,
+    wanted::{Wanted, read_rows},
 };
 
 /// Versions re-encoded at once. Each holds up to six stripes; the worker's coordinator has room to read for both and for all
@@ -47,14 +49,9 @@ const GO_ON_AFTER: Duration = Duration::from_millis(20);
 /// Reading all rows may take this part of the time.
 const LOOK_SHARE: u32 = 20;
 /// All studies are counted again this often, or as often as volumes are compared with the catalog if that is more often: what
-/// was written since is in the writers' profile.
+/// was written since is in the writers' profile. A count that takes long is followed by a pause as long, and ends before another
+/// one begins: with many studies the last ones are counted as often as the first.
 const RECOUNT_EVERY: Duration = Duration::from_secs(180);
-/// Rows read at once.
-const ROWS: usize = 1_000;
-/// Listed instances of one page; the page of a listing ends at 1 MiB of records too.
-const PAGE: usize = 64;
-/// Versions of one page that are kept to be re-encoded; what is beyond is found by the next count.
-const FOUND_MAX: usize = 512;
 /// Studies counted in one round: some 10 ms each when a study has a thousand instances.
 const COUNTED_AT_ONCE: usize = 32;
 /// Pause of a study after its first failure; doubled with each further one, up to [`DOUBLED_MAX`] times: five minutes.
@@ -76,14 +73,26 @@ struct Trouble {
     reason: String,
 }
 
+/// How far counting all studies has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Count {
+    /// It begins at this moment.
+    Due(Duration),
+    /// Up to this study, since then.
+    Going(Option<Study>, Duration),
+}
+
 /// What the leader knows of re-encoding; pure, time is an argument.
 #[derive(Debug)]
 pub struct Book {
     recount_every: Duration,
     wanted: BTreeMap<Study, ProfileName>,
     codes: BTreeMap<ProfileName, Code>,
-    recounted: Option<Duration>,
+    count: Count,
+    /// To be counted at once: what is wanted changed, or their turn ended.
     uncounted: BTreeSet<Study>,
+    /// Profiles whose contract cannot be kept now, and why.
+    held: BTreeMap<ProfileName, String>,
     left: BTreeMap<Study, u64>,
     troubled: BTreeMap<Study, Trouble>,
     last: Option<Study>,
@@ -102,19 +111,24 @@ impl Book {
             recount_every,
             wanted: BTreeMap::new(),
             codes: BTreeMap::new(),
-            recounted: None,
+            count: Count::Due(Duration::ZERO),
             uncounted: BTreeSet::new(),
+            held: BTreeMap::new(),
             left: BTreeMap::new(),
             troubled: BTreeMap::new(),
             last: None,
         }
     }
 
-    /// The rows and profiles as they are. What changed is to be counted now, everything when the last time was long ago.
+    /// The rows and profiles as they are. What changed is to be counted now, everything when the last count ended long ago.
     pub fn rows(&mut self, now: Duration, rows: BTreeMap<Study, ProfileName>, codes: BTreeMap<ProfileName, Code>) {
         if codes != self.codes {
             self.troubled.clear();
-            self.recounted = None;
+            self.count = Count::Due(now);
+        } else if let Count::Going(_, since) = self.count
+            && self.counting().next().is_none()
+        {
+            self.count = Count::Due((since + self.recount_every).max(now + now.saturating_sub(since)));
         }
         let changed = rows.iter().filter(|(study, name)| self.wanted.get(study) != Some(name));
         let changed: Vec<Study> = changed.map(|(study, _)| study.clone()).collect();
@@ -124,24 +138,53 @@ impl Book {
         self.left.retain(|study, _| rows.contains_key(study));
         self.uncounted.retain(|study| rows.contains_key(study));
         self.troubled.retain(|study, _| rows.contains_key(study));
-        if self.recounted.is_none_or(|at| now.saturating_sub(at) >= self.recount_every) {
-            self.uncounted.extend(rows.keys().cloned());
-            self.recounted = Some(now);
-        } else {
-            self.uncounted.extend(changed);
+        match self.count {
+            Count::Due(at) if at <= now => self.count = Count::Going(None, now),
+            Count::Due(_) | Count::Going(..) => self.uncounted.extend(changed),
         }
         (self.wanted, self.codes) = (rows, codes);
+    }
+
+    /// What the count of everything has yet to come to, without what is counted at once.
+    fn counting(&self) -> impl Iterator<Item = &Study> {
+        let rest = match &self.count {
+            Count::Due(_) => None,
+            Count::Going(None, _) => Some(Bound::Unbounded),
+            Count::Going(Some(study), _) => Some(Bound::Excluded(study)),
+        };
+        let rest = rest.map(|after| self.wanted.range::<Study, _>((after, Bound::Unbounded)));
+        rest.into_iter().flatten().map(|(study, _)| study).filter(|study| !self.uncounted.contains(*study))
+    }
+
+    /// Profiles that anything is wanted in.
+    pub fn profiles(&self) -> BTreeSet<ProfileName> {
+        self.wanted.values().cloned().collect()
+    }
+
+    /// Profiles in which nothing is begun for now, and why.
+    pub fn hold(&mut self, held: BTreeMap<ProfileName, String>) {
+        self.held = held;
+    }
+
+    /// Whether nothing is begun in this profile for now.
+    pub fn holds(&self, profile: &ProfileName) -> bool {
+        self.held.contains_key(profile)
     }
 
     /// Studies to be counted, at most `limit`, with what they are to have.
     pub fn uncounted(&self, limit: usize) -> Vec<(Study, ProfileName)> {
         let wanted = |study: &Study| Some((study.clone(), self.wanted.get(study)?.clone()));
-        self.uncounted.iter().filter_map(wanted).take(limit).collect()
+        self.uncounted.iter().chain(self.counting()).filter_map(wanted).take(limit).collect()
     }
 
     /// So many versions of the study are coded otherwise.
     pub fn counted(&mut self, study: &Study, left: u64) {
-        self.uncounted.remove(study);
+        if !self.uncounted.remove(study)
+            && self.counting().next() == Some(study)
+            && let Count::Going(upto, _) = &mut self.count
+        {
+            *upto = Some(study.clone());
+        }
         if left > 0 {
             self.left.insert(study.clone(), left);
         } else {
@@ -161,6 +204,7 @@ impl Book {
     pub fn next(&mut self, now: Duration) -> Option<(Study, ProfileName)> {
         let ready = |(study, _): &(&Study, &u64)| {
             !self.uncounted.contains(*study)
+                && !self.wanted.get(*study).is_some_and(|profile| self.holds(profile))
                 && self.troubled.get(*study).is_none_or(|trouble| trouble.not_before <= now)
         };
         let after = self.last.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
@@ -205,82 +249,13 @@ impl Book {
                 format!("re-encoding of study {tenant}/{study} waits: {}", trouble.reason)
             })
             .collect();
+        for (profile, why) in self.held.iter().take(REASONS_MAX) {
+            told.push(format!("re-encoding in profile {profile} waits: {why}"));
+        }
         if let Some(more) = self.troubled.len().checked_sub(REASONS_MAX).filter(|more| *more > 0) {
             told.push(format!("re-encoding of {more} more studies waits"));
         }
         told
-    }
-}
-
-/// All wanted profiles.
-fn read_rows(view: &dyn View) -> Result<BTreeMap<Study, ProfileName>, Error> {
-    let mut rows = BTreeMap::new();
-    loop {
-        let after = rows.last_key_value().map(|(study, _): (&Study, _)| study.clone());
-        let page = query::study_profiles(view, after, ROWS)?;
-        let end = page.len() < ROWS;
-        rows.extend(page.into_iter().map(|(tenant, study, profile)| ((tenant, study), profile)));
-        if end {
-            return Ok(rows);
-        }
-    }
-}
-
-/// What one study is to have.
-#[derive(Debug, Clone)]
-struct Wanted {
-    study: Study,
-    profile: ProfileName,
-    code: Code,
-}
-
-/// Versions of a study that are coded otherwise, from a part of its listing.
-#[derive(Default)]
-struct Page {
-    found: Vec<SealedInstance>,
-    /// All of them, kept in `found` or not.
-    count: u64,
-    /// Empty at the end.
-    next: Vec<u8>,
-}
-
-impl Wanted {
-    fn differs(&self, sealed: &SealedInstance) -> bool {
-        sealed.seal.profile != self.profile || sealed.seal.code != self.code
-    }
-
-    fn page(&self, view: &dyn View, token: &[u8]) -> Result<Page, Error> {
-        let (tenant, study) = &self.study;
-        let listed = query::list(view, tenant, Some(study), None, false, token, PAGE)?;
-        let mut page = Page { next: listed.next_page_token, ..Page::default() };
-        for newest in listed.instances {
-            for number in 1..newest.version.0 {
-                let older = query::lookup(view, &newest.seal.key, Some(VersionNumber(number)))?;
-                self.take(&mut page, older);
-            }
-            self.take(&mut page, Some(newest));
-        }
-        Ok(page)
-    }
-
-    fn take(&self, page: &mut Page, sealed: Option<SealedInstance>) {
-        let Some(sealed) = sealed.filter(|sealed| self.differs(sealed)) else { return };
-        page.count += 1;
-        if page.found.len() < FOUND_MAX {
-            page.found.push(sealed);
-        }
-    }
-
-    fn count(&self, view: &dyn View) -> Result<u64, Error> {
-        let (mut count, mut token) = (0, Vec::new());
-        loop {
-            let page = self.page(view, &token)?;
-            count += page.count;
-            token = page.next;
-            if token.is_empty() {
-                return Ok(count);
-            }
-        }
     }
 }
 
@@ -316,8 +291,18 @@ enum One {
     /// It was another by then.
     Outdated,
     Failed(String),
+    /// The contract cannot be kept now: neither for the next ones.
+    TooWeak(String),
     /// Not this node's business any more.
     Over,
+}
+
+/// Whether repair waits that can be worked on, and whether any of what waits is below its contract. What is lost or set aside
+/// stays so until something returns, and must not hold up all else until then.
+fn comes_first(survey: &Survey, aside: u64) -> (bool, bool) {
+    let waiting = survey.waiting.get(&Cause::Repair).copied().unwrap_or_default();
+    // Of stripes that cannot be repaired no bytes wait, of those that a worker gave up they do.
+    (waiting.shard_bytes > 0 && waiting.stripes > aside, survey.below_contract.stripes > aside)
 }
 
 impl Healer {
@@ -371,9 +356,13 @@ impl Healer {
             bench.looked = Some(now);
             let codes = layout.profiles.iter().map(|(name, profile)| (name.clone(), profile.code)).collect();
             bench.book.rows(now, rows, codes);
+            bench.book.hold(self.held_profiles(&layout, &bench.book.profiles()));
             let stale = |turn: &Turn| bench.book.code(&turn.wanted.profile) != Some(turn.wanted.code);
             if bench.turn.as_ref().is_some_and(stale) {
                 bench.turn = None;
+            }
+            if let Some(turn) = bench.turn.take_if(|turn| bench.book.holds(&turn.wanted.profile)) {
+                bench.book.ended(&turn.wanted.study, now, None);
             }
         }
         self.count_studies(&mut bench.book).await?;
@@ -398,7 +387,10 @@ impl Healer {
     async fn count_studies(&self, book: &mut Book) -> Result<(), Fault> {
         for (study, profile) in book.uncounted(COUNTED_AT_ONCE) {
             // `apply` refuses to name a profile that is not there, and none is ever taken away.
-            let Some(code) = book.code(&profile) else { continue };
+            let Some(code) = book.code(&profile) else {
+                book.counted(&study, 0);
+                continue;
+            };
             let wanted = Wanted { study: study.clone(), profile, code };
             let left = self.read_catalog(move |view| wanted.count(view)).await?;
             book.counted(&study, left);
@@ -406,12 +398,21 @@ impl Healer {
         Ok(())
     }
 
+    /// Profiles whose contract cannot be kept on the volumes that take shards now, and why.
+    fn held_profiles(&self, layout: &Layout, wanted: &BTreeSet<ProfileName>) -> BTreeMap<ProfileName, String> {
+        let judge = |name: &ProfileName| {
+            let fault = self.worker.coordinator().could_keep(layout, layout.profiles.get(name)?).err()?;
+            Some((name.clone(), format!("{} {fault}", fault.code)))
+        };
+        wanted.iter().filter_map(judge).collect()
+    }
+
     /// Whether repair comes first now.
     fn yields(&self, bench: &mut Bench, now: Duration) -> bool {
         let judged = self.reign(|reign| {
-            let survey = &reign.surveyed.as_ref()?.survey;
-            let waits = survey.waiting.get(&Cause::Repair).is_some_and(|sums| sums.stripes > 0);
-            Some((waits || reign.desk.repairs_wait(), survey.below_contract.stripes > 0))
+            let surveyed = reign.surveyed.as_ref()?;
+            let (waits, below_contract) = comes_first(&surveyed.survey, surveyed.asides.1);
+            Some((waits || reign.desk.repairs_wait(), below_contract))
         });
         let (repair, below_contract) = judged.flatten().unwrap_or((true, true));
         if !repair {
@@ -450,6 +451,13 @@ impl Healer {
                 One::Failed(reason) => {
                     failed += 1;
                     turn.failure.get_or_insert(reason);
+                }
+                One::TooWeak(reason) => {
+                    // What is under way beside would be refused as well, or is found re-encoded by the next count.
+                    drop(running);
+                    let now = self.parts.env.now().0;
+                    bench.book.ended(&turn.wanted.study, now, Some(reason));
+                    return Ok(());
                 }
                 // What was begun is abandoned; the next round, or the next leader, finds it as it was.
                 One::Over => return Ok(()),
@@ -493,12 +501,18 @@ impl Healer {
             }
             Ok(Recoded::Refused(why)) => {
                 tracing::info!(what = of, %why, "the log refused a re-encoding");
-                One::Failed(format!("{of}: {why}"))
+                let text = format!("{of}: {why}");
+                if matches!(why, Rejection::TooWeak { .. }) { One::TooWeak(text) } else { One::Failed(text) }
             }
             Err(_) if !self.leads(term) => One::Over,
             Err(fault) => {
                 tracing::info!(what = of, code = fault.code, %fault, "cannot be re-encoded now");
-                One::Failed(format!("{of}: {} {fault}", fault.code))
+                let text = format!("{of}: {} {fault}", fault.code);
+                if matches!(fault.code, "PV-TOO-WEAK" | "PV-NO-VOLUMES") {
+                    One::TooWeak(text)
+                } else {
+                    One::Failed(text)
+                }
             }
             Ok(_) => One::Outdated,
         }

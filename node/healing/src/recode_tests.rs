@@ -1,5 +1,7 @@
 //! Tests of the book of re-encoding; what it reads and writes is tested with a cluster.
 
+use pacsvault_core::health::Sums;
+
 use super::*;
 
 const START: Duration = Duration::from_secs(1_000);
@@ -102,4 +104,59 @@ fn reasons_are_told_for_a_few_studies_only() {
     let told = book.reasons();
     assert_eq!(told.len(), REASONS_MAX + 1);
     assert_eq!(told.last().map(String::as_str), Some("re-encoding of 12 more studies waits"));
+}
+
+#[test]
+fn with_many_studies_a_count_ends_before_the_next_begins() {
+    let mut book = Book::default();
+    let many: Vec<(u32, &str)> = (1_000..9_000).map(|number| (number, "hot")).collect();
+    let (mut now, mut seen) = (START, BTreeMap::new());
+    let long = RECOUNT_EVERY * 3;
+    while now < START + long {
+        book.rows(now, rows(&many), codes((2, 4)));
+        for (study, _) in book.uncounted(COUNTED_AT_ONCE) {
+            book.counted(&study, 0);
+            *seen.entry(study).or_insert(0) += 1;
+        }
+        now += LOOK_EVERY;
+        if seen.len() == many.len() {
+            break;
+        }
+        // A turn that ends again and again, at the front, takes no place of those that wait.
+        book.ended(&study(1_000), now, None);
+    }
+    assert!(now > START + RECOUNT_EVERY, "it takes longer than the pause between two counts");
+    assert_eq!(seen.len(), many.len(), "the last ones come to their turn");
+    assert!(seen.iter().filter(|(_, count)| **count > 1).count() <= 1, "nothing else is counted twice before that");
+    let took = now - START;
+    book.rows(now, rows(&many), codes((2, 4)));
+    assert!(book.uncounted(9).len() <= 1);
+    book.rows(now + took, rows(&many), codes((2, 4)));
+    assert_eq!(book.uncounted(9).len(), 9);
+}
+
+#[test]
+fn nothing_is_begun_in_a_profile_that_is_held() {
+    let mut book = book();
+    book.hold([(name("hot"), "too few sites".to_owned())].into());
+    let turns: BTreeSet<_> = (0..3).filter_map(|_| turn(&mut book, START)).collect();
+    assert_eq!(turns, [study(3)].into());
+    assert_eq!(book.reasons(), ["re-encoding in profile hot waits: too few sites"]);
+    book.hold(BTreeMap::new());
+    let turns: BTreeSet<_> = (0..3).filter_map(|_| turn(&mut book, START)).collect();
+    assert_eq!((turns.len(), book.reasons().len()), (3, 0));
+}
+
+#[test]
+fn what_cannot_be_repaired_is_not_waited_for() {
+    let sums = |stripes, shard_bytes| Sums { stripes, shard_bytes, content_bytes: 4 * shard_bytes };
+    let told = |waiting, below, aside| {
+        let waiting = [(Cause::Repair, waiting)].into();
+        comes_first(&Survey { waiting, below_contract: below, ..Survey::default() }, aside)
+    };
+    assert_eq!(comes_first(&Survey::default(), 0), (false, false));
+    assert_eq!(told(sums(3, 900), sums(2, 800), 0), (true, true));
+    assert_eq!(told(sums(1, 0), sums(1, 300), 1), (false, false), "one is lost");
+    assert_eq!(told(sums(1, 300), sums(1, 300), 1), (false, false), "a worker found one lost");
+    assert_eq!(told(sums(2, 300), sums(1, 300), 1), (true, false), "another one waits beside");
 }
