@@ -407,11 +407,11 @@ impl Store {
         Ok(ShardData { header, offset_bytes: from, data })
     }
 
-    /// For a repeated write: `Some` if exactly this shard is held and sound. Its bytes are read, because a retry may be
-    /// the repair of damage that only reading finds; `None` then, so that it is written anew.
+    /// For a repeated write: `Some` if exactly this shard is held and proven from the device, by checksums and digest: a retry
+    /// may be the repair of damage that only such a read finds. `None` otherwise, so that it is written anew.
     pub(crate) fn already_stored(&self, id: ShardId, digest: Digest) -> Result<Option<DurableShard>, Error> {
-        match self.read(id, 0, u64::MAX) {
-            Ok(held) if held.header.digest != digest => Err(Error::Conflict { shard: id }),
+        match self.where_it_lies(id, |place, file| self.read_proven(id, place, file)) {
+            Ok((header, _)) if header.digest != digest => Err(Error::Conflict { shard: id }),
             Ok(_) => Ok(Some(DurableShard { id, volume: self.volume(), digest })),
             Err(_) => Ok(None),
         }
