@@ -26,8 +26,8 @@ use pacsvault_ports::{
 
 use crate::{
     Healer,
-    desk::{After, Desk, Flight, READY_MAX},
-    pass::{Ground, Pass, Stage, Surveyed, Wish},
+    desk::{After, Desk, Flight},
+    pass::{Ground, Pass, Surveyed, Wish},
     telemetry,
 };
 
@@ -226,13 +226,7 @@ impl Healer {
         let Some(mut pass) = bench.pass.take() else { return Ok(()) };
         let now = self.parts.env.now().0;
         let layout = pass.surveyed.ground.layout.clone();
-        let wish = self.reign(|reign| Wish {
-            tasks: reign.desk.room(),
-            skip: reign.desk.skip(now),
-            queued: reign.desk.ready_by_worker(&layout),
-            stage: if reign.desk.repairs_wait() { Stage::Repairs } else { Stage::All },
-        });
-        let Some(mut wish) = wish.filter(|wish| !pass.ended() && wish.tasks > READY_MAX / 2) else {
+        let Some(mut wish) = self.reign(|reign| Wish::of(&reign.desk, &pass, &layout, now)).flatten() else {
             bench.pass = Some(pass);
             return Ok(());
         };
@@ -242,17 +236,24 @@ impl Healer {
             (pass, found)
         });
         let (pass, found) = planned.await.ok_or_else(stopping)?;
-        // A long stretch without work: go on at once.
-        let on = !pass.ended() && found.as_ref().is_ok_and(|found| found.tasks.is_empty() && found.looked() > 0);
-        bench.pass = Some(pass);
-        let found = found.map_err(|error| unreadable(&error))?;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) => {
+                bench.pass = Some(pass);
+                return Err(unreadable(&error));
+            }
+        };
+        // A long stretch without work: go on at once, unless it is because workers have enough.
+        let barren = found.tasks.is_empty() && found.looked() > 0;
         let aside = found.impossible.into_iter().map(|(stripe, reason)| After::SetAside(stripe, reason));
         self.propose(aside.filter_map(self::aside).collect());
-        self.reign(|reign| {
+        let on = self.reign(|reign| {
             reign.desk.add(found.tasks);
             reign.held_back.extend(found.held_back);
+            barren && Wish::of(&reign.desk, &pass, &layout, now).is_some()
         });
-        if on {
+        bench.pass = Some(pass);
+        if on == Some(true) {
             self.wake.notify_one();
         }
         Ok(())

@@ -1,7 +1,7 @@
 //! The conductor's desk: what is ready to be done, what is being done, what failed and when to try it again.
 //!
 //! **Invariants.** Time is an argument. A stripe is ready or being worked on at most once. No worker has more than the
-//! configured number of tasks, all together no more than [`FLIGHTS_MAX`]. The most urgent task whose worker is free goes
+//! configured number of tasks and one more that is urgent, all together no more than [`FLIGHTS_MAX`] and some urgent ones. The most urgent task whose worker is free goes
 //! first, so a slow worker or a stripe that fails holds up nobody else. Everything here may be forgotten: it is derived again.
 
 use std::{
@@ -10,7 +10,7 @@ use std::{
 };
 
 use pacsvault_core::{
-    health::{Cause, Task, report::Done},
+    health::{Cause, Task, Tier, report::Done},
     ids::{InstanceId, NodeId, StripeIndex},
     layout::{Layout, NodeState},
 };
@@ -20,6 +20,8 @@ use pacsvault_ports::peer::{Class, Fault};
 pub const REPAIR_FAULT: &str = "PV-REPAIR";
 /// Tasks at work at once in the whole cluster: 512 × 24 MiB in memory of at least 64 workers.
 pub const FLIGHTS_MAX: usize = 512;
+/// So many more may be urgent ones.
+const URGENT_FLIGHTS_MAX: usize = FLIGHTS_MAX / 8;
 /// Tasks planned ahead: planning is done in rounds, and each round is old when it is long.
 pub const READY_MAX: usize = 256;
 /// Of those, for one worker: others must find room.
@@ -49,6 +51,36 @@ pub type Stripe = (InstanceId, StripeIndex);
 /// The stripe of a task.
 pub fn stripe_of(task: &Task) -> Stripe {
     (task.instance, task.stripe)
+}
+
+/// What is done before what. Less urgent work never keeps more urgent work from being planned or begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// The next failure may lose it.
+    Urgent,
+    /// Something is missing.
+    Repair,
+    /// All is there, but should be elsewhere.
+    Move,
+}
+
+impl Rank {
+    /// Of work this close to loss, for this cause.
+    pub fn of(tier: Tier, cause: Cause) -> Self {
+        match cause {
+            Cause::Repair | Cause::Respread if tier <= Tier::Distance(0) => Self::Urgent,
+            Cause::Repair => Self::Repair,
+            Cause::Respread | Cause::Drain | Cause::Rebalance => Self::Move,
+        }
+    }
+}
+
+fn rank_of(task: &Task) -> Rank {
+    Rank::of(task.tier, task.cause)
+}
+
+fn urgency(task: &Task) -> (Rank, Tier, Cause) {
+    (rank_of(task), task.tier, task.cause)
 }
 
 /// A task that is being worked on.
@@ -146,31 +178,35 @@ impl Desk {
         }
     }
 
-    /// Stripes not to be planned now.
-    pub fn skip(&self, now: Duration) -> BTreeSet<Stripe> {
-        let ready = self.ready.iter().map(stripe_of);
+    /// Stripes not to be planned now; those that only wait, if they are of `upto` or more urgent.
+    pub fn skip(&self, now: Duration, upto: Rank) -> BTreeSet<Stripe> {
+        let ready = self.ready_upto(upto).map(stripe_of);
         let flying = self.flights.values().map(|flight| stripe_of(&flight.task));
         let resting = self.troubled.iter().filter(|(_, trouble)| trouble.not_before > now).map(|(stripe, _)| *stripe);
         ready.chain(flying).chain(resting).collect()
     }
 
-    /// Tasks planned ahead, by the owner of their first target.
-    pub fn ready_by_worker(&self, layout: &Layout) -> BTreeMap<NodeId, usize> {
+    fn ready_upto(&self, upto: Rank) -> impl Iterator<Item = &Task> {
+        self.ready.iter().filter(move |task| rank_of(task) <= upto)
+    }
+
+    /// Tasks of `upto` or more urgent that are planned ahead, by the owner of their first target.
+    pub fn ready_by_worker(&self, layout: &Layout, upto: Rank) -> BTreeMap<NodeId, usize> {
         let mut counts = BTreeMap::new();
-        for node in self.ready.iter().filter_map(|task| Some(layout.node_of(task.moves.first()?.1)?.id)) {
+        for node in self.ready_upto(upto).filter_map(|task| Some(layout.node_of(task.moves.first()?.1)?.id)) {
             *counts.entry(node).or_default() += 1;
         }
         counts
     }
 
-    /// How many more may be planned ahead.
-    pub fn room(&self) -> usize {
-        READY_MAX.saturating_sub(self.ready.len())
+    /// How many more of `upto` or more urgent may be planned ahead: what is less urgent gives way.
+    pub fn room(&self, upto: Rank) -> usize {
+        READY_MAX.saturating_sub(self.ready_upto(upto).count())
     }
 
     /// True while a repair waits for its worker.
     pub fn repairs_wait(&self) -> bool {
-        self.ready.iter().any(|task| task.cause == Cause::Repair)
+        self.ready_upto(Rank::Repair).next().is_some()
     }
 
     /// Tasks being worked on.
@@ -196,11 +232,23 @@ impl Desk {
         Some(format!("{} stripes failed and are tried again: {}", told().count(), reasons.join("; ")))
     }
 
-    /// Puts tasks on the desk. Of a stripe that is there already the new one is dropped.
+    /// Puts tasks on the desk. Of a stripe that is there already the new one is dropped, unless it is more urgent and the
+    /// other not begun. What does not find room then is the least urgent: a later pass finds it again.
     pub fn add(&mut self, tasks: Vec<Task>) {
-        let mut known: BTreeSet<Stripe> = self.ready.iter().map(stripe_of).collect();
-        known.extend(self.flights.values().map(|flight| stripe_of(&flight.task)));
-        self.ready.extend(tasks.into_iter().filter(|task| known.insert(stripe_of(task))));
+        let flying: BTreeSet<Stripe> = self.flights.values().map(|flight| stripe_of(&flight.task)).collect();
+        let mut known: BTreeMap<Stripe, usize> = self.ready.iter().map(stripe_of).zip(0..).collect();
+        for task in tasks.into_iter().filter(|task| !flying.contains(&stripe_of(task))) {
+            let at = *known.entry(stripe_of(&task)).or_insert(self.ready.len());
+            match self.ready.get_mut(at) {
+                Some(earlier) if urgency(&task) < urgency(earlier) => *earlier = task,
+                Some(_) => {}
+                None => self.ready.push(task),
+            }
+        }
+        if self.ready.len() > READY_MAX {
+            self.ready.sort_by_key(urgency);
+            self.ready.truncate(READY_MAX);
+        }
     }
 
     /// The cluster has changed: what was planned is planned again, and what workers do that are gone is given up.
@@ -213,9 +261,6 @@ impl Desk {
 
     /// The next task, begun as flight `id`: the most urgent one with a free worker, the freest of those it writes to.
     pub fn next(&mut self, id: u64, now: Duration, layout: &Layout) -> Option<Flight> {
-        if self.flights.len() >= FLIGHTS_MAX {
-            return None;
-        }
         self.benched.retain(|_, until| *until > now);
         let mut load: BTreeMap<NodeId, usize> = BTreeMap::new();
         for flight in self.flights.values() {
@@ -225,10 +270,14 @@ impl Desk {
             let nodes = task.moves.iter().filter_map(|(_, volume)| layout.node_of(*volume));
             let able = nodes.filter(|node| node.state == NodeState::Up && !self.benched.contains_key(&node.id));
             let loads = able.map(|node| (load.get(&node.id).copied().unwrap_or(0), node.id));
-            loads.min().filter(|(load, _)| *load < self.per_worker).map(|(_, node)| node)
+            // One place of each worker is kept for what is urgent, so that it never waits for slow work that is not.
+            let urgent = rank_of(task) == Rank::Urgent;
+            let (places, all) = if urgent { (1, URGENT_FLIGHTS_MAX) } else { (0, 0) };
+            let room = self.flights.len() < FLIGHTS_MAX + all;
+            loads.min().filter(|(load, _)| room && *load < self.per_worker + places).map(|(_, node)| node)
         };
         let candidates = self.ready.iter().enumerate().filter_map(|(at, task)| Some((at, free(task)?)));
-        let (at, worker) = candidates.min_by_key(|(at, _)| (self.ready[*at].tier, self.ready[*at].cause, *at))?;
+        let (at, worker) = candidates.min_by_key(|(at, _)| (urgency(&self.ready[*at]), *at))?;
         let flight = Flight { worker, task: self.ready.remove(at) };
         self.flights.insert(id, flight.clone());
         Some(flight)

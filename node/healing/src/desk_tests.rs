@@ -101,6 +101,26 @@ fn of_the_nodes_it_writes_to_the_freest_does_it() {
 }
 
 #[test]
+fn what_is_urgent_waits_for_nothing_that_is_not() {
+    let layout = layout(1);
+    let mut desk = Desk::new(2);
+    desk.add((0..300).map(|number| task(number, &[0], Tier::Distance(2), Cause::Drain)).collect());
+    assert_eq!((desk.room(Rank::Move), desk.room(Rank::Urgent)), (0, READY_MAX));
+    assert!(desk.next(0, at(0), &layout).is_some() && desk.next(1, at(0), &layout).is_some());
+    assert!(desk.next(2, at(0), &layout).is_none(), "all its places are taken");
+    let urgent = |number| task(number, &[0], Tier::Distance(0), Cause::Repair);
+    assert!(desk.ready_by_worker(&layout, Rank::Urgent).is_empty());
+    assert_eq!(desk.skip(at(0), Rank::Urgent).len(), 2, "only those begun are not planned again");
+    desk.add(vec![urgent(200), urgent(1_000)]);
+    assert_eq!((desk.room(Rank::Move), desk.room(Rank::Urgent)), (1, READY_MAX - 2));
+    let flight = desk.next(3, at(0), &layout).expect("one place is kept for it");
+    assert_eq!((flight.task.instance, flight.task.cause), (InstanceId::new(WallMillis(1), 200), Cause::Repair));
+    assert!(desk.next(4, at(0), &layout).is_none());
+    desk.finish(3, at(0), &Ok(Done::Outdated));
+    assert_eq!(desk.next(5, at(0), &layout).map(|flight| flight.task.instance.0), Some(urgent(1_000).instance.0));
+}
+
+#[test]
 fn a_stripe_is_on_the_desk_once() {
     let layout = layout(2);
     let mut desk = Desk::new(8);
@@ -109,7 +129,7 @@ fn a_stripe_is_on_the_desk_once() {
     desk.next(0, at(0), &layout).expect("one");
     desk.add(vec![repair(1, 1)]);
     assert!(desk.next(1, at(0), &layout).is_none());
-    assert_eq!(desk.skip(at(0)).len(), 1);
+    assert_eq!(desk.skip(at(0), Rank::Move).len(), 1);
 }
 
 #[test]
@@ -121,8 +141,8 @@ fn a_stripe_that_keeps_failing_is_tried_less_and_less_for_ever_and_told() {
     assert_eq!(desk.resting(now), None);
     for pause in [1, 2, 4, 8, 16, 32].into_iter().chain([60; 40]) {
         assert_eq!(trouble(&mut desk, &layout, now, &fault), After::Nothing);
-        assert!(!desk.skip(now + at(pause) - Duration::from_millis(1)).is_empty());
-        assert!(desk.skip(now + at(pause)).is_empty());
+        assert!(!desk.skip(now + at(pause) - Duration::from_millis(1), Rank::Move).is_empty());
+        assert!(desk.skip(now + at(pause), Rank::Move).is_empty());
         now += at(pause);
         let told = desk.resting(now).expect("it is tried again, and fails again");
         assert!(told.starts_with("1 stripes") && told.ends_with("the volume is full"), "{told}");
@@ -169,7 +189,7 @@ fn what_a_node_does_that_went_away_is_planned_again() {
     desk.next(1, at(0), &layout).expect("two");
     layout.nodes.get_mut(&NodeId(0)).expect("known").state = NodeState::Down;
     desk.layout_changed(&layout);
-    assert_eq!((desk.flying(), desk.room()), (1, READY_MAX));
+    assert_eq!((desk.flying(), desk.room(Rank::Move)), (1, READY_MAX));
     let late = Done::Reseated { written_bytes: 5, read_bytes: 5, wan_bytes: 0 };
     assert_eq!(desk.finish(0, at(1), &Ok(late)), After::Nothing);
     assert_eq!(desk.progress.done_stripes, 0);

@@ -5,7 +5,7 @@
 //! when nothing else is to be done. Nothing of a pass needs to survive: the next one finds what this one left.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -21,7 +21,7 @@ use pacsvault_core::{
     layout::Layout,
 };
 
-use crate::desk::{READY_PER_WORKER_MAX, Stripe};
+use crate::desk::{Desk, READY_MAX, READY_PER_WORKER_MAX, Rank, Stripe};
 
 /// Stripes looked at in one piece: some 30 ms of reads, mostly from memory.
 const LOOKS_MAX: usize = 2_000;
@@ -35,6 +35,8 @@ const ASIDES_TOLD: usize = 100;
 const ASIDE_RESTS_MILLIS: u64 = 60 * 60 * 1_000;
 /// Stripes that one piece sets aside: each costs a row in the catalog.
 const IMPOSSIBLE_MAX: usize = 256;
+/// Stripes left for when their worker has room: beyond, a pass waits. Each is looked at once more.
+const LEFT_MAX: usize = 8_192;
 /// Reasons kept for people.
 const REASONS_MAX: usize = 16;
 
@@ -123,17 +125,22 @@ pub struct Wish {
     pub skip: BTreeSet<Stripe>,
     /// Tasks that wait already, by the owner of their first target.
     pub queued: BTreeMap<NodeId, usize>,
-    /// Whether repairs still wait for their workers.
-    pub stage: Stage,
+    /// Nothing less urgent.
+    pub upto: Rank,
 }
 
-/// Whether moves may be planned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
-    /// Repairs only.
-    Repairs,
-    /// Moves too.
-    All,
+impl Wish {
+    /// What `desk` has room for, if `pass` may find it: what is urgent as soon as it is known, the rest when the desk runs
+    /// low, and moves when no repair waits.
+    pub fn of(desk: &Desk, pass: &Pass, layout: &Layout, now: Duration) -> Option<Self> {
+        let calm = if desk.repairs_wait() { Rank::Repair } else { Rank::Move };
+        let kinds = [(Rank::Urgent, Rank::Urgent, READY_MAX / 4), (calm, Rank::Move, READY_MAX / 2)];
+        kinds.into_iter().find_map(|(upto, counted, least)| {
+            let (tasks, queued) = (desk.room(counted), desk.ready_by_worker(layout, counted));
+            let wanted = tasks > least && pass.can_go(upto, &queued);
+            wanted.then(|| Self { tasks, skip: desk.skip(now, counted), queued, upto })
+        })
+    }
 }
 
 /// What a piece found.
@@ -146,8 +153,6 @@ pub struct Found {
     /// Why work is not being done.
     pub held_back: BTreeSet<String>,
     looked: usize,
-    /// Tasks left for the next pass, because too many wait for their worker.
-    left: usize,
 }
 
 impl Found {
@@ -157,8 +162,7 @@ impl Found {
     }
 
     fn full(&self, wish: &Wish) -> bool {
-        let enough = self.tasks.len() >= wish.tasks || self.left >= READY_PER_WORKER_MAX;
-        enough || self.looked >= LOOKS_MAX || self.impossible.len() >= IMPOSSIBLE_MAX
+        self.tasks.len() >= wish.tasks || self.looked >= LOOKS_MAX || self.impossible.len() >= IMPOSSIBLE_MAX
     }
 }
 
@@ -168,6 +172,43 @@ struct Shifting {
     at: usize,
     moved_bytes: u64,
     after: Option<Stripe>,
+    /// It goes on when this one has room.
+    waits_for: Option<NodeId>,
+}
+
+/// Stripes whose worker had enough to do: they are looked at again when it has room, and not before.
+#[derive(Default)]
+struct Left {
+    lists: BTreeMap<(Rank, NodeId), VecDeque<Stripe>>,
+    ranks: BTreeMap<Stripe, Rank>,
+}
+
+impl Left {
+    fn push(&mut self, rank: Rank, worker: NodeId, stripe: Stripe) {
+        self.ranks.insert(stripe, rank);
+        self.lists.entry((rank, worker)).or_default().push_back(stripe);
+    }
+
+    fn pop(&mut self, key: (Rank, NodeId)) -> Option<Stripe> {
+        let list = self.lists.get_mut(&key)?;
+        let stripe = list.pop_front();
+        if list.is_empty() {
+            self.lists.remove(&key);
+        }
+        if let Some(stripe) = stripe {
+            self.ranks.remove(&stripe);
+        }
+        stripe
+    }
+
+    /// True when it need not be looked at now.
+    fn holds(&self, stripe: Stripe, upto: Rank) -> bool {
+        self.ranks.get(&stripe).is_some_and(|rank| *rank == Rank::Urgent || upto != Rank::Urgent)
+    }
+
+    fn full(&self) -> bool {
+        self.lists.values().map(VecDeque::len).sum::<usize>() >= LEFT_MAX
+    }
 }
 
 /// See the room's text.
@@ -177,23 +218,80 @@ pub struct Pass {
     order: Vec<usize>,
     at: usize,
     cursors: BTreeMap<PlacementId, Stripe>,
+    left: Left,
+    /// It went on since it was made: what is left is worth keeping.
+    went: bool,
     shifting: Option<Shifting>,
     planned: usize,
     ended: bool,
+}
+
+fn roomy(queued: &BTreeMap<NodeId, usize>, worker: NodeId) -> bool {
+    queued.get(&worker).copied().unwrap_or(0) <= READY_PER_WORKER_MAX / 2
 }
 
 impl Pass {
     /// Over everything in `surveyed`. Goes on where `earlier` stood, if that one had not ended and the layout is the same.
     pub fn new(surveyed: Arc<Surveyed>, earlier: Option<Self>) -> Self {
         let work = &surveyed.survey.work;
-        let is_repair = |at: &usize| work[*at].cause == Cause::Repair;
-        let (mut order, moves): (Vec<usize>, Vec<usize>) = (0..work.len()).partition(is_repair);
-        order.extend(moves);
+        let mut order: Vec<usize> = (0..work.len()).collect();
+        order.sort_by_key(|at| Rank::of(work[*at].tier, work[*at].cause));
         let same =
             |earlier: &Self| !earlier.ended && earlier.surveyed.ground.layout.version == surveyed.ground.layout.version;
-        let (cursors, planned) =
-            earlier.filter(same).map_or_else(Default::default, |earlier| (earlier.cursors, earlier.planned));
-        Self { surveyed, order, at: 0, cursors, shifting: None, planned, ended: false }
+        let Some(earlier) = earlier.filter(same) else {
+            let (cursors, left) = (BTreeMap::new(), Left::default());
+            return Self {
+                surveyed,
+                order,
+                at: 0,
+                cursors,
+                left,
+                went: false,
+                shifting: None,
+                planned: 0,
+                ended: false,
+            };
+        };
+        // What has become urgent is looked at from its beginning.
+        let (then, now) = (urgent_placements(&earlier.surveyed), urgent_placements(&surveyed));
+        let mut cursors = earlier.cursors;
+        cursors.retain(|placement, _| then.contains(placement) || !now.contains(placement));
+        // Workers that took nothing since the last survey must not keep others from what lies behind theirs.
+        let left = if earlier.went { earlier.left } else { Left::default() };
+        Self {
+            surveyed,
+            order,
+            at: 0,
+            cursors,
+            left,
+            went: false,
+            shifting: None,
+            planned: earlier.planned,
+            ended: false,
+        }
+    }
+
+    /// True when going on may find something of `upto` or more urgent, with so many tasks waiting for each worker.
+    pub fn can_go(&self, upto: Rank, queued: &BTreeMap<NodeId, usize>) -> bool {
+        if self.ended {
+            return false;
+        }
+        if self.left.lists.keys().any(|(rank, worker)| *rank <= upto && roomy(queued, *worker)) {
+            return true;
+        }
+        match self.order.get(self.at) {
+            Some(index) => self.rank(*index) <= upto && !self.left.full(),
+            None => {
+                let waits_for = self.shifting.as_ref().and_then(|shifting| shifting.waits_for);
+                let free = waits_for.is_none_or(|worker| roomy(queued, worker));
+                upto == Rank::Move && self.left.lists.is_empty() && free
+            }
+        }
+    }
+
+    fn rank(&self, index: usize) -> Rank {
+        let work = self.surveyed.survey.work[index];
+        Rank::of(work.tier, work.cause)
     }
 
     /// True when all was looked at once.
@@ -212,9 +310,13 @@ impl Pass {
     /// The catalog is unreadable.
     pub fn go(&mut self, view: &dyn View, wish: &mut Wish) -> Result<Found, Error> {
         let mut found = Found::default();
-        while !found.full(wish) {
+        self.look_left(view, wish, &mut found)?;
+        while !found.full(wish) && !self.left.full() {
             let Some(index) = self.order.get(self.at).copied() else {
-                if wish.stage == Stage::All && self.planned == 0 && found.tasks.is_empty() {
+                if !self.left.lists.is_empty() || wish.upto < Rank::Move {
+                    break;
+                }
+                if self.planned == 0 && found.tasks.is_empty() {
                     self.shift(view, wish, &mut found)?;
                 } else {
                     self.ended = true;
@@ -223,7 +325,8 @@ impl Pass {
             };
             let work = self.surveyed.survey.work[index];
             let repairs = found.tasks.iter().any(|task| task.cause == Cause::Repair);
-            if work.cause != Cause::Repair && (wish.stage == Stage::Repairs || repairs) {
+            let rank = self.rank(index);
+            if rank > wish.upto || (rank == Rank::Move && repairs) {
                 break;
             }
             let done = match work.what {
@@ -238,8 +341,23 @@ impl Pass {
                 self.at += 1;
             }
         }
+        self.went |= found.looked > 0;
         self.planned += found.tasks.iter().filter(|task| task.cause != Cause::Rebalance).count();
         Ok(found)
+    }
+
+    /// Looks again at what was left for workers that have room now.
+    fn look_left(&mut self, view: &dyn View, wish: &mut Wish, found: &mut Found) -> Result<(), Error> {
+        let keys: Vec<(Rank, NodeId)> = self.left.lists.keys().copied().collect();
+        let upto = wish.upto;
+        for (rank, worker) in keys.into_iter().filter(|(rank, _)| *rank <= upto) {
+            let has_room = |wish: &Wish| wish.queued.get(&worker).is_none_or(|queued| *queued < READY_PER_WORKER_MAX);
+            while !found.full(wish) && has_room(wish) {
+                let Some(stripe) = self.left.pop((rank, worker)) else { break };
+                self.look(view, wish, found, stripe, None)?;
+            }
+        }
+        Ok(())
     }
 
     /// Looks at stripes of a group; true at its end.
@@ -249,7 +367,7 @@ impl Pass {
         let after = self.cursors.get(&group.placement).copied();
         let page = query::group_stripes(view, group.placement, after, PAGE)?;
         for stripe in &page {
-            if found.full(wish) {
+            if found.full(wish) || self.left.full() {
                 return Ok(false);
             }
             self.look(view, wish, found, *stripe, Some(group))?;
@@ -264,7 +382,7 @@ impl Pass {
     }
 
     fn look(
-        &self,
+        &mut self,
         view: &dyn View,
         wish: &mut Wish,
         found: &mut Found,
@@ -273,7 +391,7 @@ impl Pass {
     ) -> Result<(), Error> {
         found.looked += 1;
         let ground = &self.surveyed.ground;
-        if wish.skip.contains(&stripe) {
+        if wish.skip.contains(&stripe) || self.left.holds(stripe, wish.upto) {
             return Ok(());
         }
         if query::aside(view, stripe.0, stripe.1)?.is_some_and(|aside| rests(&aside, ground)) {
@@ -284,7 +402,12 @@ impl Pass {
             return Ok(());
         }
         match task(&state, &ground.situation()) {
-            Planned::Task(task) => take(task, &ground.layout, wish, found),
+            Planned::Task(task) => {
+                let rank = Rank::of(task.tier, task.cause);
+                if let Err(worker) = take(task, &ground.layout, wish, found) {
+                    self.left.push(rank, worker, stripe);
+                }
+            }
             Planned::Nothing => {}
             Planned::Wait(reason) => note(found, reason),
             Planned::Impossible(reason) => found.impossible.push((stripe, reason)),
@@ -298,9 +421,10 @@ impl Pass {
         let situation = surveyed.ground.situation();
         let mut shifting = self.shifting.take().unwrap_or_else(|| {
             let list = shifts(&surveyed.groups, &situation);
-            Shifting { list, at: 0, moved_bytes: 0, after: None }
+            Shifting { list, at: 0, moved_bytes: 0, after: None, waits_for: None }
         });
-        while !found.full(wish) {
+        shifting.waits_for = None;
+        while !found.full(wish) && shifting.waits_for.is_none() {
             let Some(shift) = shifting.list.get(shifting.at) else {
                 self.ended = true;
                 return Ok(());
@@ -312,7 +436,7 @@ impl Pass {
                     break;
                 }
                 found.looked += 1;
-                shifting.after = Some(*stripe);
+                let before = shifting.after.replace(*stripe);
                 if wish.skip.contains(stripe) {
                     continue;
                 }
@@ -321,8 +445,12 @@ impl Pass {
                     continue;
                 }
                 if let Some(task) = shift_task(&state, shift.from, &situation) {
-                    shifting.moved_bytes += task.write_bytes;
-                    take(task, &surveyed.ground.layout, wish, found);
+                    let bytes = task.write_bytes;
+                    if let Err(worker) = take(task, &surveyed.ground.layout, wish, found) {
+                        (shifting.after, shifting.waits_for) = (before, Some(worker));
+                        break;
+                    }
+                    shifting.moved_bytes += bytes;
                 }
             }
             let at_end = page.len() < PAGE && page.last().copied().is_none_or(|last| shifting.after == Some(last));
@@ -336,18 +464,27 @@ impl Pass {
     }
 }
 
-/// Takes a task, unless too many wait for its worker already: the next pass finds it again.
-fn take(task: Task, layout: &Layout, wish: &mut Wish, found: &mut Found) {
+fn urgent_placements(surveyed: &Surveyed) -> BTreeSet<PlacementId> {
+    let urgent = surveyed.survey.work.iter().filter(|work| Rank::of(work.tier, work.cause) == Rank::Urgent);
+    let groups = urgent.filter_map(|work| match work.what {
+        Item::Group(at) => Some(surveyed.groups[at].placement),
+        Item::Stripe(_) => None,
+    });
+    groups.collect()
+}
+
+/// Takes a task, unless too many wait for its worker already: then that worker is the error.
+fn take(task: Task, layout: &Layout, wish: &mut Wish, found: &mut Found) -> Result<(), NodeId> {
     let worker = task.moves.first().and_then(|(_, volume)| layout.node_of(*volume)).map(|node| node.id);
-    let Some(worker) = worker else { return };
+    let Some(worker) = worker else { return Ok(()) };
     let queued = wish.queued.entry(worker).or_default();
-    if *queued < READY_PER_WORKER_MAX {
-        *queued += 1;
-        wish.skip.insert((task.instance, task.stripe));
-        found.tasks.push(task);
-    } else {
-        found.left += 1;
+    if *queued >= READY_PER_WORKER_MAX {
+        return Err(worker);
     }
+    *queued += 1;
+    wish.skip.insert((task.instance, task.stripe));
+    found.tasks.push(task);
+    Ok(())
 }
 
 /// Nothing has happened yet that could make a stripe set aside repairable.
