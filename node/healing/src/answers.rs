@@ -1,7 +1,9 @@
 //! What people and tools ask of health: how it is, what if, what would emptying mean.
 //!
-//! **Invariants.** Health is the leader's word, told with the layout it was judged on. What-if and drain plans are answered
-//! here, from a linearizable read of the catalog; where the leader's figures of disks are not known, the catalog's are used.
+//! **Invariants.** Health is the leader's word, told with the layout it was judged on. What-if and drain plans are the leader's
+//! too, for it alone knows how full disks are and how fast repair is. Where none answers they are made here, with what the
+//! catalog says of room: a what-if then of what this replica has applied, for that is when people ask; a drain plan only from a
+//! linearizable read, because it may say that a node is empty, and never as a safe one.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -116,11 +118,43 @@ impl Healer {
         }
     }
 
-    /// What if this were lost now.
+    /// Asks the leader, when that is another; nothing when there is none or it does not answer.
+    async fn ask_leader(&self, request: Request) -> Option<Reply> {
+        let status = self.parts.replica.status();
+        let leader = status.leader.filter(|leader| *leader != status.node)?;
+        let target = target_of(&*self.parts.replica.layout()?, leader)?;
+        match self.parts.peer.call(&target, request, FORWARD_DEADLINE).await {
+            Ok(reply) => Some(reply),
+            Err(fault) => {
+                tracing::info!(%leader, code = fault.code, %fault, "the leader does not tell; answering from here");
+                None
+            }
+        }
+    }
+
+    /// What if this were lost now: the leader's answer, or this node's when there is none.
     ///
     /// # Errors
-    /// The catalog cannot be read, or is not known to be fresh.
+    /// The catalog cannot be read.
     pub async fn what_if(&self, loss: Loss) -> Result<WhatIf, Fault> {
+        match self.ask_leader(Request::WhatIf(loss.clone())).await {
+            Some(Reply::WhatIf(answer)) => Ok(*answer),
+            Some(_) => Err(Fault::new(Class::Bug, "PV-BUG", "a what-if was answered with something else")),
+            None => self.what_if_here(loss).await,
+        }
+    }
+
+    /// What if this were lost now, as far as this node knows.
+    ///
+    /// # Errors
+    /// The catalog cannot be read.
+    pub async fn what_if_here(&self, loss: Loss) -> Result<WhatIf, Fault> {
+        let status = self.parts.replica.status();
+        if status.leader == Some(status.node)
+            && let Err(fault) = self.parts.replica.wait(Freshness::Linearizable).await
+        {
+            tracing::info!(code = fault.code, %fault, "no majority confirms the catalog; what-if is of what is applied here");
+        }
         let voters = self.parts.replica.status().voters;
         let (rate, known) = self.figures();
         let answer = self.with_catalog(move |layout, groups, incomplete| {
@@ -130,15 +164,37 @@ impl Healer {
         answer.await
     }
 
-    /// What emptying this would mean.
+    /// What emptying this would mean: the leader's answer, or this node's when there is none.
     ///
     /// # Errors
     /// The catalog cannot be read, or is not known to be fresh.
     pub async fn drain_plan(&self, target: DrainTarget) -> Result<DrainPlan, Fault> {
+        match self.ask_leader(Request::DrainPlan(target)).await {
+            Some(Reply::DrainPlan(plan)) => Ok(*plan),
+            Some(_) => Err(Fault::new(Class::Bug, "PV-BUG", "a drain plan was answered with something else")),
+            None => self.drain_plan_here(target).await,
+        }
+    }
+
+    /// What emptying this would mean, as far as this node knows; not safe unless it leads and so knows the room there is.
+    ///
+    /// # Errors
+    /// The catalog cannot be read, or is not known to be fresh.
+    pub async fn drain_plan_here(&self, target: DrainTarget) -> Result<DrainPlan, Fault> {
+        self.parts.replica.wait(Freshness::Linearizable).await?;
         let (rate, known) = self.figures();
-        let answer = self.with_catalog(move |layout, groups, _| {
-            let rooms = known.unwrap_or_else(|| rooms_of(layout, groups));
-            drain_plan(target, layout, groups, &rooms, rate)
+        let answer = self.with_catalog(move |layout, groups, _| match known {
+            Some(rooms) => drain_plan(target, layout, groups, &rooms, rate),
+            None => {
+                let mut plan = drain_plan(target, layout, groups, &rooms_of(layout, groups), rate);
+                plan.safe = false;
+                plan.reasons.push(
+                    "no leader answers, and it alone knows how much is free on the volumes: the room told here is what the \
+                     catalog leaves of their capacity; ask again"
+                        .to_owned(),
+                );
+                plan
+            }
         });
         answer.await
     }
@@ -155,7 +211,6 @@ impl Healer {
         &self,
         judge: impl FnOnce(&Layout, &[Group], &[StripeState]) -> T + Send + 'static,
     ) -> Result<T, Fault> {
-        self.parts.replica.wait(Freshness::Linearizable).await?;
         let layout: Arc<Layout> = self.parts.replica.layout().ok_or_else(|| {
             Fault::new(Class::Retry, "PV-NOT-MEMBER", "this node has not heard of the cluster yet; ask another")
         })?;

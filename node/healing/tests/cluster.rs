@@ -69,8 +69,16 @@ async fn a_volume_is_drained_and_another_leader_finishes_it() {
     let ids = store_many(&world, 40);
     let healers = world.run_all();
     let target = DrainTarget::Volume(volume(1));
+    let heard = |health: &Health| health.nodes.iter().all(|node| node.silent_ms.is_some());
+    until_told(&healers[3], "the leader has heard of all", heard).await;
     let plan = healers[3].drain_plan(target).await.unwrap();
     assert!(plan.safe && !plan.empty && plan.moves.stripes == 40, "{plan:?}");
+    world.set_dark(3, true);
+    let guessed = healers[3].drain_plan(target).await.unwrap();
+    assert!(!guessed.safe && guessed.reasons.last().unwrap().starts_with("no leader answers"), "{guessed:?}");
+    let loss = Loss { volumes: vec![volume(1)], ..Loss::default() };
+    assert!(healers[3].what_if(loss).await.unwrap().all_readable, "it is answered without a leader too");
+    world.set_dark(3, false);
     let drain = Command::SetDrain { target, draining: true };
     assert_eq!(world.catalog().one(START, drain), Outcome::Done);
     let left = || ids.iter().filter(|id| world.record(**id).seal.stripes[0].placement.contains(&volume(1))).count();

@@ -81,9 +81,21 @@ impl Node {
                 };
                 Ok(Reply::Health(Box::new(health)))
             }
-            Request::WhatIf(loss) => self.healing()?.what_if(loss).await.map(|answer| Reply::WhatIf(Box::new(answer))),
+            Request::WhatIf(loss) => {
+                let healer = self.healing()?;
+                let answer = match caller {
+                    Caller::Node(_) => healer.what_if_here(loss).await?,
+                    Caller::Gateway(_) | Caller::Operator(_) | Caller::Local => healer.what_if(loss).await?,
+                };
+                Ok(Reply::WhatIf(Box::new(answer)))
+            }
             Request::DrainPlan(target) => {
-                self.healing()?.drain_plan(target).await.map(|plan| Reply::DrainPlan(Box::new(plan)))
+                let healer = self.healing()?;
+                let plan = match caller {
+                    Caller::Node(_) => healer.drain_plan_here(target).await?,
+                    Caller::Gateway(_) | Caller::Operator(_) | Caller::Local => healer.drain_plan(target).await?,
+                };
+                Ok(Reply::DrainPlan(Box::new(plan)))
             }
             Request::ScrubNow(volume) => self.keeping()?.scrub_now(volume).map(|()| Reply::Done),
             Request::VerifyShards { volume, shards } => self.prove(volume, shards).await.map(Reply::Verified),

@@ -310,6 +310,8 @@ impl Peer for Wire {
                 Request::Heartbeat(beat) => healer?.heartbeat(*beat).await.map(|()| Reply::Done),
                 Request::Repair(task) => healer?.repair(*task).await.map(Reply::Repaired),
                 Request::Health => Ok(Reply::Health(Box::new(healer?.health_here().await?))),
+                Request::WhatIf(loss) => Ok(Reply::WhatIf(Box::new(healer?.what_if_here(loss).await?))),
+                Request::DrainPlan(target) => Ok(Reply::DrainPlan(Box::new(healer?.drain_plan_here(target).await?))),
                 Request::Status => Err(Fault::new(Class::Retry, "PV-TEST", "not told here")),
                 other => panic!("not asked by healing: {other:?}"),
             }
