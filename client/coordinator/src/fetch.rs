@@ -335,6 +335,7 @@ impl Question {
             id: self.id,
             offset_bytes: self.columns.start,
             len_bytes: self.columns.end - self.columns.start,
+            background: cluster.options.background,
         });
         let began = cluster.env.now();
         let reply = cluster.peer.call(&target_of(node), request, cluster.options.shard_deadline).await?;

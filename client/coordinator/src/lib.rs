@@ -86,6 +86,8 @@ pub struct Options {
     pub hedge_after: Duration,
     /// A cached layout older than this is refreshed.
     pub layout_age_max: Duration,
+    /// No client waits for what this coordinator reads: nodes do not slow their own background work for it.
+    pub background: bool,
 }
 
 impl Options {
@@ -104,6 +106,7 @@ impl Options {
             straggler_grace: Duration::from_millis(25),
             hedge_after: Duration::from_millis(150),
             layout_age_max: Duration::from_secs(2),
+            background: false,
         }
     }
 }

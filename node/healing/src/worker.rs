@@ -127,6 +127,7 @@ impl Worker {
         let mut options = Options::new(vec![own]);
         options.site = Some(site.clone());
         options.shard_deadline = READ_DEADLINE;
+        options.background = true;
         // Half of it is for reads, 1 GiB. A task reads at most twice what it may hold, 512 MiB for all; two re-encodings read
         // three stripes of 16 MiB each at twice their content, 192 MiB. So nobody waits there while holding bytes.
         options.stripe_memory_bytes = 8 * MEMORY_BYTES;

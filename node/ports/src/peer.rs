@@ -101,6 +101,8 @@ pub struct GetShard {
     pub offset_bytes: u64,
     /// Bytes wanted; to the end of the shard at most.
     pub len_bytes: u64,
+    /// Repair or re-encoding reads: no client waits for it, so background work need not yield to it.
+    pub background: bool,
 }
 
 /// Bytes of a shard, verified by the volume against their chunk checksums. They begin at the chunk boundary at or

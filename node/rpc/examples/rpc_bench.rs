@@ -89,7 +89,8 @@ async fn main() {
     let peer = Arc::new(TonicPeer::new(Arc::new(credentials(&authority, Role::Gateway, "gateway-1"))));
 
     let put = Request::PutShard(Box::new(PutShard { volume, header, data, repair: false }));
-    let get = Request::GetShard(GetShard { volume, id, offset_bytes: 0, len_bytes: shard_bytes as u64 });
+    let get =
+        Request::GetShard(GetShard { volume, id, offset_bytes: 0, len_bytes: shard_bytes as u64, background: false });
     for (name, request) in [("warm-up", &put), ("put", &put), ("get", &get), ("put", &put), ("get", &get)] {
         let (began, cpu) = (Instant::now(), cpu_seconds());
         stream::iter(0..calls)

@@ -227,7 +227,7 @@ mod tests {
     fn a_reply_holds_its_room_until_it_is_sent() {
         let get = |len_bytes| {
             let id = ShardId { instance: InstanceId([1; 16]), stripe: StripeIndex(0), shard: ShardIndex(0) };
-            Request::GetShard(GetShard { volume: VolumeId([2; 16]), id, offset_bytes: 0, len_bytes })
+            Request::GetShard(GetShard { volume: VolumeId([2; 16]), id, offset_bytes: 0, len_bytes, background: false })
         };
         assert_eq!(reply_bytes(&get(4 << 20)), (4 << 20) + 2 * CHUNK_BYTES);
         assert_eq!(reply_bytes(&get(u64::MAX)), MESSAGE_BYTES_MAX);

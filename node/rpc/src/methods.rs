@@ -216,6 +216,7 @@ fn encode_get_shard(get: &GetShard) -> Payload {
         shard: get.id.shard.0.into(),
         offset_bytes: get.offset_bytes,
         len_bytes: get.len_bytes,
+        background: get.background,
     })
 }
 
@@ -308,6 +309,7 @@ fn decode_get_shard(message: &v1::GetShardRequest) -> Result<Request, Invalid> {
         id: convert::shard_id(&message.instance, message.stripe, message.shard)?,
         offset_bytes: message.offset_bytes,
         len_bytes: message.len_bytes,
+        background: message.background,
     }))
 }
 

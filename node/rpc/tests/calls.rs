@@ -59,7 +59,13 @@ async fn shards_of_any_size_travel_unchanged() {
         assert_eq!(durable.digest, Digest::of(&data), "{len}");
         let Request::PutShard(put) = bench.arrived() else { panic!("a shard arrived") };
         assert_eq!(put.header, shard_header(len as u64));
-        let get = GetShard { volume: VolumeId([9; 16]), id: durable.id, offset_bytes: 65_536, len_bytes: len as u64 };
+        let get = GetShard {
+            volume: VolumeId([9; 16]),
+            id: durable.id,
+            offset_bytes: 65_536,
+            len_bytes: len as u64,
+            background: false,
+        };
         let Reply::Shard(shard) = bench.call(Request::GetShard(get)).await.expect("is read") else { panic!("a shard") };
         assert_eq!((shard.offset_bytes, shard.data.len()), (65_536, len));
         assert_eq!(shard.header.id.shard, ShardIndex(5));
@@ -204,7 +210,8 @@ async fn oversized_and_malformed_messages_are_refused_and_the_connection_lives_o
     let (channel, origin) = bench.peer.channel(&bench.server.target).expect("a channel");
     let mut client = ShardsClient::with_origin(channel, origin).max_encoding_message_size(usize::MAX);
     let header = Some(convert::shard_header_message(&shard_header(4)));
-    let good = v1::PutShardRequest { volume: vec![9; 16].into(), header, repair: false, data: Bytes::from_static(b"data") };
+    let good =
+        v1::PutShardRequest { volume: vec![9; 16].into(), header, repair: false, data: Bytes::from_static(b"data") };
     let huge = v1::PutShardRequest { data: vec![0; MESSAGE_BYTES_MAX].into(), ..good.clone() };
     assert_eq!(client.put_shard(huge).await.expect_err("too large").code(), Code::OutOfRange);
 

@@ -36,7 +36,7 @@ impl Node {
     async fn answer(self: Arc<Self>, caller: Caller, request: Request) -> Result<Reply, Fault> {
         match request {
             Request::PutShard(put) => self.put_shard(*put).await,
-            Request::GetShard(get) => self.get_shard(&caller, get).await,
+            Request::GetShard(get) => self.get_shard(get).await,
             Request::Layout(freshness) => self.layout(freshness).await,
             Request::Lookup(lookup) => self.lookup(lookup).await,
             Request::List(list) => self.list(list).await,
@@ -165,6 +165,9 @@ impl Node {
             return Err(Fault::new(Class::Retry, "PV-VOLUME-BUSY", text));
         }
         let by_repair = put.repair;
+        if !by_repair {
+            self.client_asks();
+        }
         match self.volume(id)?.put(put.header, put.data, purpose).await {
             Ok(durable) => {
                 if !by_repair {
@@ -181,20 +184,27 @@ impl Node {
         }
     }
 
-    async fn get_shard(&self, caller: &Caller, get: GetShard) -> Result<Reply, Fault> {
+    async fn get_shard(&self, get: GetShard) -> Result<Reply, Fault> {
         let began = self.env.now().0;
-        if let (Caller::Gateway(_), Some(upkeep)) = (caller, self.upkeep()) {
-            upkeep.client_asks();
+        if !get.background {
+            self.client_asks();
         }
         let read = self.volume(get.volume)?.get(get.id, get.offset_bytes, get.len_bytes).await;
-        // Nodes read for repair, too: what they wait for says nothing of clients.
-        if read.is_ok() && matches!(caller, Caller::Gateway(_)) {
+        // What repair waits for says nothing of clients. Nodes read for clients, too: whoever calls, the request tells.
+        if read.is_ok() && !get.background {
             self.felt(began);
         }
         if let Err(Error::Corrupt { .. } | Error::Read { .. } | Error::NotFound { .. }) = &read {
             self.suspect(get.volume, get.id);
         }
         read.map(|shard| Reply::Shard(Box::new(shard))).map_err(Fault::from)
+    }
+
+    /// A client's request for a shard begins: scrubbing and compaction yield for a while.
+    fn client_asks(&self) {
+        if let Some(upkeep) = self.upkeep() {
+            upkeep.client_asks();
+        }
     }
 
     /// A client's request for a shard began then and is done: repair yields when that takes longer than usual.

@@ -424,7 +424,8 @@ async fn damaged_member() -> (Arc<Fake>, Bed) {
 async fn a_read_that_meets_damage_reports_it_and_proofs_tell_what_is_there() {
     let (replica, bed) = damaged_member().await;
     bed.node.clone().run().await.unwrap();
-    let get = GetShard { volume: volume(0), id: first_shard(1), offset_bytes: 0, len_bytes: SHARD as u64 };
+    let get =
+        GetShard { volume: volume(0), id: first_shard(1), offset_bytes: 0, len_bytes: SHARD as u64, background: false };
     let gateway = Caller::Gateway("gateway-1".to_owned());
     let read = Front(bed.node.clone()).handle(gateway, Request::GetShard(get)).await.unwrap_err();
     assert_eq!(read.code, "PV-SHARD-CORRUPT");
