@@ -109,11 +109,11 @@ fn reasons_are_told_for_a_few_studies_only() {
 #[test]
 fn with_many_studies_a_count_ends_before_the_next_begins() {
     let mut book = Book::default();
-    let many: Vec<(u32, &str)> = (1_000..9_000).map(|number| (number, "hot")).collect();
+    let many = rows(&(1_000..9_000).map(|number| (number, "hot")).collect::<Vec<_>>());
     let (mut now, mut seen) = (START, BTreeMap::new());
     let long = RECOUNT_EVERY * 3;
     while now < START + long {
-        book.rows(now, rows(&many), codes((2, 4)));
+        book.rows(now, many.clone(), codes((2, 4)));
         for (study, _) in book.uncounted(COUNTED_AT_ONCE) {
             book.counted(&study, 0);
             *seen.entry(study).or_insert(0) += 1;
@@ -129,9 +129,9 @@ fn with_many_studies_a_count_ends_before_the_next_begins() {
     assert_eq!(seen.len(), many.len(), "the last ones come to their turn");
     assert!(seen.iter().filter(|(_, count)| **count > 1).count() <= 1, "nothing else is counted twice before that");
     let took = now - START;
-    book.rows(now, rows(&many), codes((2, 4)));
+    book.rows(now, many.clone(), codes((2, 4)));
     assert!(book.uncounted(9).len() <= 1);
-    book.rows(now + took, rows(&many), codes((2, 4)));
+    book.rows(now + took, many, codes((2, 4)));
     assert_eq!(book.uncounted(9).len(), 9);
 }
 
