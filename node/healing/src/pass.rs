@@ -13,12 +13,12 @@ use std::{
 use pacsvault_core::{
     catalog::{Error, View, query},
     health::{
-        Aside, Cause, Group, Pace, StripeState, Task,
+        Aside, Cause, Group, Pace, StripeState, Sums, Task, Tier,
         rebalance::{Shift, shift_task, shifts},
-        repair::{Item, Planned, Room, Situation, Survey, survey, task},
+        repair::{Item, Planned, Room, Situation, Survey, sums_of, survey_all, task},
     },
-    ids::{LogIndex, NodeId, PlacementId, VolumeId, WallMillis},
-    layout::Layout,
+    ids::{LogIndex, NodeId, PlacementId, ProfileName, ShardIndex, VolumeId, WallMillis},
+    layout::{Layout, profile::Code},
 };
 
 use crate::desk::{Desk, READY_MAX, READY_PER_WORKER_MAX, Rank, Stripe};
@@ -27,8 +27,10 @@ use crate::desk::{Desk, READY_MAX, READY_PER_WORKER_MAX, Rank, Stripe};
 const LOOKS_MAX: usize = 2_000;
 /// Stripes of a group read at once.
 const PAGE: usize = 256;
-/// Incomplete stripes that one survey looks at, oldest first: about a second of reads. The others come up as these end.
+/// Incomplete stripes that a survey keeps, each by itself. The others count, and come up as these end.
 pub const INCOMPLETE_MAX: usize = 50_000;
+/// Incomplete stripes that a survey reads: some twenty seconds. Beyond, they are taken to be whole, and that is told.
+const INCOMPLETE_READ_MAX: usize = 1_000_000;
 /// Stripes set aside that are told in full.
 const ASIDES_TOLD: usize = 100;
 /// How long a stripe set aside rests while the cluster stays as it is: a sound copy may turn up without a new layout.
@@ -84,19 +86,97 @@ impl Surveyed {
     /// # Errors
     /// The catalog is unreadable.
     pub fn make(view: &dyn View, ground: Ground, applied: LogIndex) -> Result<Self, Error> {
-        let (groups, incomplete) = read_all(view)?;
-        let mut survey = survey(&groups, &incomplete, &ground.situation());
-        if incomplete.len() >= INCOMPLETE_MAX {
-            survey
-                .held_back
-                .push(format!("more than {INCOMPLETE_MAX} stripes lack shards; the oldest of them are repaired first"));
+        let groups = query::groups(view)?;
+        let mut gathered = Gathered::new(&ground);
+        let complete = gathered.read(view)?;
+        let (incomplete, crowds) = gathered.finish();
+        let mut survey = survey_all(&groups, &incomplete, &crowds, &ground.situation());
+        if !crowds.is_empty() {
+            let text =
+                format!("more than {INCOMPLETE_MAX} stripes lack shards; what is closest to loss is repaired first");
+            survey.held_back.push(text);
+        }
+        if !complete {
+            let text = format!("figures are partial: more than {INCOMPLETE_READ_MAX} stripes lack shards");
+            survey.held_back.push(text);
         }
         let asides = query::asides(view, ASIDES_TOLD)?;
         Ok(Self { ground, applied, groups, incomplete, survey, asides })
     }
 }
 
-/// All groups, and the incomplete stripes up to [`INCOMPLETE_MAX`].
+/// What decides what is to be done about a stripe, but for its size.
+type Kind = (Vec<VolumeId>, u32, ProfileName, Code, BTreeMap<ShardIndex, VolumeId>);
+/// What can be done comes first, by how close to loss it is; then what waits; then what is lost.
+type Place = (u8, Tier);
+
+/// The incomplete stripes: the most dangerous that can be repaired each by itself, the others in crowds.
+struct Gathered<'a> {
+    ground: &'a Ground,
+    places: BTreeMap<Kind, Place>,
+    kept: Vec<(Place, StripeState)>,
+    crowds: BTreeMap<Kind, (StripeState, Sums)>,
+}
+
+fn kind_of(state: &StripeState) -> Kind {
+    (state.volumes.clone(), state.persisted, state.profile.clone(), state.code, state.former.clone())
+}
+
+impl<'a> Gathered<'a> {
+    fn new(ground: &'a Ground) -> Self {
+        Self { ground, places: BTreeMap::new(), kept: Vec::new(), crowds: BTreeMap::new() }
+    }
+
+    /// Reads the index page by page; false when it did not come to the end.
+    fn read(&mut self, view: &dyn View) -> Result<bool, Error> {
+        let (mut after, mut read) = (None, 0);
+        loop {
+            let page = query::missing_shards(view, after, PAGE)?;
+            for (instance, stripe) in &page {
+                if let Some(state) = query::stripe_state(view, *instance, *stripe)? {
+                    self.add(state);
+                }
+            }
+            after = page.last().copied();
+            read += page.len();
+            if page.len() < PAGE || read >= INCOMPLETE_READ_MAX {
+                return Ok(page.len() < PAGE);
+            }
+        }
+    }
+
+    fn add(&mut self, state: StripeState) {
+        let situation = self.ground.situation();
+        let place = *self.places.entry(kind_of(&state)).or_insert_with(|| match task(&state, &situation) {
+            Planned::Task(task) => (0, task.tier),
+            Planned::Wait(_) | Planned::Nothing => (1, Tier::Unreadable),
+            Planned::Impossible(_) => (2, Tier::Unreadable),
+        });
+        self.kept.push((place, state));
+        if self.kept.len() >= 2 * INCOMPLETE_MAX {
+            self.cut();
+        }
+    }
+
+    fn cut(&mut self) {
+        // Stable: within a place they stay in the order of age.
+        self.kept.sort_by_key(|(place, _)| *place);
+        for (_, state) in self.kept.split_off(INCOMPLETE_MAX.min(self.kept.len())) {
+            let one = sums_of(&state);
+            let (_, sums) = self.crowds.entry(kind_of(&state)).or_insert_with(|| (state, Sums::default()));
+            sums.stripes += one.stripes;
+            sums.content_bytes = sums.content_bytes.saturating_add(one.content_bytes);
+            sums.shard_bytes = sums.shard_bytes.saturating_add(one.shard_bytes);
+        }
+    }
+
+    fn finish(mut self) -> (Vec<StripeState>, Vec<(StripeState, Sums)>) {
+        self.cut();
+        (self.kept.into_iter().map(|(_, state)| state).collect(), self.crowds.into_values().collect())
+    }
+}
+
+/// All groups, and the oldest incomplete stripes, up to [`INCOMPLETE_MAX`].
 ///
 /// # Errors
 /// The catalog is unreadable.

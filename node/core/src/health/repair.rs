@@ -116,35 +116,53 @@ pub fn task(state: &StripeState, situation: &Situation<'_>) -> Planned {
 /// Judges everything stored. `incomplete` are the stripes with a shard that is not persisted; their groups' sums contain
 /// them too. Stripes that are lost stay among the work: whoever does it knows which are set aside.
 pub fn survey(groups: &[Group], incomplete: &[StripeState], situation: &Situation<'_>) -> Survey {
-    let rest = without(groups, incomplete);
+    survey_all(groups, incomplete, &[], situation)
+}
+
+/// As [`survey`], with `crowds` of further incomplete stripes: one example of each and the sums of all of them. They count
+/// in every figure, but are no work by themselves: they become so when they are among `incomplete`.
+pub fn survey_all(
+    groups: &[Group],
+    incomplete: &[StripeState],
+    crowds: &[(StripeState, Sums)],
+    situation: &Situation<'_>,
+) -> Survey {
+    let rest = without(groups, incomplete, crowds);
     let mut surveyor = Surveyor::new(situation);
     for (index, (group, sums)) in groups.iter().zip(rest).enumerate().filter(|(_, (_, sums))| sums.stripes > 0) {
         let like = Like { volumes: &group.volumes, persisted: u32::MAX, profile: &group.profile, code: group.code };
         let average = sums.content_bytes / sums.stripes;
         let verdict = surveyor.verdict(like, average, None);
         let age = (2, group.placement.0, InstanceId([0; 16]), StripeIndex(0));
-        surveyor.note(&verdict, sums, (age, Item::Group(index)));
+        surveyor.note(&verdict, sums, Some((age, Item::Group(index))));
     }
     for (index, state) in incomplete.iter().enumerate() {
         let like =
             Like { volumes: &state.volumes, persisted: state.persisted, profile: &state.profile, code: state.code };
         let verdict = surveyor.verdict(like, state.stripe_bytes, Some(state));
         let age = (1, PlacementId::default().0, state.instance, state.stripe);
-        surveyor.note(&verdict, sums_of(state), (age, Item::Stripe(index)));
+        surveyor.note(&verdict, sums_of(state), Some((age, Item::Stripe(index))));
+    }
+    for (state, sums) in crowds {
+        let like =
+            Like { volumes: &state.volumes, persisted: state.persisted, profile: &state.profile, code: state.code };
+        let verdict = surveyor.verdict(like, state.stripe_bytes, Some(state));
+        surveyor.note(&verdict, *sums, None);
     }
     surveyor.finish()
 }
 
-fn sums_of(state: &StripeState) -> Sums {
+/// Of this stripe alone.
+pub fn sums_of(state: &StripeState) -> Sums {
     let shard_bytes = state.code.shard_bytes(state.stripe_bytes);
     Sums { stripes: 1, content_bytes: state.stripe_bytes, shard_bytes }
 }
 
 /// What is left of each group without the incomplete stripes. Groups that differ only by the version of their profile
 /// are judged alike, so it does not matter from which of them a stripe is taken.
-fn without(groups: &[Group], incomplete: &[StripeState]) -> Vec<Sums> {
+fn without(groups: &[Group], incomplete: &[StripeState], crowds: &[(StripeState, Sums)]) -> Vec<Sums> {
     let mut rest: Vec<Sums> = groups.iter().map(|group| group.sums).collect();
-    if incomplete.is_empty() {
+    if incomplete.is_empty() && crowds.is_empty() {
         return rest;
     }
     let mut known: BTreeMap<(&[VolumeId], &ProfileName, Code), Vec<usize>> = BTreeMap::new();
@@ -160,6 +178,23 @@ fn without(groups: &[Group], incomplete: &[StripeState]) -> Vec<Sums> {
         left.stripes -= 1;
         left.content_bytes = left.content_bytes.saturating_sub(one.content_bytes);
         left.shard_bytes = left.shard_bytes.saturating_sub(one.shard_bytes);
+    }
+    for (state, sums) in crowds {
+        let mut sums = *sums;
+        for &index in known.get(&(&state.volumes[..], &state.profile, state.code)).into_iter().flatten() {
+            let left = &mut rest[index];
+            let stripes = sums.stripes.min(left.stripes);
+            // Of more stripes than this group has, the others are of a group alike.
+            let share =
+                |bytes: u64| if stripes == sums.stripes { bytes } else { bytes / sums.stripes.max(1) * stripes };
+            let taken =
+                Sums { stripes, content_bytes: share(sums.content_bytes), shard_bytes: share(sums.shard_bytes) };
+            for from in [&mut *left, &mut sums] {
+                from.stripes -= taken.stripes;
+                from.content_bytes = from.content_bytes.saturating_sub(taken.content_bytes);
+                from.shard_bytes = from.shard_bytes.saturating_sub(taken.shard_bytes);
+            }
+        }
     }
     rest
 }
@@ -234,7 +269,7 @@ impl<'a> Surveyor<'a> {
         verdict
     }
 
-    fn note(&mut self, verdict: &Verdict, sums: Sums, (age, item): (Age, Item)) {
+    fn note(&mut self, verdict: &Verdict, sums: Sums, item: Option<(Age, Item)>) {
         let times = |shards: usize| Sums { shard_bytes: sums.shard_bytes.saturating_mul(shards as u64), ..sums };
         self.survey.by_tier.add(verdict.tier, sums);
         if verdict.below {
@@ -249,7 +284,7 @@ impl<'a> Surveyor<'a> {
             Step::Nothing | Step::Wait => return,
         };
         grow(self.survey.waiting.entry(cause).or_default(), times(shards));
-        self.work.push((verdict.danger, cause, age, item));
+        self.work.extend(item.map(|(age, item)| (verdict.danger, cause, age, item)));
     }
 
     fn finish(mut self) -> Survey {
