@@ -15,8 +15,12 @@
 //! *Before step 1*: its `T` was read before that, and is not later than `C`, because the read of step 1 began afterwards, was
 //! linearizable, and catalog time only grows. So `not_after ≤ C + W < C'`: if it was applied before the read of step 3, that
 //! read shows it, and the copy is not stale; after it, it is refused. *Between 1 and 3*: the watch has ended, nothing is
-//! deleted. *After 3*: it is refused until the bytes are gone, and then writes them anew. Nothing else names a copy here. Only
-//! catalog time, and the order of events in this one process, are used. A crash forgets all watches, which only delays.
+//! deleted. *After 3*: it is refused until the bytes are gone, and then writes them anew. Only catalog time, and the order of
+//! events in this one process, are used. A crash forgets all watches, which only delays.
+//!
+//! Nothing but a reseat names a copy here. A seal does not: a copy is stale only beside a live record, and an instance is sealed
+//! once, whatever is proposed again. So what a write left on a slow holder before it chose another one is as stale as what a
+//! move left. Its bytes may also come late, after the sweep: then they lie here until a later one.
 //!
 //! **Invariants.** Memory is bounded by [`WATCHED_MAX`] per volume; what does not fit waits for a later sweep.
 
@@ -54,6 +58,11 @@ impl Stale {
         let mut known = self.known();
         known.watched.remove(&shard);
         !known.doomed.contains(&shard)
+    }
+
+    /// Copies were found stale that are not ripe yet.
+    pub fn waits(&self) -> bool {
+        self.known().watched.values().any(Option::is_some)
     }
 
     /// To be called before the linearizable read that judges these shards.

@@ -6,12 +6,14 @@
 //! the attempt's time and (b) no such instance is sealed. From (a) on no later seal of it can be accepted, whatever any clock
 //! says. A deleted instance, and one that another encoding has replaced, is swept on the authority of its logged tombstone.
 //!
-//! A copy of a live shard that the catalog names on another volume is stale. It goes on the authority of the stripe's last
-//! reseat, when a linearizable read shows that every shard of the stripe is durable where it is named, that all these volumes
-//! count, and that they keep the contract of the newest version of its profile: then the copy is not needed for anything that
-//! is promised. What lies where the catalog names it is never stale, also when it was reported damaged: repair will write over
-//! it. A reader with an older record finds nothing, looks the record up again and reads from the present holder: a sweep costs
-//! it a retry, never data. That no copy goes that is about to be named again is argued in [`crate::stale`].
+//! A copy of a live shard that the catalog names on another volume is stale: a move left it, or a write that chose another
+//! holder when this one was slow. It goes on the authority of the stripe's last reseat, or of the seal, when a linearizable read
+//! shows that every shard of the stripe is durable where it is named, that all these volumes count on nodes that are up (a
+//! suspect one may be about to fall), and that they keep the contract of the newest version of its profile: then the copy is not
+//! needed for anything that is promised. What lies where the catalog names it is never stale, also when it was reported damaged:
+//! repair will write over it. A reader with an older record finds nothing, looks the record up again and reads from the present
+//! holder: a sweep costs it a retry, never data. That no copy goes that is about to be named again is argued in
+//! [`crate::stale`].
 //!
 //! Only a volume that the catalog gives to this very node is swept.
 
@@ -23,19 +25,24 @@ use std::{
 
 use metrics::counter;
 use pacsvault_core::{
-    catalog::{SealedInstance, query},
+    catalog::{Error, SealedInstance, View, query},
     health::held,
     ids::{InstanceId, LogIndex, VolumeId, WallMillis},
-    layout::{Layout, survival::survives},
-    limits::WRITE_WINDOW_MILLIS,
+    layout::{Layout, NodeState, survival::survives},
+    limits::{RESEAT_WINDOW_MILLIS, WRITE_WINDOW_MILLIS},
     shard::ShardId,
 };
-use pacsvault_ports::peer::{Class, Fault, Freshness};
+use pacsvault_ports::{
+    env::blocking,
+    peer::{Class, Fault, Freshness},
+};
 
 use crate::{Node, OwnVolume, stale::Stale};
 
 /// Shards judged per round: one page of the inventory, so that a sweep never holds a volume for long.
 const PAGE_SHARDS: usize = 1_000;
+/// After this long, copies found stale by one pass can be freed by the next; with a margin for catalog time, which lags behind.
+const RIPE_AFTER: Duration = Duration::from_millis(RESEAT_WINDOW_MILLIS + 15_000);
 
 /// What is to become of one shard on one volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,29 +79,38 @@ pub fn judge(shard: ShardId, on: VolumeId, sealed: Option<&SealedInstance>, grou
 
 /// The authority to delete this copy of a live shard, if the present holders of its stripe keep what is promised without it.
 fn stale(shard: ShardId, on: VolumeId, sealed: &SealedInstance, layout: &Layout) -> Option<LogIndex> {
-    let authority = sealed.moved.get(&shard.stripe)?.index;
+    let authority = sealed.moved.get(&shard.stripe).map_or(sealed.index, |moved| moved.index);
     let seal = &sealed.seal;
     let stripe = seal.stripes.get(usize::try_from(shard.stripe.0).ok()?)?;
     let named = *stripe.placement.get(usize::from(shard.shard.0))?;
     let holders = held(&stripe.placement, stripe.persisted);
-    let whole = holders.len() == stripe.placement.len() && holders.iter().all(|one| layout.counts(one.volume));
+    let up = |volume| layout.node_of(volume).is_some_and(|node| node.state == NodeState::Up);
+    let here = |volume| layout.counts(volume) && up(volume);
+    let whole = holders.len() == stripe.placement.len() && holders.iter().all(|one| here(one.volume));
     let contract = &layout.profiles.get(&seal.profile)?.contract;
     let keeps = named != on && whole && survives(&holders, seal.code.data(), contract, layout).is_ok();
     keeps.then_some(authority)
 }
 
 impl Node {
-    /// Sweeps all volumes every `every`, for ever.
+    /// Sweeps all volumes every `every`, for ever; sooner when a pass found stale copies, so that a drained volume, or one that
+    /// shards were moved away from, has room soon.
     pub async fn run_sweeper(self: Arc<Self>, every: Duration) {
+        let mut pause = every;
         loop {
-            self.env.sleep(every).await;
+            self.env.sleep(pause).await;
+            let mut freed = 0;
             for own in self.volumes.values() {
                 match self.sweep(own).await {
                     Ok(0) => {}
-                    Ok(count) => tracing::info!(volume = %own.volume.id(), shards = count, "swept"),
+                    Ok(count) => {
+                        tracing::info!(volume = %own.volume.id(), shards = count, "swept");
+                        freed += count;
+                    }
                     Err(fault) => tracing::debug!(volume = %own.volume.id(), %fault, "sweep put off"),
                 }
             }
+            pause = next_pause(every, pause, freed, self.stale.values().any(Stale::waits));
         }
     }
 
@@ -126,27 +142,16 @@ impl Node {
             return Err(Fault::new(Class::Reject, "PV-NO-VOLUME", text));
         };
         // Time first: whatever is sealed later is judged by a catalog time at least this late.
-        let ground = Ground { read, time: replica.catalog_time(), layout: &layout };
-        let view = replica.view();
-        let mut by_authority: BTreeMap<LogIndex, Vec<ShardId>> = BTreeMap::new();
-        let mut copies: BTreeMap<ShardId, LogIndex> = BTreeMap::new();
-        let mut known: Option<(InstanceId, Option<SealedInstance>)> = None;
-        for shard in &page {
-            if known.as_ref().is_none_or(|(instance, _)| *instance != shard.instance) {
-                let sealed = query::by_instance(view.as_ref(), shard.instance)
-                    .map_err(|error| Fault::new(Class::Bug, "PV-CATALOG", error.to_string()))?;
-                known = Some((shard.instance, sealed));
-            }
-            let sealed = known.as_ref().and_then(|(_, sealed)| sealed.as_ref());
-            match judge(*shard, id, sealed, &ground) {
-                Verdict::Keep => {}
-                Verdict::Sweep(authority) => by_authority.entry(authority).or_default().push(*shard),
-                Verdict::Stale(authority) => {
-                    copies.insert(*shard, authority);
-                }
-            }
-        }
-        let ripe = stale.judged(&page, &copies.keys().copied().collect::<BTreeSet<_>>(), ground.time);
+        let (time, view) = (replica.catalog_time(), replica.view());
+        let judging = move || {
+            let judged = judge_page(view.as_ref(), &page, id, &Ground { read, time, layout: &layout });
+            judged.map(|judged| (page, judged))
+        };
+        let judged = blocking(self.env.as_ref(), judging).await;
+        let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "the node is stopping");
+        let catalog = |error: Error| Fault::new(Class::Bug, "PV-CATALOG", error.to_string());
+        let (page, Judged { by_authority, copies }) = judged.ok_or_else(stopping)?.map_err(catalog)?;
+        let ripe = stale.judged(&page, &copies.keys().copied().collect::<BTreeSet<_>>(), time);
         let mut swept = 0;
         for (authority, shards) in by_authority {
             swept += own.volume.delete(shards, authority).await.map_err(Fault::from)?;
@@ -160,6 +165,41 @@ impl Node {
         counter!("pacsvault_swept_shards_total", "volume" => id.to_string()).increment(swept);
         Ok(swept)
     }
+}
+
+/// How long to wait after a pass that came after `pause` and freed so many shards; `waits` when copies are not ripe yet.
+fn next_pause(every: Duration, pause: Duration, freed: u64, waits: bool) -> Duration {
+    // An early pass in vain (catalog time stands still, or volumes are at fault) is not repeated early.
+    let in_vain = pause < every && freed == 0;
+    if waits && !in_vain { every.min(RIPE_AFTER) } else { every }
+}
+
+/// What may be deleted of one page.
+#[derive(Default)]
+struct Judged {
+    by_authority: BTreeMap<LogIndex, Vec<ShardId>>,
+    /// Stale copies.
+    copies: BTreeMap<ShardId, LogIndex>,
+}
+
+/// Looks up and judges each shard of a page, which is in order. It blocks.
+fn judge_page(view: &dyn View, page: &[ShardId], on: VolumeId, ground: &Ground<'_>) -> Result<Judged, Error> {
+    let mut judged = Judged::default();
+    let mut known: Option<(InstanceId, Option<SealedInstance>)> = None;
+    for shard in page {
+        if known.as_ref().is_none_or(|(instance, _)| *instance != shard.instance) {
+            known = Some((shard.instance, query::by_instance(view, shard.instance)?));
+        }
+        let sealed = known.as_ref().and_then(|(_, sealed)| sealed.as_ref());
+        match judge(*shard, on, sealed, ground) {
+            Verdict::Keep => {}
+            Verdict::Sweep(authority) => judged.by_authority.entry(authority).or_default().push(*shard),
+            Verdict::Stale(authority) => {
+                judged.copies.insert(*shard, authority);
+            }
+        }
+    }
+    Ok(judged)
 }
 
 fn grouped(ripe: &[ShardId], copies: &BTreeMap<ShardId, LogIndex>) -> BTreeMap<LogIndex, Vec<ShardId>> {
@@ -200,6 +240,17 @@ mod tests {
         let edge = 1_000_000 + WRITE_WINDOW_MILLIS;
         assert_eq!(unsealed(attempt, edge), Verdict::Keep);
         assert_eq!(unsealed(attempt, edge + 1), Verdict::Sweep(LogIndex(9)));
+    }
+
+    #[test]
+    fn stale_copies_are_looked_at_again_as_soon_as_they_can_go_and_not_for_ever() {
+        let day = Duration::from_secs(86_400);
+        assert_eq!(next_pause(day, day, 7, false), day);
+        assert_eq!(next_pause(day, day, 0, true), RIPE_AFTER, "found");
+        assert_eq!(next_pause(day, RIPE_AFTER, 9, true), RIPE_AFTER, "freed, and others were found");
+        assert_eq!(next_pause(day, RIPE_AFTER, 0, true), day, "in vain");
+        let second = Duration::from_secs(1);
+        assert_eq!(next_pause(second, second, 0, true), second, "never later than asked for");
     }
 
     #[test]

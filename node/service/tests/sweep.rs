@@ -177,7 +177,7 @@ async fn left_behind(own: &OwnVolume) -> (Arc<Fake>, Bed, InstanceId) {
     let moved = instance(START, 1);
     hold(own, moved).await;
     sealed_as(&replica, "main/1.2/1.3/1.4", moved);
-    assert_eq!(bed.node.sweep(own).await, Ok(0), "what the catalog names is kept");
+    // At once: the member scrubs its volume, and would report the shard, whose root is made up, as damaged where it is named.
     applied(&replica, START, Command::AddVolume { node: NodeId(1), volume: spare(0), capacity_bytes: 1 << 40 });
     applied(&replica, START, reseat(moved, volume(0), ALL, spare(0)));
     (replica, bed, moved)
@@ -221,7 +221,9 @@ async fn a_copy_left_behind_is_kept_while_its_stripe_may_need_it() {
         reseat.moves[0].0 = ShardIndex(3);
     }
     applied(&replica, START + 2 * step, healed);
-    // A holder is away.
+    // A holder is suspect, and then away.
+    applied(&replica, START + 2 * step, Command::SetNodeState { node: NodeId(5), state: NodeState::Suspect });
+    assert_eq!(swept_at(&replica, &bed, &own, START + 2 * step).await, 0);
     applied(&replica, START + 2 * step, Command::SetNodeState { node: NodeId(5), state: NodeState::Down });
     assert_eq!(swept_at(&replica, &bed, &own, START + 2 * step).await, 0);
     applied(&replica, START + 3 * step, Command::SetNodeState { node: NodeId(5), state: NodeState::Up });
@@ -259,17 +261,38 @@ async fn a_copy_that_somebody_is_about_to_adopt_is_not_swept_however_long_that_t
     assert!(matches!(late[0], Outcome::Rejected(_)), "{late:?}");
 }
 
-#[tokio::test]
-async fn a_copy_that_no_reseat_left_behind_is_kept() {
-    let own = own_volume();
-    let (replica, bed) = member_of(Fake::new(1, catalog::Replica::upgraded()), 1, &own).await;
+/// A member that holds the first shard of an instance that was sealed with another holder, and what is `persisted` of it.
+async fn straggled(own: &OwnVolume, persisted: u32) -> (Arc<Fake>, Bed, InstanceId) {
+    let (replica, bed) = member_of(Fake::new(1, catalog::Replica::upgraded()), 1, own).await;
     let straggler = instance(START, 1);
-    hold(&own, straggler).await;
+    hold(own, straggler).await;
+    assert_eq!(bed.node.sweep(own).await, Ok(0), "it may still be sealed here");
     let mut elsewhere = seal("main/1.2/1.3/1.4", "abcd", straggler);
     applied(&replica, START, Command::AddVolume { node: NodeId(1), volume: spare(0), capacity_bytes: 1 << 40 });
     elsewhere.stripes[0].placement[0] = spare(0);
+    elsewhere.stripes[0].persisted = persisted;
     let outcome = replica.apply(START, vec![Command::Seal(Box::new(elsewhere))]);
     assert!(matches!(outcome[0], Outcome::Sealed { .. }), "{outcome:?}");
+    (replica, bed, straggler)
+}
+
+#[tokio::test]
+async fn a_copy_that_a_write_left_on_a_slow_holder_is_swept() {
+    let own = own_volume();
+    let (replica, bed, straggler) = straggled(&own, ALL).await;
+    assert_eq!(swept_at(&replica, &bed, &own, START).await, 1);
+    // Its bytes come late once more, and then nobody can have it sealed here.
+    put(&bed, volume(0), straggler).await.unwrap();
+    let again = replica.apply(START, vec![Command::Seal(Box::new(seal("main/1.2/1.3/1.4", "abcd", straggler)))]);
+    assert!(matches!(&again[0], Outcome::Rejected(_) | Outcome::Sealed { first: false, .. }), "{again:?}");
+    assert_eq!(swept_at(&replica, &bed, &own, START + 10 * RESEAT_WINDOW_MILLIS).await, 1);
+    assert!(held(&own).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_copy_that_a_degraded_write_left_is_kept_for_repair() {
+    let own = own_volume();
+    let (replica, bed, straggler) = straggled(&own, ALL & !1).await;
     assert_eq!(swept_at(&replica, &bed, &own, START).await, 0);
     assert_eq!(held(&own).await, BTreeSet::from([straggler]));
 }
