@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    catalog::{Command, Outcome, Reseat},
+    catalog::{Command, Outcome, Reseat, query},
     checksum::chunk_crcs,
     ids::{Digest, InstanceId, NodeId, ShardIndex, StripeIndex, VolumeId, WallMillis},
     layout::{NodeState, VolumeState, profile::Code},
@@ -252,7 +252,10 @@ async fn a_copy_that_somebody_is_about_to_adopt_is_not_swept_however_long_that_t
     assert_eq!(held(&own).await, BTreeSet::from([moved]));
     // One that is too late is refused, and then the copy may go.
     let now = now + 10 * RESEAT_WINDOW_MILLIS;
-    applied(&replica, now, reseat(moved, volume(0), ALL, spare(0)));
+    let sealed = query::by_instance(replica.view().as_ref(), moved).unwrap().unwrap();
+    let persisted = sealed.seal.stripes[0].persisted;
+    assert!([ALL, ALL & !1].contains(&persisted), "the member's scrub may have found that its root is made up");
+    applied(&replica, now, reseat(moved, volume(0), persisted, spare(0)));
     assert_eq!(swept_at(&replica, &bed, &own, now).await, 1);
     if let Command::Reseat(reseat) = &mut late {
         reseat.not_after = WallMillis(now + RESEAT_WINDOW_MILLIS);
