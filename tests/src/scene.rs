@@ -207,15 +207,12 @@ impl Scene {
         self.bed.until(Duration::from_secs(20), "an order to be taken", || {
             for node in &self.bed.cluster.nodes {
                 let request = Request::Propose(vec![command.clone()]);
-                match self.bed.ask(&node.name, request, Duration::from_secs(5)) {
-                    Ok(Reply::Outcomes(outcomes)) => {
-                        answer = match outcomes.into_iter().next() {
-                            Some(Outcome::Rejected(why)) => Err(anyhow::anyhow!("{why}")),
-                            _ => Ok(()),
-                        };
-                        return Ok(true);
-                    }
-                    Ok(_) | Err(_) => {}
+                if let Ok(Reply::Outcomes(outcomes)) = self.bed.ask(&node.name, request, Duration::from_secs(5)) {
+                    answer = match outcomes.into_iter().next() {
+                        Some(Outcome::Rejected(why)) => Err(anyhow::anyhow!("{why}")),
+                        _ => Ok(()),
+                    };
+                    return Ok(true);
                 }
             }
             Ok(false)
