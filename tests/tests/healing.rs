@@ -209,7 +209,7 @@ fn a_node_is_emptied_and_removed_under_load_also_the_leader() -> anyhow::Result<
 #[test]
 fn what_if_says_what_really_happens() -> anyhow::Result<()> {
     // Nothing is repaired meanwhile, so that what is foretold and what is can be compared.
-    let haste = HASTE.replace("repair_after = \"1s\"", "repair_after = \"10m\"");
+    let haste = HASTE.replace("repair_after = \"1s\"", "repair_after = \"10min\"");
     let shape = Shape { bytes_max: 64 << 20, large_per_mille: 0, ..Shape::default() };
     Scene::set(TMP, 3, 2, &haste, shape)?.play(
         |scene| {
@@ -284,8 +284,8 @@ fn a_node_added_under_load_takes_its_share() -> anyhow::Result<()> {
                     .filter(|volume| volumes.contains(&volume.volume))
                     .map(|volume| volume.catalog_bytes)
                     .sum();
-                // A seventh would be even; the contract lets it take up to a ninth of a site's third and more.
-                ensure!(own * 14 > total, "it holds {own} of {total} bytes");
+                // Its site may hold a third at most, and the others of it keep what all hold on average.
+                ensure!(own * 30 > total, "it holds {own} of {total} bytes");
                 Ok(true)
             })
         },
