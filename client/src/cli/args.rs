@@ -148,7 +148,7 @@ pub enum Command {
     WhatIf(WhatIf),
     /// Empty a node or a volume; says beforehand whether that is safe, how much moves and how long it takes
     #[command(
-        after_help = "Examples:\n  pacsvault drain east-1                    only the plan\n  pacsvault drain east-1 --yes --wait       and stay until it is empty\n  pacsvault drain --volume 13fd2e24 --yes\n\nWhat would break a profile's contract is refused with the arithmetic (PV-IMPOSSIBLE). Protection is\nnever lowered on the way: a shard leaves its place when its new one is durable. Afterwards:\n`pacsvault remove NODE`, or `pacsvault undrain NODE` to use it again."
+        after_help = "Examples:\n  pacsvault drain east-1                    only the plan\n  pacsvault drain east-1 --yes --wait       and stay until it is empty\n  pacsvault drain --volume 13fd2e24 --yes\n\nWhat would break a profile's contract is refused with the arithmetic (PV-IMPOSSIBLE). The contract\nis kept on the way: a shard leaves its place when its new one is durable. Afterwards:\n`pacsvault remove NODE`, or `pacsvault undrain NODE` to use it again."
     )]
     Drain(Drain),
     /// Stop emptying a node or a volume and use it again

@@ -20,7 +20,7 @@ use std::{
 use futures::{StreamExt, stream};
 use pacsvault_coordinator::Recoded;
 use pacsvault_core::{
-    catalog::{Error, Rejection, SealedInstance, View, command::COMMANDS_VERSION, query},
+    catalog::{Error, Rejection, SealedInstance, View, query},
     health::{Cause, repair::Survey},
     ids::{ProfileName, Tenant, Term, Uid},
     layout::{Layout, profile::Code},
@@ -338,7 +338,7 @@ impl Healer {
 
     async fn recode_round(self: &Arc<Self>, bench: &mut Bench) -> Result<Round, Fault> {
         let status = self.parts.replica.status();
-        let layout = self.parts.replica.layout().filter(|layout| layout.format >= COMMANDS_VERSION);
+        let layout = self.parts.replica.layout().filter(|layout| layout.format >= crate::conductor::REPAIRS_FROM);
         let leads = status.leader == Some(status.node) && status.fatal.is_none();
         let Some(layout) = layout.filter(|_| leads) else {
             *bench = Bench::default();
