@@ -90,13 +90,14 @@ pub fn shift_task(state: &StripeState, from: VolumeId, situation: &Situation<'_>
     }
     let shard_bytes = state.code.shard_bytes(state.stripe_bytes);
     let told = Told::of(situation);
-    if told.share(from).is_none_or(|(used, mean, _)| used <= mean) {
+    // Neither side crosses the mean: each move brings all closer to it, so there is an end.
+    if told.share(from).is_none_or(|(used, mean, _)| used < mean + u128::from(shard_bytes)) {
         return None;
     }
     let facts = Facts::of(situation);
     let deficit = |to: VolumeId| {
-        let (used, mean, slack) = told.share(to)?;
-        let fits = used < mean && used + u128::from(shard_bytes) <= mean + slack / 2;
+        let (used, mean, _) = told.share(to)?;
+        let fits = used + u128::from(shard_bytes) <= mean;
         (fits && layout.writable(to) && facts.has_room(to, shard_bytes)).then(|| (to, mean - used))
     };
     let others = situation.rooms.keys().filter(|to| !state.volumes.contains(to));
