@@ -109,15 +109,22 @@ impl Nemesis {
         if kinds.is_empty() {
             return;
         }
+        let mut number = 0;
         loop {
             let pause = Duration::from_millis(rng.range(50, self.cluster.scenario.fault_pause_millis));
             self.pause(pause).await;
             if self.cluster.sim.now() >= until {
                 return;
             }
-            let kind = *rng.pick(&kinds);
-            self.cluster.sim.event(kind.name(), &[], String::new);
-            self.strike(kind, &mut rng);
+            // Each strike draws from a generator of its own: leaving one out shifts no other.
+            let (kind, mut own) = (*rng.pick(&kinds), rng.fork());
+            number += 1;
+            let scenario = &self.cluster.scenario;
+            if !scenario.has(kind) || scenario.skipped.contains(&number) {
+                continue;
+            }
+            self.cluster.sim.event("fault", &[number], || kind.to_string());
+            self.strike(kind, &mut own);
         }
     }
 

@@ -150,6 +150,31 @@ impl Fault {
     }
 }
 
+/// `BitRot` is `bit-rot`, on the command line and in replay lines.
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, letter) in format!("{self:?}").char_indices() {
+            if letter.is_uppercase() && at > 0 {
+                f.write_str("-")?;
+            }
+            write!(f, "{}", letter.to_ascii_lowercase())?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = FAULTS.into_iter().find(|fault| fault.to_string() == text);
+        found.ok_or_else(|| {
+            let names: Vec<String> = FAULTS.iter().map(ToString::to_string).collect();
+            format!("there is no fault {text}; there are {}", names.join(", "))
+        })
+    }
+}
+
 /// A bug put in on purpose, to see that the oracles find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlantedBug {
@@ -264,9 +289,28 @@ pub struct Scenario {
     pub encore: Encore,
     /// Something wrong on purpose.
     pub bug: Option<PlantedBug>,
+    /// Kinds of faults that were drawn and do not happen.
+    pub muted: BTreeSet<Fault>,
+    /// Faults that do not happen, by their numbers in the schedule of this seed.
+    pub skipped: BTreeSet<u64>,
 }
 
 impl Scenario {
+    /// Whether such faults happen.
+    pub fn has(&self, fault: Fault) -> bool {
+        self.faults.contains(&fault) && !self.muted.contains(&fault)
+    }
+
+    /// Sets nodes per site, and the profile that suits them; no witness.
+    pub fn resize(&mut self, nodes_per_site: usize) {
+        (self.nodes_per_site, self.witness) = (nodes_per_site, false);
+        self.profile = profile_for(nodes_per_site, false);
+        if nodes_per_site == 1 {
+            self.faults.remove(&Fault::FailingVolumeSync);
+            self.faults.remove(&Fault::FullVolume);
+        }
+    }
+
     /// Nodes of `site`.
     pub fn nodes_of(&self, site: usize) -> usize {
         if self.is_witness(site) { 1 } else { self.nodes_per_site }
@@ -328,6 +372,8 @@ impl Scenario {
                 Encore::Retire,
             ]),
             bug: None,
+            muted: BTreeSet::new(),
+            skipped: BTreeSet::new(),
         };
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario

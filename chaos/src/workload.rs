@@ -191,7 +191,7 @@ impl Client {
     /// Works until `until`.
     pub async fn run(mut self, until: Duration) {
         let sim = self.work.cluster.sim.clone();
-        let crashes = self.work.cluster.scenario.faults.contains(&FaultKind::ClientCrash);
+        let crashes = self.work.cluster.scenario.has(FaultKind::ClientCrash);
         while sim.now() < until {
             if crashes && self.rng.chance(60) {
                 let patience = self.rng.micros(100, 400_000);
