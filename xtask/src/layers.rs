@@ -79,6 +79,22 @@ const ROOMS: &[Room] = &[
             "harness",
         ],
     },
+    Room {
+        dir: "chaos/live",
+        name: "chaos-live",
+        may_use: &[
+            "core",
+            "ports",
+            "security",
+            "runtime",
+            "coordinator",
+            "rpc",
+            "client",
+            "harness",
+            "tests",
+            "judge",
+        ],
+    },
     Room { dir: "tests/harness", name: "harness", may_use: &[] },
     Room { dir: "xtask", name: "xtask", may_use: &["harness"] },
 ];

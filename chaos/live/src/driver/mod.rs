@@ -1,0 +1,184 @@
+//! How a cluster's nodes are started, killed and harmed, wherever they run.
+//!
+//! **Invariants.** What a driver cannot do it refuses with an error that names the ability, and it changes nothing then.
+
+use std::{collections::BTreeSet, fmt};
+
+use anyhow::bail;
+use serde::{Deserialize, Serialize};
+
+use crate::{net::Conditions, record::NodeInfo};
+
+/// Something a driver may be able to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ability {
+    /// Kill nodes at once and start them again.
+    Kill,
+    /// Stop nodes in mid-air and let them go on.
+    Pause,
+    /// Shape and cut links.
+    Network,
+    /// Take all data from a node.
+    Wipe,
+    /// Flip bytes in a node's files.
+    Damage,
+    /// Fill a node's disk.
+    Fill,
+    /// Step a node's clock, slow its disk, fail its syncs.
+    Inject,
+    /// Add nodes, and let them go again.
+    Add,
+    /// Start with the previous release and go on with the present one.
+    Upgrade,
+    /// Open the volumes of stopped nodes.
+    Volumes,
+}
+
+impl fmt::Display for Ability {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(match self {
+            Self::Kill => "kill nodes",
+            Self::Pause => "pause nodes",
+            Self::Network => "cut the network",
+            Self::Wipe => "wipe nodes",
+            Self::Damage => "damage files",
+            Self::Fill => "fill disks",
+            Self::Inject => "step clocks and slow disks",
+            Self::Add => "add nodes",
+            Self::Upgrade => "upgrade nodes",
+            Self::Volumes => "open the volumes of stopped nodes",
+        })
+    }
+}
+
+/// What a node's fault port is told; the file named by `PACSVAULT_INJECT`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inject {
+    /// Added to the wall clock.
+    pub wall_offset_ms: i64,
+    /// Every disk operation takes this much longer.
+    pub disk_delay_ms: u64,
+    /// Every sync fails.
+    pub fail_sync: bool,
+}
+
+/// A cluster whose nodes can be harmed.
+pub trait Driver: Send {
+    /// All nodes, also stopped ones.
+    fn nodes(&self) -> Vec<NodeInfo>;
+
+    /// What it can do.
+    fn abilities(&self) -> BTreeSet<Ability>;
+
+    /// Kills nodes at once, without a chance to finish anything.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    fn kill(&mut self, nodes: &[String]) -> anyhow::Result<()>;
+
+    /// Starts killed nodes again.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    fn start(&mut self, nodes: &[String]) -> anyhow::Result<()>;
+
+    /// Stops nodes in mid-air.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn pause(&mut self, _nodes: &[String]) -> anyhow::Result<()> {
+        lacks(Ability::Pause)
+    }
+
+    /// Lets paused nodes go on.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn resume(&mut self, _nodes: &[String]) -> anyhow::Result<()> {
+        lacks(Ability::Pause)
+    }
+
+    /// Makes the network do this from now on.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn shape(&mut self, _conditions: &Conditions) -> anyhow::Result<()> {
+        lacks(Ability::Network)
+    }
+
+    /// Takes everything from a killed node but its name.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn wipe(&mut self, _node: &str) -> anyhow::Result<()> {
+        lacks(Ability::Wipe)
+    }
+
+    /// Damages `places` places in the stored content of a node, chosen by `seed`; tells what was done.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn damage(&mut self, _node: &str, _seed: u64, _places: usize) -> anyhow::Result<String> {
+        lacks(Ability::Damage)
+    }
+
+    /// Takes all space that is left on a node's disk.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn fill(&mut self, _node: &str) -> anyhow::Result<()> {
+        lacks(Ability::Fill)
+    }
+
+    /// Gives that space back.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn relieve(&mut self, _node: &str) -> anyhow::Result<()> {
+        lacks(Ability::Fill)
+    }
+
+    /// Sets what a node's fault port does.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn inject(&mut self, _node: &str, _inject: &Inject) -> anyhow::Result<()> {
+        lacks(Ability::Inject)
+    }
+
+    /// Adds and starts a node in a site; returns its name.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn add_node(&mut self, _site: &str) -> anyhow::Result<String> {
+        lacks(Ability::Add)
+    }
+
+    /// Forgets a node that the cluster let go, and stops it.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn forget(&mut self, _node: &str) -> anyhow::Result<()> {
+        lacks(Ability::Add)
+    }
+
+    /// Kills a node, and starts it with the present release.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn upgrade(&mut self, _node: &str) -> anyhow::Result<()> {
+        lacks(Ability::Upgrade)
+    }
+
+    /// Nodes whose process ended by itself since this was asked last, with how.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    fn ended(&mut self) -> anyhow::Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+}
+
+fn lacks<T>(ability: Ability) -> anyhow::Result<T> {
+    bail!("this driver cannot {ability}")
+}

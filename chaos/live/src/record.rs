@@ -1,0 +1,189 @@
+//! The record of a run: all that a report shows, as plain data.
+//!
+//! **Invariants.** Times are milliseconds since the run began. Counts of a [`Sample`] are those of its interval alone, so sums
+//! over all samples are the totals. A run is passed only when each of its checks is.
+
+use serde::{Deserialize, Serialize};
+
+/// One run of one scenario.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// Name of the scenario.
+    pub scenario: String,
+    /// What it does and what must hold, for people.
+    pub summary: String,
+    /// Decides what is done.
+    pub seed: u64,
+    /// How long faults were to last.
+    pub minutes: f64,
+    /// Version of the programs.
+    pub version: String,
+    /// Commit of the programs; empty when unknown.
+    pub commit: String,
+    /// What it ran on.
+    pub machine: String,
+    /// `proxy`, `namespaces`, `direct` or `kubernetes`.
+    pub network: String,
+    /// Protection profile of what is stored.
+    pub profile: String,
+    /// All nodes, by site.
+    pub nodes: Vec<NodeInfo>,
+    /// Latency between sites.
+    pub wan_ms: Vec<Link>,
+    /// Wall clock at the beginning, milliseconds since 1970.
+    pub began_wall_ms: u64,
+    /// How long everything took, checks included.
+    pub took_ms: u64,
+    /// What was measured, about every second.
+    pub samples: Vec<Sample>,
+    /// What was done to the cluster.
+    pub faults: Vec<FaultRecord>,
+    /// What each fault meant for clients.
+    pub outages: Vec<Outage>,
+    /// Who led since when.
+    pub leaders: Vec<LeaderChange>,
+    /// The verdict, one by one.
+    pub checks: Vec<Check>,
+    /// Sums.
+    pub totals: Totals,
+    /// True when every check passed.
+    pub passed: bool,
+}
+
+/// A node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    /// Such as `a1`.
+    pub name: String,
+    /// Such as `a`.
+    pub site: String,
+}
+
+/// Latency from one site to another, one way.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// Site.
+    pub from: String,
+    /// Site.
+    pub to: String,
+    /// One way.
+    pub latency_ms: f64,
+}
+
+/// One interval.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// End of the interval.
+    pub at_ms: u64,
+    /// Writes acknowledged.
+    pub writes_acked: u64,
+    /// Writes that surely did nothing.
+    pub writes_refused: u64,
+    /// Writes whose outcome nobody knew.
+    pub writes_unknown: u64,
+    /// Reads answered, also with "there is none".
+    pub reads_ok: u64,
+    /// Reads not answered.
+    pub reads_failed: u64,
+    /// Content bytes acknowledged.
+    pub bytes_written: u64,
+    /// Content bytes read.
+    pub bytes_read: u64,
+    /// Median time of an acknowledged write.
+    pub write_p50_ms: Option<f64>,
+    /// 99th percentile of it.
+    pub write_p99_ms: Option<f64>,
+    /// Median time of an answered read.
+    pub read_p50_ms: Option<f64>,
+    /// 99th percentile of it.
+    pub read_p99_ms: Option<f64>,
+    /// Stored bytes that survive 0, 1, 2, and 3 or more further losses.
+    pub bytes_by_distance: Option<[u64; 4]>,
+    /// Stored bytes whose profile is not kept now.
+    pub bytes_below_contract: Option<u64>,
+    /// Who leads.
+    pub leader: Option<String>,
+    /// How many nodes answered a status.
+    pub nodes_answering: u64,
+}
+
+/// A fault and how long it lasted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FaultRecord {
+    /// Counts from 1.
+    pub number: u64,
+    /// Kind, such as `kill`.
+    pub kind: String,
+    /// In words.
+    pub what: String,
+    /// Nodes or sites concerned.
+    pub targets: Vec<String>,
+    /// When it began.
+    pub began_ms: u64,
+    /// When it was lifted; absent when it lasts.
+    pub ended_ms: Option<u64>,
+}
+
+/// The recovery time of one fault: the longest gaps in what clients were answered while it lasted and shortly after.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outage {
+    /// Number of the fault.
+    pub fault: u64,
+    /// Its kind.
+    pub kind: String,
+    /// When it began.
+    pub began_ms: u64,
+    /// Longest time without an acknowledged write.
+    pub without_writes_ms: u64,
+    /// Longest time without an answered read.
+    pub without_reads_ms: u64,
+}
+
+/// A new leader, or none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaderChange {
+    /// When it was seen.
+    pub at_ms: u64,
+    /// Who leads now.
+    pub node: Option<String>,
+    /// In which term.
+    pub term: u64,
+}
+
+/// One part of the verdict.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// What must hold.
+    pub name: String,
+    /// Whether it did.
+    pub passed: bool,
+    /// Figures, or what was found instead.
+    pub detail: String,
+}
+
+/// Sums of a run.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Writes acknowledged.
+    pub writes_acked: u64,
+    /// Writes that surely did nothing.
+    pub writes_refused: u64,
+    /// Writes whose outcome nobody knew.
+    pub writes_unknown: u64,
+    /// Reads answered.
+    pub reads_ok: u64,
+    /// Reads not answered.
+    pub reads_failed: u64,
+    /// Content bytes acknowledged.
+    pub bytes_written: u64,
+    /// Content bytes read.
+    pub bytes_read: u64,
+    /// Deletions acknowledged.
+    pub deletes: u64,
+    /// Faults.
+    pub faults: u64,
+    /// Longest time without an acknowledged write.
+    pub longest_without_writes_ms: u64,
+    /// Longest time without an answered read.
+    pub longest_without_reads_ms: u64,
+}

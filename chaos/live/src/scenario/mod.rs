@@ -1,0 +1,1 @@
+//! Scenarios by name: what is done to the cluster, and what must hold.
