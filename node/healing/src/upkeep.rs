@@ -31,6 +31,8 @@ use tokio::sync::Notify;
 
 /// A client that asked for a shard within this time keeps idle work waiting.
 const BUSY_FOR: Duration = Duration::from_secs(1);
+/// How often the room of a volume is looked at: one call to its file system.
+const MEASURE_EVERY: Duration = Duration::from_secs(2);
 /// Version of the catalog from which damage can be reported.
 const REPORTS_FROM: u32 = 2;
 
@@ -120,14 +122,26 @@ impl Upkeep {
     /// Starts all loops; they run until the node stops.
     pub fn start(self: &Arc<Self>) {
         for id in self.kept.keys().copied() {
-            let loops: [BoxFuture<'static, ()>; 3] = [
+            let loops: [BoxFuture<'static, ()>; 4] = [
                 Box::pin(self.clone().keep_scrubbing(id)),
                 Box::pin(self.clone().keep_reconciled(id)),
                 Box::pin(self.clone().keep_compact(id)),
+                Box::pin(self.clone().keep_measured(id)),
             ];
             loops.into_iter().for_each(|one| self.env.spawn(one));
         }
         self.env.spawn(Box::pin(self.clone().settle_suspects()));
+    }
+
+    /// Looks at the room of a volume for ever: a neighbour that fills the disk is told to the cluster before a write fails.
+    async fn keep_measured(self: Arc<Self>, id: VolumeId) {
+        let Some(kept) = self.kept.get(&id) else { return };
+        loop {
+            self.env.sleep(MEASURE_EVERY).await;
+            if let Err(error) = kept.volume.look_for_room().await {
+                tracing::debug!(volume = %id, %error, "the room of this volume cannot be told");
+            }
+        }
     }
 
     /// A client asks for a shard: idle work waits a moment.

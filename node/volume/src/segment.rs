@@ -34,6 +34,20 @@ impl Store {
         self.read_table().dead_bytes()
     }
 
+    /// Looks how much room there is, also when nothing is written: others may fill or free the same disk. Leaves it to whoever
+    /// writes at this moment.
+    ///
+    /// # Errors
+    /// The disk cannot tell: it is out of service from now on.
+    pub fn look_for_room(&self) -> Result<(), Error> {
+        self.check_poison()?;
+        match self.writer.try_lock() {
+            Ok(writer) => self.measure_room(&writer).map(drop),
+            // Every write begins with the same look; one that broke off is told by the next write.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Bytes that may still be written: the rest of the active segment, spares, and what whole segments can still be made.
     pub(crate) fn measure_room(&self, writer: &Writer) -> Result<u64, Error> {
         let space = self.disk.space().map_err(|error| self.poison("measure the free space", error))?;

@@ -160,6 +160,11 @@ impl Volume {
         self.beside(move |store| store.save_note(name, &bytes))
     }
 
+    /// Brings the room that [`Volume::status`] tells up to date; see [`Store::look_for_room`].
+    pub fn look_for_room(&self) -> BoxFuture<'static, Result<(), Error>> {
+        self.beside(Store::look_for_room)
+    }
+
     /// What compaction can get back; see [`Store::dead_bytes`]. Never blocks for long.
     pub fn dead_bytes(&self) -> u64 {
         self.shared.store.dead_bytes()

@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 
+use pacsvault_core::layout::VolumeState;
 use pacsvault_simdisk::OpKind;
 
 use super::*;
@@ -125,7 +126,7 @@ fn a_full_disk_refuses_cleanly_and_keeps_its_reserves() {
         unreachable!()
     };
     let clients = fill(Purpose::Client, 1);
-    assert_eq!(store.status().state, pacsvault_core::layout::VolumeState::Up, "the watermark is ahead, not behind");
+    assert_eq!(store.status().state, VolumeState::Up, "the watermark is ahead, not behind");
     let repairs = fill(Purpose::Repair, 1000);
     assert!(clients > 80 && repairs > 1002, "{clients} by clients, then {repairs} by repair");
     assert_eq!(put(&store, 1, 30_000).map_err(|error| error.class()), Ok(()), "a retry needs no room");
@@ -134,6 +135,22 @@ fn a_full_disk_refuses_cleanly_and_keeps_its_reserves() {
     put(&store, 5000, 30_000).unwrap();
     let (store, _) = open(&disk.restart(), 2).unwrap();
     assert_eq!(store.status().shards, repairs - 1000 + 1);
+}
+
+#[test]
+fn room_that_a_neighbour_takes_and_gives_back_is_noticed_without_a_write() {
+    let disk = formatted();
+    let (store, _) = open(&disk, 1).unwrap();
+    put(&store, 1, 100).unwrap();
+    assert_eq!(store.status().state, VolumeState::Up);
+    disk.set_thin_full(true);
+    store.look_for_room().unwrap();
+    let full = store.status();
+    assert_eq!((full.state, full.reason.as_str()), (VolumeState::ReadOnly, "nearly full"));
+    // Nothing is placed on a volume that says so: only a look can tell that it may be written again.
+    disk.set_thin_full(false);
+    store.look_for_room().unwrap();
+    assert_eq!(store.status().state, VolumeState::Up);
 }
 
 #[test]
