@@ -57,11 +57,12 @@ const ROOMS: &[Room] = &[
         may_use: &["core", "ports", "security", "runtime", "coordinator", "rpc", "proto"],
     },
     Room { dir: "chaos/disk", name: "simdisk", may_use: &["core", "ports"] },
+    Room { dir: "chaos/judge", name: "judge", may_use: &[] },
     Room { dir: "chaos/kv", name: "simkv", may_use: &["core", "ports"] },
     Room {
         dir: "chaos",
         name: "chaos",
-        may_use: &["core", "ports", "volume", "consensus", "coordinator", "service", "simdisk", "simkv"],
+        may_use: &["core", "ports", "volume", "consensus", "coordinator", "service", "judge", "simdisk", "simkv"],
     },
     Room {
         dir: "tests",
