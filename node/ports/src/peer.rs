@@ -180,6 +180,9 @@ pub struct VolumeStatus {
     pub scrub: ScrubAge,
 }
 
+/// How the [`NodeStatus::binary_version`] of a node ends whose fault port is open: it does not behave as its version would.
+pub const FAULTS_SUFFIX: &str = "+faults";
+
 /// How one node sees itself and the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeStatus {

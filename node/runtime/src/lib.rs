@@ -2,7 +2,9 @@
 //! mains, that touches them.
 //!
 //! **Invariants.** Must be made inside a tokio runtime. Blocking work runs on tokio's blocking threads, never on those
-//! that serve sockets.
+//! that serve sockets. What a test does to this process comes in through [`inject`] and nowhere else.
+
+pub mod inject;
 
 use std::{
     sync::Arc,
