@@ -24,6 +24,7 @@ use crate::{
     operator::{AfterDrain, Operator},
     proof::{newest, record, survivor, whole},
     rng::SimRng,
+    rows,
     scenario::{Encore, SITES},
     workload::{Work, key_name},
 };
@@ -199,7 +200,12 @@ async fn wait_converged(work: &Work) -> bool {
     let end = sim.now() + CONVERGE_WITHIN;
     loop {
         match converged(&work.cluster) {
-            Ok(()) => return true,
+            Ok(()) => {
+                if let Err(why) = rows::compare(&work.cluster) {
+                    work.violation(why);
+                }
+                return true;
+            }
             Err(why) if sim.now() > end => {
                 work.violation(format!("the healed cluster did not converge: {why}"));
                 return false;

@@ -74,6 +74,7 @@ struct State {
     panics: Vec<(Life, String)>,
     hits: BTreeMap<&'static str, u64>,
     trace: bool,
+    planted: Option<&'static str>,
 }
 
 /// The simulation, shared by everything that runs in it.
@@ -176,6 +177,7 @@ impl Sim {
             panics: Vec::new(),
             hits: BTreeMap::new(),
             trace: false,
+            planted: None,
         })))
     }
 
@@ -185,6 +187,21 @@ impl Sim {
     /// Outside of a simulation: something that belongs inside was used elsewhere, a harness bug.
     pub fn current() -> Self {
         CURRENT.with(|current| current.borrow().clone()).expect("inside a running simulation")
+    }
+
+    /// The simulation that is running on this thread, if one is.
+    pub fn try_current() -> Option<Self> {
+        CURRENT.try_with(|current| current.try_borrow().ok().and_then(|current| current.clone())).ok().flatten()
+    }
+
+    /// Plants a bug of product code; see `pacsvault_core::probe`.
+    pub fn plant(&self, bug: &'static str) {
+        self.state().planted = Some(bug);
+    }
+
+    /// Whether that bug of product code is planted here.
+    pub fn planted(&self, bug: &str) -> bool {
+        self.state().planted == Some(bug)
     }
 
     /// The life whose task is running.

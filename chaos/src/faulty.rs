@@ -2,7 +2,14 @@
 //!
 //! **Invariants.** Without a planted bug they change nothing but when the power goes.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use pacsvault_core::{
     catalog::query,
@@ -30,6 +37,8 @@ pub struct MortalDisk(pub SimDisk);
 struct MortalFile {
     disk: SimDisk,
     file: Arc<dyn DiskFile>,
+    /// A sync has failed.
+    failed: AtomicBool,
 }
 
 /// Passes `result` on, unless the power is gone.
@@ -42,7 +51,7 @@ fn alive<T>(disk: &SimDisk, result: io::Result<T>) -> io::Result<T> {
 
 impl MortalDisk {
     fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(MortalFile { disk: self.0.clone(), file })
+        Arc::new(MortalFile { disk: self.0.clone(), file, failed: AtomicBool::new(false) })
     }
 }
 
@@ -56,7 +65,11 @@ impl DiskFile for MortalFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        alive(&self.disk, self.file.sync_data())
+        let synced = alive(&self.disk, self.file.sync_data());
+        // After a failed sync the system has forgotten what was to be written: a later one that succeeds says nothing of it.
+        let failed_before = self.failed.fetch_or(synced.is_err(), Ordering::Relaxed);
+        assert!(!failed_before, "a file was synced again after a sync of it had failed");
+        synced
     }
 
     fn len(&self) -> io::Result<u64> {

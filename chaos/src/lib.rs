@@ -4,10 +4,12 @@
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
-//! and [`workload`] play it, [`nemesis`] breaks it, [`operator`] does what people do about it, [`model`], [`proof`] and [`audit`] judge it, [`run`] reports.
+//! and [`workload`] play it, [`nemesis`] breaks it, [`operator`] does what people do about it, [`model`], [`proof`], [`rows`] and [`audit`] judge it, [`run`] reports, [`coverage`]
+//! says what should have been met.
 
 pub mod audit;
 pub mod cluster;
+pub mod coverage;
 pub mod env;
 pub mod exec;
 mod faulty;
@@ -18,6 +20,7 @@ pub mod net;
 pub mod operator;
 pub mod proof;
 pub mod rng;
+pub mod rows;
 pub mod run;
 pub mod runtime;
 pub mod scenario;

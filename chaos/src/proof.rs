@@ -44,7 +44,7 @@ pub(crate) fn survivor(cluster: &Cluster, volume: VolumeId) -> Option<Store> {
     };
     let owner = Owner { cluster: cluster.id(), node };
     let options = VolumeOptions::new(cluster.sim.random(SimRng::bits));
-    Store::open(Arc::new(copy), &owner, options).ok().map(|(store, _)| store)
+    crate::coverage::as_instrument(|| Store::open(Arc::new(copy), &owner, options)).ok().map(|(store, _)| store)
 }
 
 /// All volumes at this instant.

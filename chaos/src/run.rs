@@ -16,10 +16,11 @@ use std::{
 use crate::{
     audit,
     cluster::Cluster,
+    coverage,
     exec::{Life, Sim, panic_message},
     nemesis::Nemesis,
     proof,
-    scenario::Scenario,
+    scenario::{PlantedBug, Scenario},
     workload::{self, Figures, Work},
 };
 
@@ -49,6 +50,10 @@ pub struct Report {
 pub fn run(scenario: &Scenario, trace: bool) -> Report {
     let sim = Sim::new(scenario.seed);
     sim.trace(trace);
+    coverage::listen();
+    if let Some(PlantedBug::Product(bug)) = scenario.bug {
+        sim.plant(bug);
+    }
     let cluster = Cluster::new(&sim, scenario.clone());
     let work = Work::new(Arc::clone(&cluster));
     sim.hit(match (scenario.witness, scenario.nodes_per_site) {

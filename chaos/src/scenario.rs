@@ -194,10 +194,12 @@ pub enum PlantedBug {
     SweepsAtOnce,
     /// Repair writes what it made without comparing it with the stripe's root.
     RepairIgnoresRoot,
+    /// A bug of product code, by its name in `pacsvault_core::probe`. It takes a build with the feature `planted`.
+    Product(&'static str),
 }
 
-/// All of them.
-pub const PLANTED_BUGS: [PlantedBug; 8] = [
+/// Those that lie outside of product code.
+const HARNESS_BUGS: [PlantedBug; 8] = [
     PlantedBug::VolumeAcksBeforeSync,
     PlantedBug::LogAcksBeforeSync,
     PlantedBug::VolumeForgetsNames,
@@ -207,6 +209,12 @@ pub const PLANTED_BUGS: [PlantedBug; 8] = [
     PlantedBug::SweepsAtOnce,
     PlantedBug::RepairIgnoresRoot,
 ];
+
+/// All of them.
+pub fn planted_bugs() -> Vec<PlantedBug> {
+    let product = pacsvault_core::probe::BUGS.iter().map(|name| PlantedBug::Product(name));
+    HARNESS_BUGS.into_iter().chain(product).collect()
+}
 
 impl fmt::Display for PlantedBug {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -219,6 +227,7 @@ impl fmt::Display for PlantedBug {
             Self::ReseatsUnwritten => "reseats-unwritten",
             Self::SweepsAtOnce => "sweeps-at-once",
             Self::RepairIgnoresRoot => "repair-ignores-root",
+            Self::Product(name) => name,
         })
     }
 }
@@ -227,9 +236,17 @@ impl FromStr for PlantedBug {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let names: Vec<String> = PLANTED_BUGS.iter().map(ToString::to_string).collect();
-        let found = PLANTED_BUGS.into_iter().find(|bug| bug.to_string() == text);
-        found.ok_or_else(|| format!("there is no planted bug {text}; there are {}", names.join(", ")))
+        let bugs = planted_bugs();
+        match bugs.iter().find(|bug| bug.to_string() == text) {
+            Some(PlantedBug::Product(_)) if !cfg!(feature = "planted") => {
+                Err(format!("{text} is a bug of product code: build the simulator with `--features planted`"))
+            }
+            Some(bug) => Ok(*bug),
+            None => {
+                let names: Vec<String> = bugs.iter().map(ToString::to_string).collect();
+                Err(format!("there is no planted bug {text}; there are {}", names.join(", ")))
+            }
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSi
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{LogIndex, ObjectKey, VersionNumber},
+    limits::WRITE_WINDOW_MILLIS,
 };
 use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, List};
 
@@ -27,6 +28,11 @@ use crate::{
     rng::SimRng,
     scenario::{Fault as FaultKind, SITES},
 };
+
+/// Share of writes whose client's clock is so wrong that they are about to expire, in 1,000.
+const LATE_PER_MILLE: u64 = 25;
+/// How long before it expires such an attempt begins, at most.
+const LATE_SPARE_MILLIS: u64 = 3_000;
 
 /// Figures of one run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -250,7 +256,12 @@ impl Client {
         if self.rng.chance(500) {
             header.declared_size_bytes = Some(content.len() as u64);
         }
+        let late = self.rng.chance(LATE_PER_MILLE);
+        if late {
+            self.date_back();
+        }
         let mut upload = self.coordinator().begin_put(header);
+        work.cluster.sim.jump_wall(self.life, 0);
         let put = work.model(|model| model.begin_put(self.session, key, content.clone(), upload.instance()));
         let cut = self.rng.index(content.len() + 1);
         let pieces = [content.slice(..cut), content.slice(cut..)];
@@ -282,6 +293,11 @@ impl Client {
                 work.cluster.sim.hit("write with unknown outcome");
                 self.unknown = Some((key, content));
             }
+            Err(fault) if late && fault.code == "PV-WINDOW-CLOSED" => {
+                work.cluster.sim.hit("write refused: its client's clock is a day behind");
+                work.model(|model| model.put_refused(put));
+                work.count(|figures| figures.refused += 1);
+            }
             // It was stored, and deleted before the answer arrived.
             Err(fault) if fault.code == "PV-DELETED" => work.cluster.sim.hit("write deleted before its answer"),
             Err(fault) => {
@@ -291,6 +307,16 @@ impl Client {
             }
         }
         None
+    }
+
+    /// Sets the client's clock so far back that an attempt begun now is about to expire: it may be sealed just in time, or be
+    /// refused, and what it leaves is soon swept.
+    fn date_back(&mut self) {
+        let cluster = &self.work.cluster;
+        let Some(replica) = crate::proof::newest(cluster) else { return };
+        let began = replica.catalog_time().0.saturating_sub(WRITE_WINDOW_MILLIS) + self.rng.below(LATE_SPARE_MILLIS);
+        let offset = i128::from(began) - i128::from(cluster.sim.wall_millis(Life::HARNESS));
+        cluster.sim.jump_wall(self.life, i64::try_from(offset).unwrap_or(0));
     }
 
     fn trace_ack(&self, stored: &Stored) {

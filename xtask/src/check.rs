@@ -9,7 +9,7 @@ use std::{
 use anyhow::bail;
 use clap::Args;
 
-use crate::{crash_points, layers, setup, tools};
+use crate::{crash_points, layers, probes, setup, tools};
 
 /// How much to test.
 #[derive(Args)]
@@ -22,7 +22,7 @@ pub struct TestOptions {
 /// How thoroughly to check.
 #[derive(Args)]
 pub struct CheckOptions {
-    /// Only what needs no compiler: layers, error pages, crash tags. Seconds.
+    /// Only what needs no compiler: layers, error pages, crash tags, recovery marks. Seconds.
     #[arg(long)]
     pure: bool,
 }
@@ -36,6 +36,7 @@ pub fn run(options: &CheckOptions) -> anyhow::Result<()> {
     layers::run()?;
     error_pages()?;
     crash_points::unique()?;
+    probes::run()?;
     if options.pure {
         return Ok(());
     }
@@ -64,7 +65,13 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "2000");
     }
     tools::run(&mut command)?;
+    planted_bugs()?;
     crash_points::run()
+}
+
+/// Each planted bug must be found by the simulator. A build of its own: nothing else is compiled with bugs.
+fn planted_bugs() -> anyhow::Result<()> {
+    tools::cargo(&["test", "--release", "-p", "pacsvault-chaos", "--features", "planted", "--test", "planted"])
 }
 
 /// Builds the programs of the previous release, from which a test upgrades, unless they are there; where they are. `None`

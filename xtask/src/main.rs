@@ -9,6 +9,7 @@ mod crash_points;
 mod demo;
 mod heal;
 mod layers;
+mod probes;
 mod setup;
 mod tools;
 mod watch;
@@ -29,7 +30,7 @@ enum Command {
     Setup,
     /// Show the main job: three sites store a study, lose one site by kill -9, lose nothing, and heal.
     Demo(demo::Options),
-    /// All static checks: format, clippy, layers, error pages, crash tags. Writes nothing.
+    /// All static checks: format, clippy, layers, error pages, crash tags, recovery marks. Writes nothing.
     Check(check::CheckOptions),
     /// Format the code.
     Fix,

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use pacsvault_chaos::{
+    coverage::{SEEDS_FOR_ALL, gaps},
     run::{Report, coverage, replay_line, run, run_many},
     scenario::{PlantedBug, Scenario},
 };
@@ -61,7 +62,10 @@ fn main() -> std::process::ExitCode {
     };
     print_coverage(&reports);
     print_figures(&reports, started.elapsed().as_secs_f64());
-    let mut failed = false;
+    let gaps =
+        if args.bug.is_none() && reports.len() >= SEEDS_FOR_ALL { gaps(&coverage(&reports)) } else { Vec::new() };
+    gaps.iter().for_each(|gap| println!("COVERAGE: {gap}"));
+    let mut failed = !gaps.is_empty();
     for report in reports.iter().filter(|report| !report.violations.is_empty()) {
         failed = true;
         println!("\nseed {} FAILED (trace {:016x}):", report.seed, report.hash);

@@ -178,6 +178,7 @@ impl Asking<'_> {
                 Some(patience) => match select(self.calls.next(), self.cluster.env.sleep(patience)).await {
                     Either::Left((ended, _)) => ended,
                     Either::Right(((), _)) => {
+                        pacsvault_core::sometimes!("recovery: one more node asked while the first is silent");
                         self.impatient = true;
                         self.ask_next(&mut targets)?;
                         continue;
@@ -188,6 +189,9 @@ impl Asking<'_> {
             self.waiting.retain(|waiting| *waiting != target);
             match result {
                 Ok(reply) => {
+                    if self.doubtful && matches!(reply, Reply::Outcomes(_)) {
+                        pacsvault_core::sometimes!("recovery: unknown outcome settled by asking again");
+                    }
                     self.cluster.note_answer(target, &self.waiting);
                     return Ok(Some(Answer { reply, doubtful: self.in_doubt() }));
                 }
@@ -252,7 +256,8 @@ impl Asking<'_> {
 
     fn gave_up(&self) -> Fault {
         let (seconds, last) = (self.cluster.options.operation_deadline.as_secs(), &self.last);
-        if self.in_doubt() {
+        // PLANTED BUG: what nobody answered was not done.
+        if self.in_doubt() && !pacsvault_core::probe::planted("unknown-told-refused") {
             let text = format!("outcome unknown after {seconds} s: {last}; trying again with the same content is safe");
             Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
         } else {

@@ -139,6 +139,7 @@ fn restore(coder: &Coder, parts: Vec<Part>, wanted: &[u8]) -> Result<Vec<(u8, By
     let lost: Vec<ShardIndex> =
         wanted.iter().filter(|index| shards[usize::from(**index)].is_none()).map(|index| ShardIndex(*index)).collect();
     if !lost.is_empty() {
+        pacsvault_core::sometimes!("recovery: read decoded from parity");
         let rebuilt = coder
             .rebuild(&shards, &lost)
             .map_err(|error| Fault::new(Class::Bug, "PV-BUG", format!("cannot decode proven shards: {error}")))?;
@@ -207,6 +208,7 @@ pub async fn gather(cluster: &Arc<Cluster>, layout: &Arc<Layout>, goal: &Goal<'_
                     next
                 }
                 Either::Right(((), _)) => {
+                    pacsvault_core::sometimes!("recovery: slow read hedged");
                     // One more than would do if all answered: the slowest is written off.
                     let missing = (k + 1).saturating_sub(parts.len() + calls.len()).max(1);
                     for shard in take(&mut queue, missing) {
@@ -221,6 +223,7 @@ pub async fn gather(cluster: &Arc<Cluster>, layout: &Arc<Layout>, goal: &Goal<'_
             Some((shard, _, Ok(data))) => parts.push(Part { shard, data }),
             Some((shard, volume, Err(fault))) => {
                 tracing::warn!(stripe = %goal.stripe, %shard, %volume, code = fault.code, reason = %fault, "shard unreadable; decoding around it");
+                pacsvault_core::sometimes!("recovery: read went around a shard that failed");
                 faults.note(shard, &fault);
                 let missing = k.saturating_sub(parts.len() + calls.len());
                 for shard in take(&mut queue, missing) {
@@ -369,6 +372,8 @@ impl Question {
             let first_chunk = to_usize(offset_bytes) / CHUNK_BYTES;
             checksum::verify_chunks(&data, first_chunk, &header.chunk_crcs).is_ok()
         };
+        // PLANTED BUG: whoever sends bytes has looked at them.
+        let proven = proven || pacsvault_core::probe::planted("unverified-read");
         if proven { Ok((header, data)) } else { Err(wrong("damaged bytes")) }
     }
 }

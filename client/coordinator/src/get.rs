@@ -155,6 +155,7 @@ impl Download {
         self.renewals += 1;
         match self.cluster.renewed(&self.sealed).await {
             Ok(Some(sealed)) => {
+                pacsvault_core::sometimes!("recovery: reader found moved shards where they are now");
                 tracing::info!(key = %sealed.seal.key, "shards were moved; reading on from their new places");
                 self.sealed = Arc::new(sealed);
                 self.layout = self.cluster.layout_version();

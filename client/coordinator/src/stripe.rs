@@ -115,6 +115,7 @@ pub async fn persist(
         if let Ok(degraded) = placer.as_ref()
             && degraded.degraded()
         {
+            pacsvault_core::sometimes!("recovery: strict write refused before anything was sent");
             return Err(too_weak(profile, degraded));
         }
     }
@@ -141,6 +142,7 @@ pub async fn persist(
         if failures.is_empty() || meets(&sending, profile, &layout) {
             break;
         }
+        pacsvault_core::sometimes!("recovery: shards of a write placed again");
         tracing::debug!(stripe = %id.stripe, round, failed = failures.len(), "placing shards again");
         avoid.extend(failures);
         avoid.extend(cluster.avoided(&layout));
@@ -240,7 +242,10 @@ async fn collect(
                     grace = Some(pause);
                     next
                 }
-                Either::Right(_) => break,
+                Either::Right(_) => {
+                    pacsvault_core::sometimes!("recovery: write sealed without its stragglers");
+                    break;
+                }
             },
         };
         let Some((index, volume, answer)) = next else { break };

@@ -167,7 +167,7 @@ async fn hand_over<R: AsyncRuntime>(
     let Some(to) = memory.patience.ripe(wish, now, settle) else { return waits };
     tracing::info!(from = metrics.id, to = to.0, leaving = own.leaving, fit = own.fit, "handing over leadership");
     match timeout(inner.env.as_ref(), CHANGE_DEADLINE, inner.transfer_leader(to)).await {
-        Some(Ok(())) => {}
+        Some(Ok(())) => pacsvault_core::sometimes!("recovery: leadership handed over to a better node"),
         Some(Err(fault)) => {
             tracing::warn!(to = to.0, %fault, "leadership was not handed over");
             memory.patience.failed(inner.env.now(), inner.options.leader_settle);
@@ -220,6 +220,7 @@ fn decide<R: AsyncRuntime>(
 ) -> Option<Change> {
     let membership = metrics.membership_config.membership();
     if let [_, .., last] = membership.get_joint_config().as_slice() {
+        pacsvault_core::sometimes!("recovery: half-done joint configuration finished");
         return Some(Change::FinishJoint(last.clone()));
     }
     let voters: BTreeSet<u64> = membership.voter_ids().collect();
@@ -229,6 +230,7 @@ fn decide<R: AsyncRuntime>(
     }
     let removed = |id: &u64| layout.nodes.get(&NodeId(*id)).is_some_and(|node| node.state == NodeState::Removed);
     if let Some(id) = membership.learner_ids().find(removed) {
+        pacsvault_core::sometimes!("recovery: removed node let go");
         return Some(Change::LetGo(id));
     }
     let candidate = |id: &u64| {
@@ -248,7 +250,23 @@ fn decide<R: AsyncRuntime>(
     if candidates.iter().filter(|one| one.voter).count() != voters.len() {
         return None;
     }
-    plan(&candidates).map(|voters| Change::Voters(voters.into_iter().map(|node| node.0).collect()))
+    let wanted = plan(&candidates)?;
+    mark(&candidates, &wanted);
+    Some(Change::Voters(wanted.into_iter().map(|node| node.0).collect()))
+}
+
+/// Why votes are about to move.
+fn mark(candidates: &[Candidate], wanted: &BTreeSet<NodeId>) {
+    let gives = |one: &&Candidate| one.voter && !wanted.contains(&one.node);
+    if candidates.iter().any(|one| !one.voter && wanted.contains(&one.node)) {
+        pacsvault_core::sometimes!("recovery: learner promoted");
+    }
+    if candidates.iter().filter(gives).any(|one| one.health == Health::Dead) {
+        pacsvault_core::sometimes!("recovery: dead voter replaced");
+    }
+    if candidates.iter().filter(gives).any(|one| one.draining) {
+        pacsvault_core::sometimes!("recovery: draining voter passed its vote on");
+    }
 }
 
 fn member(node: &Node) -> Member {

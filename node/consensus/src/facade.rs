@@ -242,6 +242,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 Either::Right((Ok(()), pending)) => call = pending,
             }
         }
+        pacsvault_core::sometimes!("recovery: leader changed while it was asked");
         // One that is alive and was deposed still tells what it knows.
         let told = timeout(self.env.as_ref(), LEADER_PAUSE * 2, call).await;
         told.unwrap_or_else(|| Err(unknown("the leader changed")))
@@ -345,7 +346,9 @@ impl<R: AsyncRuntime> Inner<R> {
     }
 
     pub(crate) async fn applied_at_least(&self, index: LogIndex, deadline: MonoTime) -> Result<LogIndex, Fault> {
-        if let Some(applied) = self.state.when_applied(index) {
+        // PLANTED BUG: whatever was applied is told to be new enough.
+        let early = pacsvault_core::probe::planted("read-before-applied");
+        if let Some(applied) = self.state.when_applied(index).filter(|_| !early) {
             let behind = || {
                 let message = format!("this replica has not applied entry {index} in time; ask another node");
                 Fault::new(Class::Retry, "PV-REPLICA-BEHIND", message)

@@ -535,6 +535,7 @@ impl<R: AsyncRuntime> RaftLogStorage<Types<R>> for LogStore {
             inner.cuts += 1;
             inner.forget(from..);
             if inner.last.is_some_and(|last| last.index >= from) {
+                pacsvault_core::sometimes!("recovery: log tail truncated");
                 inner.last = last_log_id.max(inner.purged);
             }
             // CRASH(consensus.2): lost, the conflicting tail is still there; it was never committed, and the

@@ -172,6 +172,9 @@ impl Fetch {
         progress: impl Fn(u64) -> bool + Send + Sync,
     ) -> Result<Box<dyn Install>, Fault> {
         let start = install.received(&file.name).map_err(|error| store_fault(&error))?;
+        if start > 0 {
+            pacsvault_core::sometimes!("recovery: snapshot transfer resumed");
+        }
         let pieces = (start..file.len_bytes).step_by(PIECE_BYTES as usize).map(|offset| self.piece(file, offset));
         let mut pieces = stream::iter(pieces.collect::<Vec<_>>()).buffered(PIECES_IN_FLIGHT);
         let mut install = if file.len_bytes == 0 { self.write(install, file, 0, Bytes::new()).await? } else { install };

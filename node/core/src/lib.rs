@@ -4,7 +4,7 @@
 //! inputs give the same outputs on every machine, so that whole clusters can be simulated and replicas agree.
 //!
 //! Rooms, lower layers first: [`ids`], [`limits`], [`batch`] (words); [`layout`], [`codec`], [`checksum`], [`merkle`],
-//! [`shard`], [`catalog`], [`receipt`] (what is decided).
+//! [`shard`], [`catalog`], [`receipt`] (what is decided); beside them [`probe`] (marks for the simulator).
 
 pub mod batch;
 pub mod catalog;
@@ -15,5 +15,6 @@ pub mod ids;
 pub mod layout;
 pub mod limits;
 pub mod merkle;
+pub mod probe;
 pub mod receipt;
 pub mod shard;

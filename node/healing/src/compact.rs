@@ -59,6 +59,12 @@ impl Upkeep {
     }
 
     fn account(&self, id: VolumeId, done: &Compacted) {
+        if done.moved_shards > 0 {
+            pacsvault_core::sometimes!("recovery: compaction moved live shards");
+        }
+        if done.freed_segments > 0 {
+            pacsvault_core::sometimes!("recovery: compaction freed a segment");
+        }
         for shard in &done.damaged {
             self.suspect(id, *shard);
         }

@@ -75,6 +75,7 @@ impl Healer {
         let mut reign = self.lock_reign();
         if status.leader != Some(status.node) || status.fatal.is_some() {
             if reign.take().is_some() {
+                pacsvault_core::sometimes!("recovery: deposed leader left repair to the next");
                 tracing::info!(term = %status.term, "no longer looks after the cluster's health");
                 telemetry::conducts(false);
             }

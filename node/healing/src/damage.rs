@@ -148,6 +148,8 @@ impl Upkeep {
             if !belongs(&sealed, shard, &proof) {
                 tracing::warn!(%volume, %shard, ?proof, "a shard is not what it should be; it will be repaired");
                 damaged.push(shard);
+            } else {
+                pacsvault_core::sometimes!("recovery: suspected shard found sound");
             }
         }
         for shards in damaged.chunks(REPORT_MAX) {

@@ -285,7 +285,10 @@ impl Desk {
 
     /// A flight has ended. One that was given up is not known any more and says nothing.
     pub fn finish(&mut self, id: u64, now: Duration, ended: &Result<Done, Fault>) -> After {
-        let Some(flight) = self.flights.remove(&id) else { return After::Nothing };
+        let Some(flight) = self.flights.remove(&id) else {
+            pacsvault_core::sometimes!("recovery: answer to a task that was given up");
+            return After::Nothing;
+        };
         let stripe = stripe_of(&flight.task);
         match ended {
             Ok(Done::Reseated { written_bytes, wan_bytes, .. }) => {
@@ -307,6 +310,7 @@ impl Desk {
                 After::Nothing
             }
             Err(fault) => {
+                pacsvault_core::sometimes!("recovery: worker of repair benched");
                 // The way to the worker, or the worker itself: that says nothing against the stripe.
                 self.benched.insert(flight.worker, now + BENCH_FOR);
                 self.miss(stripe, now, format!("{} at node {}: {fault}", fault.code, flight.worker));

@@ -39,6 +39,7 @@ impl Upkeep {
                 Standing::Ours => match self.reconcile(id).await {
                     Ok(missing) => {
                         if missing > 0 {
+                            pacsvault_core::sometimes!("recovery: volume lacked shards that the catalog named");
                             tracing::warn!(volume = %id, missing, "the catalog named shards that the volume does not hold");
                         }
                         self.pace.reconcile_every

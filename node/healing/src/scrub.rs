@@ -205,6 +205,7 @@ impl Scrub<'_> {
             (None, ShardProof::Missing | ShardProof::Damaged(_)) => false,
         };
         if !sound {
+            pacsvault_core::sometimes!("recovery: scrub found damage");
             tracing::warn!(volume = %self.id, %shard, ?proof, "scrub found a shard that is not what it should be");
             self.upkeep.suspect(self.id, shard);
         }

@@ -220,6 +220,7 @@ impl Worker {
         if let Some(sealed) = self.look(task).await? {
             return Ok(Some(sealed));
         }
+        pacsvault_core::sometimes!("recovery: task did not fit this replica: the log was asked");
         self.replica.wait(Freshness::Linearizable).await?;
         self.look(task).await
     }
@@ -273,7 +274,10 @@ impl Job<'_> {
         if !absent.is_empty() {
             match self.rebuild(&absent, &mut tally).await? {
                 Ok(rebuilt) => copies.extend(rebuilt),
-                Err(reason) => return Ok(Done::Irreparable(reason)),
+                Err(reason) => {
+                    pacsvault_core::sometimes!("recovery: repair gave a stripe up");
+                    return Ok(Done::Irreparable(reason));
+                }
             }
         }
         self.worker.pay(self.urgency(), self.shard_bytes * copies.len() as u64).await;
@@ -283,6 +287,7 @@ impl Job<'_> {
         let durable = self.put(copies, &mut tally).await?;
         if self.worker.env.now().0.saturating_sub(began) > PROPOSED_WITHIN {
             // The log would refuse it soon, and from then on holders may take the copies for stale ones.
+            pacsvault_core::sometimes!("recovery: repair gave up: its writes took too long");
             return Err(failed(Class::Retry, "the shards took too long to be written"));
         }
         self.reseat(durable, not_after, tally).await
@@ -325,6 +330,9 @@ impl Job<'_> {
     async fn copy(&self, shard: ShardIndex, target: VolumeId, tally: &mut Tally) -> Option<Copy> {
         for volume in self.holders(shard, Some(target)).into_iter().filter(|volume| self.readable(*volume)) {
             if let Ok(copy) = self.read(shard, volume, tally).await {
+                if volume == target {
+                    pacsvault_core::sometimes!("recovery: returned copy adopted where it lies");
+                }
                 return Some(copy);
             }
         }
@@ -370,6 +378,7 @@ impl Job<'_> {
             let all: Vec<ShardIndex> = (0..=u8::MAX).map(ShardIndex).take(code.total()).collect();
             let all = coder.rebuild(&places, &all).map_err(|error| failed(Class::Bug, error.to_string()))?;
             let (made, headers) = headers_of(instance, stripe, code, bytes, &all);
+            pacsvault_core::sometimes!("recovery: lost shards made again");
             if made != root {
                 return Ok(Err("its sound shards do not belong to one another: it was written wrongly".to_owned()));
             }
@@ -399,6 +408,9 @@ impl Job<'_> {
             match read {
                 Ok(shards) => {
                     tally.read += self.shard_bytes * shards.len() as u64;
+                    if shards.iter().any(|(shard, _)| self.is_elsewhere(*shard)) {
+                        pacsvault_core::sometimes!("recovery: repair read shards of other sites");
+                    }
                     for (shard, _) in &shards {
                         self.count_wan(tally, self.task.expected[usize::from(shard.0)]);
                     }
@@ -410,12 +422,18 @@ impl Job<'_> {
         self.gather_singly(k, tally).await
     }
 
+    fn is_elsewhere(&self, shard: ShardIndex) -> bool {
+        let node = self.layout.node_of(self.task.expected[usize::from(shard.0)]);
+        node.is_some_and(|node| node.site != self.worker.site)
+    }
+
     /// Looks for every shard wherever it may be, and learns why it is not there.
     async fn gather_singly(
         &self,
         k: usize,
         tally: &mut Tally,
     ) -> Result<Result<Vec<(ShardIndex, Bytes)>, String>, Fault> {
+        pacsvault_core::sometimes!("recovery: repair looked for each shard by itself");
         let mut have = Vec::new();
         let mut misses = Vec::new();
         for shard in (0..=u8::MAX).map(ShardIndex).take(self.sealed.seal.code.total()) {
@@ -473,6 +491,8 @@ impl Job<'_> {
                     self.count_wan(tally, volume);
                     durable.push((shard, volume));
                 }
+                // PLANTED BUG: what was asked for was done.
+                Err(_) if pacsvault_core::probe::planted("reseat-unverified") => durable.push((shard, volume)),
                 Err(fault) => last = Some((volume, fault)),
             }
         }
@@ -481,8 +501,12 @@ impl Job<'_> {
                 let text = format!("volume {volume} did not take a shard: {} {fault}", fault.code);
                 Err(failed(fault.class, text))
             }
-            // What is durable is made true; the rest is planned anew.
-            _ => Ok(durable),
+            Some(_) => {
+                pacsvault_core::sometimes!("recovery: repair made true what part of it was durable");
+                // The rest is planned anew.
+                Ok(durable)
+            }
+            None => Ok(durable),
         }
     }
 

@@ -246,6 +246,7 @@ impl Node {
             return;
         }
         tracing::error!(%volume, reason, "volume failed; taking it out of service");
+        pacsvault_core::sometimes!("recovery: failed volume taken out of service through the log");
         let node = self.clone();
         self.env.spawn(Box::pin(async move {
             while !node.fence_once(volume).await {

@@ -161,6 +161,7 @@ impl Node {
         }
         let (shard, began) = (put.header.id, self.env.now().0);
         if self.stale.get(&id).is_some_and(|stale| !stale.touch(shard)) {
+            pacsvault_core::sometimes!("recovery: write refused while an old copy is being deleted");
             let text = format!("an old copy of shard {shard} is being deleted from volume {id}; ask again");
             return Err(Fault::new(Class::Retry, "PV-VOLUME-BUSY", text));
         }
@@ -229,10 +230,17 @@ impl Node {
             query::lookup(replica.view().as_ref(), &lookup.key, lookup.version).map_err(|error| catalog_fault(&error))
         };
         let mut found = find()?;
-        if found.is_none() && lookup.freshness != Freshness::Linearizable {
+        // PLANTED BUG: what this replica does not know is not stored.
+        let believed = pacsvault_core::probe::planted("miss-unproven");
+        if found.is_none() && lookup.freshness != Freshness::Linearizable && !believed {
             // A replica that lags would deny what others have acknowledged: a miss is never answered from it alone.
             applied = replica.wait(Freshness::Linearizable).await?;
             found = find()?;
+            if found.is_some() {
+                pacsvault_core::sometimes!("recovery: lagging replica would have denied what is stored");
+            } else {
+                pacsvault_core::sometimes!("recovery: miss proven by the leader");
+            }
         }
         Ok(Reply::Found { sealed: found.map(Box::new), applied })
     }

@@ -56,7 +56,9 @@ impl Stale {
     #[must_use]
     pub fn touch(&self, shard: ShardId) -> bool {
         let mut known = self.known();
-        known.watched.remove(&shard);
+        if known.watched.remove(&shard).is_some() {
+            pacsvault_core::sometimes!("recovery: copy wanted again while its sweep was near");
+        }
         !known.doomed.contains(&shard)
     }
 

@@ -73,6 +73,8 @@ pub fn judge(shard: ShardId, on: VolumeId, sealed: Option<&SealedInstance>, grou
         None if shard.instance.time().0 < ground.time.0.saturating_sub(WRITE_WINDOW_MILLIS) => {
             Verdict::Sweep(ground.read)
         }
+        // PLANTED BUG: nobody waits for attempts that are under way.
+        None if pacsvault_core::probe::planted("orphans-swept-at-once") => Verdict::Sweep(ground.read),
         None => Verdict::Keep,
     }
 }
@@ -138,6 +140,7 @@ impl Node {
             .layout()
             .filter(|layout| layout.volumes.get(&id).is_some_and(|volume| volume.node == replica.status().node));
         let Some(layout) = layout else {
+            pacsvault_core::sometimes!("recovery: sweep refused: the catalog does not give the volume to this node");
             let text = format!("the catalog does not give volume {id} to this node");
             return Err(Fault::new(Class::Reject, "PV-NO-VOLUME", text));
         };
@@ -158,6 +161,9 @@ impl Node {
         }
         for (authority, shards) in grouped(&ripe, &copies) {
             let (doomed, deletion) = stale.doom(&shards, |doomed| own.volume.delete(doomed, authority));
+            if !doomed.is_empty() {
+                pacsvault_core::sometimes!("recovery: stale copy swept");
+            }
             let deleted = deletion.await;
             stale.done(&doomed);
             swept += deleted.map_err(Fault::from)?;
@@ -182,6 +188,17 @@ struct Judged {
     copies: BTreeMap<ShardId, LogIndex>,
 }
 
+fn mark_kept(shard: ShardId, on: VolumeId, sealed: Option<&SealedInstance>) {
+    let Some(sealed) = sealed else {
+        pacsvault_core::sometimes!("recovery: orphan kept: it may yet be sealed");
+        return;
+    };
+    let stripe = usize::try_from(shard.stripe.0).ok().and_then(|index| sealed.seal.stripes.get(index));
+    if stripe.is_some_and(|stripe| stripe.placement.get(usize::from(shard.shard.0)) != Some(&on)) {
+        pacsvault_core::sometimes!("recovery: copy kept: its stripe is not whole without it");
+    }
+}
+
 /// Looks up and judges each shard of a page, which is in order. It blocks.
 fn judge_page(view: &dyn View, page: &[ShardId], on: VolumeId, ground: &Ground<'_>) -> Result<Judged, Error> {
     let mut judged = Judged::default();
@@ -192,8 +209,15 @@ fn judge_page(view: &dyn View, page: &[ShardId], on: VolumeId, ground: &Ground<'
         }
         let sealed = known.as_ref().and_then(|(_, sealed)| sealed.as_ref());
         match judge(*shard, on, sealed, ground) {
-            Verdict::Keep => {}
-            Verdict::Sweep(authority) => judged.by_authority.entry(authority).or_default().push(*shard),
+            Verdict::Keep => mark_kept(*shard, on, sealed),
+            Verdict::Sweep(authority) => {
+                if sealed.is_some() {
+                    pacsvault_core::sometimes!("recovery: shard of a deleted instance swept");
+                } else {
+                    pacsvault_core::sometimes!("recovery: orphan of an attempt that was never sealed swept");
+                }
+                judged.by_authority.entry(authority).or_default().push(*shard);
+            }
             Verdict::Stale(authority) => {
                 judged.copies.insert(*shard, authority);
             }

@@ -166,6 +166,9 @@ fn open_spares(disk: &dyn Disk, names: &[String]) -> Result<Vec<Spare>, Error> {
 
 impl Scan {
     fn new(identity: Identity, was_poisoned: bool) -> Self {
+        if was_poisoned {
+            pacsvault_core::sometimes!("recovery: poisoned volume opened again");
+        }
         let report = Recovery {
             identity: identity.clone(),
             shards: 0,
@@ -226,6 +229,7 @@ impl Scan {
     }
 
     fn damaged(&mut self, sequence: u64) {
+        pacsvault_core::sometimes!("recovery: damaged segment kept aside");
         self.report.damaged_segments += 1;
         if let Some(segment) = self.table.segments.get_mut(&sequence) {
             segment.damaged = true;
@@ -248,6 +252,7 @@ impl Scan {
         self.prove(stamp.durable_batch);
         let held = Held { record, file: file.clone() };
         if let Body::Mark { .. } = held.record.body {
+            pacsvault_core::sometimes!("recovery: mark of an earlier recovery read");
             if let Some(payload) = payload_of(&held, &mut self.report.read_bytes) {
                 let voids: Vec<(u64, u64)> = decode_voids(&payload).collect();
                 self.held.retain(|held| !voids.contains(&(held.record.stamp.sequence, held.record.stamp.offset)));
@@ -272,6 +277,8 @@ impl Scan {
                 }
                 None => false,
             },
+            // PLANTED BUG: what was deleted is back after a restart.
+            Body::Tombstones { .. } if pacsvault_core::probe::planted("tombstones-forgotten") => true,
             Body::Tombstones { .. } => match payload_of(held, &mut self.report.read_bytes) {
                 Some(payload) => {
                     for Tombstone { id, sequence, offset } in Tombstone::decode_all(&payload) {
@@ -289,6 +296,7 @@ impl Scan {
         for held in std::mem::take(&mut self.held) {
             let whole = payload_of(&held, &mut self.report.read_bytes).is_some();
             if !(whole && self.apply(&held)) {
+                pacsvault_core::sometimes!("recovery: torn record voided");
                 self.report.void_records += 1;
                 self.voids.push((held.record.stamp.sequence, held.record.stamp.offset));
             }
@@ -311,6 +319,7 @@ impl Scan {
             voids: std::mem::take(&mut self.voids),
         };
         let active = tail.map(|(sequence, tail)| {
+            pacsvault_core::sometimes!("recovery: newest segment recovered");
             let segment = &self.table.segments[&sequence];
             mark.previous_life = tail.life;
             Active { sequence, file: segment.file.clone(), offset: tail.offset, len: segment.len }

@@ -164,6 +164,12 @@ pub(crate) fn segment_bytes(options: &Options, capacity_bytes: u64) -> u64 {
     crate::format::align(chosen.max(8 * SECTOR_BYTES), SECTOR_BYTES)
 }
 
+/// Makes what was written to `file` durable.
+pub(crate) fn sync_data(file: &dyn DiskFile) -> io::Result<()> {
+    // PLANTED BUG: a failed sync is nobody's business.
+    file.sync_data().or_else(|error| if pacsvault_core::probe::planted("poison-ignored") { Ok(()) } else { Err(error) })
+}
+
 impl Store {
     /// Makes an empty directory a volume. On `Ok` the identity survives power loss.
     /// # Errors
@@ -244,6 +250,7 @@ impl Store {
     pub(crate) fn poison(&self, step: &'static str, source: io::Error) -> Error {
         let source = Arc::new(source);
         tracing::error!(volume = %self.volume(), step, error = %source, "volume poisoned");
+        pacsvault_core::sometimes!("recovery: volume poisoned by a failed write or sync");
         if self.poison.set(format!("it could not {step}: {source}").into()).is_ok() {
             // CRASH(volume.poison.1): a marker for whoever opens the volume next. It may fail or vanish; nothing rests on it.
             crash::point("volume.poison.1");
@@ -399,7 +406,10 @@ impl Store {
             self.read_bytes(id, file, place.offset() + start as u64, &mut part)?;
             part.into()
         };
-        verify_chunks(&data, to_usize(from / chunk), &header.chunk_crcs).map_err(|bad| Error::Corrupt {
+        // PLANTED BUG: bytes are what they were.
+        let believed = pacsvault_core::probe::planted("unverified-read");
+        let verified = if believed { Ok(()) } else { verify_chunks(&data, to_usize(from / chunk), &header.chunk_crcs) };
+        verified.map_err(|bad| Error::Corrupt {
             shard: id,
             volume: self.volume(),
             offset_bytes: bad as u64 * chunk,

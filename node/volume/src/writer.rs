@@ -21,7 +21,7 @@ use crate::{
     error::Error,
     format::{Body, Record, SECTOR_BYTES, Tombstone, align, check_shard, encode_voids, header_bytes},
     index::Place,
-    store::{Done, Op, Purpose, Store, to_usize},
+    store::{Done, Op, Purpose, Store, sync_data, to_usize},
 };
 
 /// Most bytes in one batch, unless one record alone is larger: at 500 MB/s a sync of some 30 ms.
@@ -471,7 +471,7 @@ impl Store {
         if let Some(last) = batch.last() {
             before_sync(&last.effect);
         }
-        file.sync_data().map_err(|error| self.poison("sync a batch", error))?;
+        sync_data(file).map_err(|error| self.poison("sync a batch", error))?;
         self.durable_batch.store(number, Ordering::Release);
         let mut table = self.write_table();
         for planned in batch {

@@ -66,6 +66,7 @@ impl Machine {
         if version > COMMANDS_VERSION {
             return Err(Error::UnknownTag { what: "version of the cluster", tag: version }.into());
         }
+        crate::sometimes!("recovery: newer version put in force");
         overlay.put(keys::format(), frame(&FormatMessage { version }));
         self.publish(Layout { format: version, ..Layout::clone(&layout) });
         Ok(Outcome::Done)
@@ -79,8 +80,13 @@ impl Machine {
         let record = Record::live(overlay, instance)?.ok_or_else(absent)?;
         let mut sealed = record.read(overlay)?;
         let index = usize::try_from(stripe.0).map_err(|error| unreadable("stripe index", error))?;
-        let before = sealed.seal.stripes.get(index).ok_or_else(absent)?.clone();
+        let mut before = sealed.seal.stripes.get(index).ok_or_else(absent)?.clone();
+        if crate::probe::planted("reseat-without-compare") {
+            // PLANTED BUG: the stripe is what the mover saw, whatever happened to it since.
+            (before.placement, before.persisted) = (reseat.expected.clone(), reseat.persisted);
+        }
         if before.placement != reseat.expected || before.persisted != reseat.persisted {
+            crate::sometimes!("recovery: reseat refused: the stripe has changed");
             return Err(Rejection::Changed(format!("stripe {stripe} of instance {instance}")).into());
         }
         let after = reseated(&layout, &before, reseat)?;
@@ -174,6 +180,7 @@ impl Machine {
         if stripe_state(overlay, instance, stripe)?.is_none() {
             return Err(no_stripe(instance, stripe).into());
         }
+        crate::sometimes!("recovery: stripe set aside");
         let cut = reason.floor_char_boundary(REASON_BYTES_MAX);
         let row = AsideRowMessage { reason: reason[..cut].to_owned(), since: at.time.0, layout: layout.version.0 };
         overlay.put(keys::aside(instance, stripe), frame(&row));
@@ -183,6 +190,7 @@ impl Machine {
     pub(super) fn retry_aside(&mut self, overlay: &mut Overlay<'_>) -> Result<Outcome, Stop> {
         let (from, to) = keys::all_asides();
         for (key, _) in overlay.scan(&from, &to, RETRIED_MAX)? {
+            crate::sometimes!("recovery: stripe set aside is tried again");
             overlay.delete(key);
         }
         Ok(Outcome::Done)
@@ -238,6 +246,7 @@ fn check_in_time(reseat: &Reseat, at: At) -> Result<(), Rejection> {
     if at.time <= reseat.not_after {
         return Ok(());
     }
+    crate::sometimes!("recovery: reseat refused: it came too late");
     let why =
         format!("the reseat was to be applied by {} ms, and it is {} ms: move anew", reseat.not_after.0, at.time.0);
     Err(Rejection::NotAllowed(why))
@@ -246,12 +255,15 @@ fn check_in_time(reseat: &Reseat, at: At) -> Result<(), Rejection> {
 fn check_target(layout: &Layout, target: VolumeId, already: bool) -> Result<(), Rejection> {
     let known = layout.volumes.get(&target).ok_or_else(|| Rejection::Unknown(format!("volume {target}")))?;
     if known.state == VolumeState::Fenced {
+        crate::sometimes!("recovery: reseat refused: its target is fenced");
         return Err(Rejection::Fenced { volume: target });
     }
     if !layout.counts(target) {
+        crate::sometimes!("recovery: reseat refused: its target is away");
         return Err(Rejection::NotAllowed(format!("volume {target} is away; shards on it would not count")));
     }
     if layout.draining(target) && !already {
+        crate::sometimes!("recovery: reseat refused: its target is being drained");
         return Err(Rejection::NotAllowed(format!("volume {target} is being drained and gets no new shards")));
     }
     Ok(())
@@ -281,10 +293,13 @@ fn check_no_weaker(
     match claims(before).into_iter().find(|one| !covers(&now, &Contract::one(*one))) {
         None => Ok(None),
         Some(_) if drained && promised => Ok(Some(now)),
-        Some(lost) => Err(Rejection::TooWeak {
-            stripe: reseat.stripe.0,
-            why: format!("before the move it survives {lost}, and after it would not"),
-        }),
+        Some(lost) => {
+            crate::sometimes!("recovery: reseat refused: it would weaken the stripe");
+            Err(Rejection::TooWeak {
+                stripe: reseat.stripe.0,
+                why: format!("before the move it survives {lost}, and after it would not"),
+            })
+        }
     }
 }
 
@@ -331,6 +346,7 @@ fn clear_bits(
     if changed.is_empty() {
         return Ok(());
     }
+    crate::sometimes!("recovery: damaged shard struck off its record");
     for (stripe, persisted) in changed {
         note_missing(overlay, (instance, stripe), persisted, total)?;
     }

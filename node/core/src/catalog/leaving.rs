@@ -83,6 +83,7 @@ impl Machine {
         if node.roles.voter && others.all(|other| other.state == NodeState::Removed) {
             return Err(Rejection::NotAllowed(format!("node {} is the last that may vote", node.id)).into());
         }
+        crate::sometimes!("recovery: emptied node removed");
         Ok(())
     }
 }

@@ -256,6 +256,10 @@ impl Machine {
     pub(super) fn publish(&mut self, mut layout: Layout) {
         layout.version.0 += 1;
         self.layout = Some(Arc::new(layout));
+        if crate::probe::planted("judgements-kept") {
+            // PLANTED BUG: what shards were worth by an older layout is believed by whoever has not been restarted since.
+            return;
+        }
         self.judgements.clear();
     }
 
@@ -271,8 +275,9 @@ impl Machine {
             return Ok(*id);
         }
         let id = match find_placement(overlay, volumes)? {
-            Some(id) => id,
-            None => self.create_placement(overlay, volumes),
+            // PLANTED BUG: what a replica has forgotten by a restart, it makes anew.
+            Some(id) if !crate::probe::planted("apply-by-memory") => id,
+            _ => self.create_placement(overlay, volumes),
         };
         if self.placements.len() >= PLACEMENTS_CACHED {
             self.placements.clear();

@@ -73,7 +73,10 @@ impl Machine {
             check_owner(&layout, *volume, known.map(|node| node.id))?;
         }
         let id = match known {
-            Some(node) => node.id,
+            Some(node) => {
+                crate::sometimes!("recovery: known node introduced itself again");
+                node.id
+            }
             None => self.next_node(),
         };
         let node = Node {

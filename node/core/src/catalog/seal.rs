@@ -102,6 +102,9 @@ struct Worth {
 
 /// What every stripe survives; refuses when one is below what is required.
 fn accepted(strict: bool, worth: Worth) -> Result<Vec<Failures>, Rejection> {
+    if worth.below_floor.is_some() {
+        crate::sometimes!("recovery: seal refused: below its floor");
+    }
     match worth.below_floor.or(worth.below_contract.filter(|_| strict)) {
         Some(weak) => Err(weak),
         None => Ok(worth.survives),
@@ -110,7 +113,12 @@ fn accepted(strict: bool, worth: Worth) -> Result<Vec<Failures>, Rejection> {
 
 fn judge(layout: &Layout, k: usize, promise: &Profile, stripe: &StripeSeal) -> Judgement {
     // Shards on nodes that are away, or fenced, do not count.
-    let held: Vec<Held> = persisted(stripe).filter(|held| layout.counts(held.volume)).collect();
+    let mut held: Vec<Held> = persisted(stripe).filter(|held| layout.counts(held.volume)).collect();
+    if crate::probe::planted("weak-quorum") {
+        // PLANTED BUG: one shard fewer than promised is enough.
+        let missing = (0_u8..32).zip(&stripe.placement).find(|(shard, _)| stripe.persisted & (1 << shard) == 0);
+        held.extend(missing.map(|(shard, volume)| Held { shard: ShardIndex(shard), volume: *volume }));
+    }
     let breaks = |contract| survives(&held, k, contract, layout).err().map(|breaks| breaks.to_string());
     Judgement {
         survives: strongest(&held, k, layout),
@@ -131,6 +139,7 @@ impl Machine {
         let (named, promise) = self.profiles_of(&layout, seal)?;
         check_structure(seal, named, &layout).map_err(Rejection::Malformed)?;
         if let Some(earlier) = by_instance(overlay, seal.instance)? {
+            crate::sometimes!("recovery: attempt sealed before answered with its record");
             return Ok(sealed_before(seal, living(overlay, earlier)?)?);
         }
         let name = keys::object_name(&seal.key);
@@ -139,6 +148,7 @@ impl Machine {
         if let Some(same) = same_content(overlay, seal, object.live.as_ref())?
             && let Some(same) = self.still_true(&layout, same, seal.strict, promise, &worth.survives)
         {
+            crate::sometimes!("recovery: put deduplicated by its content");
             return Ok(Outcome::Sealed { sealed: Box::new(same), first: false });
         }
         check_window(seal.instance.time(), at.time)?;
@@ -232,6 +242,7 @@ impl Machine {
         // survive more than anybody was promised.
         let as_good = wanted.iter().all(|one| covers(&now.survives, &Contract::one(*one)));
         if !(as_good || now.below_contract.is_none()) || now.below_floor.is_some() {
+            crate::sometimes!("recovery: repetition stored anew: the earlier record is worth less");
             return None;
         }
         // Nodes that were away at sealing may be back; the record still promised no more than it did then.
@@ -403,6 +414,8 @@ fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> R
         .seal
         .as_ref()
         .is_some_and(|known| known.digest == seal.digest.0.as_slice() && known.size_bytes == seal.size_bytes);
+    // PLANTED BUG: what is there already is what is to be stored.
+    let same = same || crate::probe::planted("dedup-any-content");
     if !same {
         return Ok(None);
     }
@@ -412,7 +425,9 @@ fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> R
 
 pub(super) fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
     let horizon = now.0.saturating_sub(WRITE_WINDOW_MILLIS);
-    if began.0 < horizon {
+    // PLANTED BUG: an attempt may come however late.
+    if began.0 < horizon && !crate::probe::planted("lost-fence") {
+        crate::sometimes!("recovery: seal refused: the attempt has expired");
         return Err(Rejection::WindowClosed { began: began.0, horizon });
     }
     // An id from the far future could not be swept until then, and would still be sealable when everyone has
@@ -435,7 +450,10 @@ pub(super) fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection
         let fenced = layout.volumes.get(&held.volume).is_none_or(|volume| volume.state == VolumeState::Fenced);
         fenced || layout.node_of(held.volume).is_none_or(|node| node.state == NodeState::Removed)
     });
-    gone.map_or(Ok(()), |held| Err(Rejection::Fenced { volume: held.volume }))
+    gone.map_or(Ok(()), |held| {
+        crate::sometimes!("recovery: seal refused: it names a fenced volume");
+        Err(Rejection::Fenced { volume: held.volume })
+    })
 }
 
 /// The strongest failure sets that all claims cover, strongest first.

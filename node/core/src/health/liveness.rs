@@ -181,10 +181,16 @@ impl Pulse {
             NodeState::Removed => return None,
             NodeState::Up => return (silence >= pace.suspect_after).then_some(NodeState::Suspect),
             NodeState::Suspect => (silence >= pace.down_after).then_some(NodeState::Down),
-            NodeState::Down => (silence >= pace.lost_after).then_some(NodeState::Lost),
+            NodeState::Down => (silence >= pace.lost_after).then(|| {
+                crate::sometimes!("recovery: silent node given up as lost");
+                NodeState::Lost
+            }),
             NodeState::Lost => None,
         };
         let steady = self.beats >= BEATS_MIN && self.steady() >= self.flaps.steady_for(pace);
+        if !steady && !self.flaps.returns.is_empty() && self.steady() >= pace.steady_for {
+            crate::sometimes!("recovery: flapping node kept waiting");
+        }
         away.or_else(|| (steady && self.is_heard(clock, pace)).then_some(NodeState::Up))
     }
 

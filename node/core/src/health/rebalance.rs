@@ -109,6 +109,7 @@ pub fn shift_task(state: &StripeState, from: VolumeId, situation: &Situation<'_>
         volumes[at] = *to;
         covers_all(&strongest(&held(&volumes, state.persisted), k, layout), &before)
     })?;
+    crate::sometimes!("recovery: shard to be moved off a fuller volume");
     Some(Task {
         instance: state.instance,
         stripe: state.stripe,

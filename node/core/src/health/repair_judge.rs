@@ -67,6 +67,9 @@ pub(super) fn judge(state: &StripeState, facts: &Facts<'_>) -> Verdict {
     }
     let calm: Vec<_> = all.iter().filter(|one| fates[usize::from(one.shard.0)] != Fate::Suspected).copied().collect();
     let suspected = calm.len() < all.len();
+    if tier <= Tier::Distance(0) {
+        crate::sometimes!("recovery: stripe at its last shards repaired without waiting");
+    }
     let urgent = tier <= Tier::Distance(0) || (suspected && Tier::of(&calm, k, layout) <= Tier::Distance(0));
     let settled = |fate: &Fate| matches!(fate, Fate::Here) || (*fate == Fate::Suspected && !urgent);
     if !below && fates.iter().all(settled) {
@@ -97,12 +100,18 @@ impl Plan<'_> {
         let leaving = self.seating.shards(|fate| fate == Fate::Leaving);
         if self.below && self.seating.shards(|fate| !fate.present()).is_empty() {
             match self.seating.widened(&leaving) {
-                Some(choice) => return Step::Moves(Cause::Respread, choice.moves),
+                Some(choice) => {
+                    crate::sometimes!("recovery: shards to be spread anew for their contract");
+                    return Step::Moves(Cause::Respread, choice.moves);
+                }
                 None => self.hold(Hold::Below(self.seating.state.profile.clone()), 1),
             }
         }
         match self.drain(&leaving) {
-            Some(choice) => return Step::Moves(Cause::Drain, choice.moves),
+            Some(choice) => {
+                crate::sometimes!("recovery: shards to be moved off a draining volume");
+                return Step::Moves(Cause::Drain, choice.moves);
+            }
             None if !leaving.is_empty() => self.hold(Hold::Nowhere, leaving.len()),
             None => {}
         }
@@ -210,6 +219,7 @@ fn unreadable(state: &StripeState, facts: &Facts<'_>, fates: &[Fate]) -> (Step, 
     }
     let ask: Vec<(ShardIndex, VolumeId)> = formers.iter().filter(|(_, at)| layout.writable(*at)).copied().collect();
     if present + returnable < k && !ask.is_empty() {
+        crate::sometimes!("recovery: former holders asked for an unreadable stripe");
         return (Step::Moves(Cause::Repair, ask), Vec::new());
     }
     nodes.extend(formers.iter().filter_map(|(_, volume)| Some(layout.node_of(*volume)?.id)));

@@ -1,0 +1,100 @@
+//! Each planted bug is found within so many seeds: the judges judge.
+//!
+//! Bugs that lie outside of product code are planted by ports that lie; the others stand in product code behind the cargo
+//! feature `planted`, without which this file is empty. A bug that is not found any more says that an oracle or the workload
+//! has become too weak: strengthen it, and never raise a bound instead without saying why.
+#![cfg(feature = "planted")]
+
+use std::{
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
+};
+
+use pacsvault_chaos::{
+    run::run,
+    scenario::{PlantedBug, Scenario, planted_bugs},
+};
+
+/// Bugs, and seeds (from 0) within which each must be found: about three times as many as it takes at present, or 4.
+const BOUNDS: &[(&str, u64)] = &[];
+
+/// How a bug was found.
+struct Found {
+    bug: PlantedBug,
+    /// The first seed that shows it, if any.
+    seed: Option<u64>,
+    violation: String,
+    seconds: f64,
+}
+
+fn search(bug: PlantedBug, bound: u64) -> Found {
+    let began = Instant::now();
+    for seed in 0..bound {
+        let mut scenario = Scenario::draw(seed);
+        scenario.bug = Some(bug);
+        if let Some(violation) = run(&scenario, false).violations.into_iter().next() {
+            return Found { bug, seed: Some(seed), violation, seconds: began.elapsed().as_secs_f64() };
+        }
+    }
+    Found { bug, seed: None, violation: String::new(), seconds: began.elapsed().as_secs_f64() }
+}
+
+fn bound(bug: PlantedBug) -> u64 {
+    let forced = std::env::var("PACSVAULT_PLANTED_SEEDS").ok().and_then(|text| text.parse().ok());
+    let name = bug.to_string();
+    let listed = BOUNDS.iter().find(|(known, _)| *known == name).map(|(_, bound)| *bound);
+    forced.or(listed).unwrap_or_else(|| panic!("{name} has no bound"))
+}
+
+/// What the table says of a violation: without ids and numbers, and not too long.
+fn gist(violation: &str) -> String {
+    let word = |word: &str| if word.chars().any(|c| c.is_ascii_digit()) { "…".to_owned() } else { word.to_owned() };
+    let mut words: Vec<String> = violation.split_whitespace().map(word).collect();
+    words.dedup();
+    let mut text = words.join(" ");
+    if let Some((cut, _)) = text.char_indices().nth(110) {
+        text.truncate(cut);
+        text.push('…');
+    }
+    text.replace('|', "/")
+}
+
+/// `PACSVAULT_PLANTED_BUGS` names those to look for, `PACSVAULT_PLANTED_SEEDS` for how many seeds.
+#[test]
+fn every_planted_bug_is_found() {
+    let only = std::env::var("PACSVAULT_PLANTED_BUGS").unwrap_or_default();
+    let wanted = |bug: &PlantedBug| only.is_empty() || only.split(',').any(|name| name == bug.to_string());
+    let bugs: Vec<PlantedBug> = planted_bugs().into_iter().filter(wanted).collect();
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(2, usize::from) {
+            scope.spawn(|| {
+                while let Some(bug) = bugs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let one = search(*bug, bound(*bug));
+                    found.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_by_key(|one| one.bug.to_string());
+    println!("| bug | seeds to find it | what found it |\n|---|---:|---|");
+    for one in &found {
+        let seeds = one.seed.map_or_else(|| "not found".to_owned(), |seed| (seed + 1).to_string());
+        println!("| `{}` | {seeds} | {} |", one.bug, gist(&one.violation));
+    }
+    let seconds: f64 = found.iter().map(|one| one.seconds).sum();
+    println!("{} bugs, {seconds:.0} core seconds", found.len());
+    let missed: Vec<String> = found.iter().filter(|one| one.seed.is_none()).map(|one| one.bug.to_string()).collect();
+    assert!(missed.is_empty(), "not found: {}", missed.join(", "));
+}
+
+#[test]
+fn every_bug_has_a_bound() {
+    for bug in planted_bugs() {
+        assert!(bound(bug) > 0, "{bug}");
+    }
+}
