@@ -25,6 +25,7 @@ use crate::{
     proof::{newest, record, survivor, whole},
     rng::SimRng,
     rows,
+    run::phase,
     scenario::{Encore, SITES},
     workload::{Work, key_name},
 };
@@ -144,6 +145,13 @@ pub async fn watch_digests(work: Arc<Work>) {
             let Some(status) = work.cluster.replica(at).map(|replica| replica.status()) else { continue };
             if status.leader == Some(status.node) {
                 let now = (status.leader, status.voters.clone());
+                if last.0 != now.0 {
+                    let name = work.cluster.target(at).name;
+                    let name = name.map_or_else(String::new, |name| name.as_str().to_owned());
+                    work.cluster.sim.event("leader", &[status.node.0, status.term.0], || {
+                        format!("{name} leads in term {} with voters {:?}", status.term, status.voters)
+                    });
+                }
                 if last.0.is_some() && last.0 != now.0 {
                     work.cluster.sim.hit("leader changed");
                 }
@@ -217,11 +225,14 @@ async fn wait_converged(work: &Work) -> bool {
 
 /// Heals the cluster and holds it to everything that was promised.
 pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
+    let sim = &work.cluster.sim;
+    phase(sim, "healing");
     nemesis.heal();
     if !heals(work, nemesis).await || !wait_converged(work).await {
         return;
     }
-    let mut rng = work.cluster.sim.random(SimRng::fork);
+    phase(sim, "writing and reading again");
+    let mut rng = sim.random(SimRng::fork);
     for site in 0..SITES {
         if !takes_a_write(work, site, &mut rng).await {
             work.violation(format!("the healed cluster does not take a write at site {site}"));
@@ -231,6 +242,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     read_all(work, &reader, "after healing").await;
     read_every_version(work, &reader).await;
     verify_all(work, &reader).await;
+    phase(sim, "one site dark");
     let site = rng.index(SITES);
     for at in work.cluster.of_site(site) {
         nemesis.down(at, Stop::Power);
@@ -238,6 +250,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     work.cluster.sim.hit("everything read with one site dark");
     let elsewhere = work.client((site + 1) % SITES).coordinator();
     read_all(work, &elsewhere, "with a site dark").await;
+    phase(sim, "encore");
     nemesis.heal();
     if wait_converged(work).await {
         encore(work, nemesis, &mut rng).await;

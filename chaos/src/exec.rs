@@ -9,7 +9,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,12 +19,17 @@ use std::{
 
 use pacsvault_ports::BoxFuture;
 
-use crate::rng::{SimRng, splitmix};
+use crate::{
+    rng::{SimRng, splitmix},
+    trace::Event,
+};
 
 /// Polls before a run is declared stuck: the longest healthy scenario needs about two million.
 const POLLS_MAX: u64 = 60_000_000;
 /// Ready-queue and slot number of the future that [`Sim::block_on`] was given.
 const MAIN: u64 = 0;
+/// Events kept, the last ones: about a gigabyte, and several times what a run has that ends.
+const EVENTS_MAX: usize = 4_000_000;
 
 /// One life of one node. The harness itself is [`Life::HARNESS`], whose clock is true.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,8 +78,9 @@ struct State {
     polls: u64,
     panics: Vec<(Life, String)>,
     hits: BTreeMap<&'static str, u64>,
-    trace: bool,
     planted: Option<&'static str>,
+    /// Taken down while somebody listens.
+    events: Option<VecDeque<Event>>,
 }
 
 /// The simulation, shared by everything that runs in it.
@@ -176,8 +182,8 @@ impl Sim {
             polls: 0,
             panics: Vec::new(),
             hits: BTreeMap::new(),
-            trace: false,
             planted: None,
+            events: None,
         })))
     }
 
@@ -213,14 +219,19 @@ impl Sim {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Prints every event to standard error.
-    pub fn trace(&self, on: bool) {
-        self.state().trace = on;
+    /// Takes down events from now on.
+    pub fn listen(&self) {
+        self.state().events = Some(VecDeque::new());
     }
 
-    /// True when events are printed.
-    pub fn traces(&self) -> bool {
-        self.state().trace
+    /// True when events are taken down.
+    pub fn listens(&self) -> bool {
+        self.state().events.is_some()
+    }
+
+    /// What was taken down so far.
+    pub fn heard(&self) -> Vec<Event> {
+        self.state().events.take().map(Vec::from).unwrap_or_default()
     }
 
     /// Digest of every decision so far. Equal for equal seeds and programs.
@@ -258,7 +269,7 @@ impl Sim {
         use_rng(&mut self.state().rng)
     }
 
-    /// Folds an event into the trace hash and prints it when tracing.
+    /// Folds an event into the trace hash, and takes it down when somebody listens.
     pub fn event(&self, kind: &'static str, numbers: &[u64], detail: impl FnOnce() -> String) {
         let mut state = self.state();
         for byte in kind.bytes() {
@@ -267,12 +278,22 @@ impl Sim {
         for &number in numbers {
             state.fold(number);
         }
-        if state.trace {
-            let (now, label) = (state.now_nanos, state.life(Self::current_life()).label.clone());
-            drop(state);
-            let text = detail();
-            eprintln!("{:>12.6} {label:<12} {kind} {numbers:?} {text}", Duration::from_nanos(now).as_secs_f64());
+        let listens = state.events.is_some();
+        drop(state);
+        if listens {
+            self.note(kind, numbers, detail());
         }
+    }
+
+    /// Takes down an event that is no part of the trace hash, such as what a node logs.
+    pub fn note(&self, kind: &'static str, numbers: &[u64], text: String) {
+        let mut state = self.state();
+        let (at, life) = (Duration::from_nanos(state.now_nanos), state.life(Self::current_life()).label.clone());
+        let Some(events) = &mut state.events else { return };
+        if events.len() >= EVENTS_MAX {
+            events.pop_front();
+        }
+        events.push_back(Event { at, life, kind, numbers: numbers.to_vec(), text });
     }
 
     /// Begins a life.
@@ -281,6 +302,8 @@ impl Sim {
         let life = Life(u32::try_from(state.lives.len()).expect("fewer than 2^32 lives"));
         let started_nanos = state.now_nanos;
         state.lives.push(LifeState { label: label.into(), alive: true, started_nanos, skew });
+        drop(state);
+        self.within(life, || self.event("start", &[u64::from(life.0)], String::new));
         life
     }
 
@@ -304,8 +327,10 @@ impl Sim {
             state.ready = alive;
             dropped
         };
-        self.event("kill", &[u64::from(life.0), dropped.len() as u64], String::new);
-        self.within(life, || drop(dropped));
+        self.within(life, || {
+            self.event("kill", &[u64::from(life.0), dropped.len() as u64], String::new);
+            drop(dropped);
+        });
     }
 
     /// Runs `work` with this simulation and `life` current, as if it were called by one of its tasks.

@@ -5,7 +5,7 @@
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
 //! and [`workload`] play it, [`nemesis`] breaks it, [`operator`] does what people do about it, [`model`], [`proof`], [`rows`] and [`audit`] judge it, [`run`] reports, [`coverage`]
-//! says what should have been met.
+//! says what should have been met; [`trace`] tells a run, [`overrides`] change one by hand, [`minimise`] makes a failing one small.
 
 pub mod audit;
 pub mod cluster;
@@ -14,14 +14,18 @@ pub mod env;
 pub mod exec;
 mod faulty;
 pub mod machine;
+pub mod minimise;
 pub mod model;
 pub mod nemesis;
 pub mod net;
 pub mod operator;
+pub mod overrides;
+pub mod progress;
 pub mod proof;
 pub mod rng;
 pub mod rows;
 pub mod run;
 pub mod runtime;
 pub mod scenario;
+pub mod trace;
 pub mod workload;

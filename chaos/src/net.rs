@@ -26,6 +26,7 @@ use pacsvault_ports::{
 use crate::{
     exec::{Life, Sim},
     scenario::PlantedBug,
+    trace,
 };
 
 /// After so long without an answer to its pings a connection is given up.
@@ -116,7 +117,9 @@ impl Net {
         let mut state = self.state();
         let address = format!("{name}:7000");
         state.hosts.push(Host { name: name.to_owned(), site, address, service: Err(Absence::Refuses) });
-        HostId(state.hosts.len() - 1)
+        let host = HostId(state.hosts.len() - 1);
+        self.sim.event("host", &[host.0 as u64], || name.to_owned());
+        host
     }
 
     /// Where `host` is dialled.
@@ -201,6 +204,7 @@ impl Net {
         }
         if state.cuts.contains(&(from, to)) {
             self.sim.hit("message into a cut");
+            self.sim.event("lost", &[from.0 as u64, to.0 as u64], || "into a cut".to_owned());
             return Passage::Vanishes;
         }
         let base = state.latency_micros[state.hosts[from.0].site][state.hosts[to.0].site];
@@ -267,6 +271,7 @@ fn kind(request: &Request) -> &'static str {
         Request::DrainPlan(_) => "drain-plan",
         Request::ScrubNow(_) => "scrub-now",
         Request::VerifyShards { .. } => "verify-shards",
+        Request::Health => "health",
         _ => "other",
     }
 }
@@ -448,7 +453,8 @@ impl Exchange {
         if kind == "snapshot-read" {
             net.sim.hit("piece of a snapshot sent");
         }
-        net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || kind.to_owned());
+        let told = net.sim.listens().then(|| trace::words(kind, &request)).unwrap_or_default();
+        net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || told.clone());
         let sim = net.sim.clone();
         let task = async move {
             let cancellation = Box::pin(cancellation(Arc::clone(&net), from, to, cancelled));
@@ -460,10 +466,7 @@ impl Exchange {
                 net.sim.hit("request cancelled half-way");
                 return;
             };
-            net.sim.event("answer", &[to.0 as u64, from.0 as u64], || match &result {
-                Ok(_) => format!("{kind}: ok"),
-                Err(fault) => format!("{kind}: {:?} {} {}", fault.class, fault.code, fault.message),
-            });
+            net.sim.event("answer", &[to.0 as u64, from.0 as u64], || format!("{told}: {}", trace::answer(&result)));
             match net.passage(to, from) {
                 Passage::Arrives(delay) => {
                     // Once sent, an answer travels even if its sender dies.

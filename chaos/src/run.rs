@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
+    process::Command,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -19,8 +20,10 @@ use crate::{
     coverage,
     exec::{Life, Sim, panic_message},
     nemesis::Nemesis,
+    overrides::Overrides,
     proof,
     scenario::{PlantedBug, Scenario},
+    trace::Event,
     workload::{self, Figures, Work},
 };
 
@@ -44,12 +47,23 @@ pub struct Report {
     pub took: Duration,
     /// Tasks polled.
     pub polls: u64,
+    /// What happened, when it was traced.
+    pub events: Vec<Event>,
 }
 
-/// Runs one scenario. `trace` prints every event.
+impl Report {
+    /// Whether nothing went wrong.
+    pub fn passed(&self) -> bool {
+        self.violations.is_empty()
+    }
+}
+
+/// Runs one scenario. With `trace` the report tells every event.
 pub fn run(scenario: &Scenario, trace: bool) -> Report {
     let sim = Sim::new(scenario.seed);
-    sim.trace(trace);
+    if trace {
+        sim.listen();
+    }
     coverage::listen();
     if let Some(PlantedBug::Product(bug)) = scenario.bug {
         sim.plant(bug);
@@ -77,6 +91,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Report {
         figures: work.figures(),
         took: sim.now(),
         polls: sim.polls(),
+        events: sim.heard(),
     };
     cluster.end();
     sim.end();
@@ -87,6 +102,7 @@ async fn play(work: Arc<Work>) {
     let cluster = Arc::clone(&work.cluster);
     let sim = cluster.sim.clone();
     let nemesis = Nemesis::new(&cluster);
+    phase(&sim, "founding");
     if let Err(why) = cluster.found().await {
         work.violation(why);
         return;
@@ -94,6 +110,7 @@ async fn play(work: Arc<Work>) {
     sim.spawn(Life::HARNESS, Box::pin(audit::watch_digests(Arc::clone(&work))));
     sim.spawn(Life::HARNESS, Box::pin(proof::watch_promises(Arc::clone(&work))));
     let until = sim.now() + cluster.scenario.fault_time;
+    phase(&sim, "faults");
     let clients = workload::start_clients(&work, until);
     Arc::clone(&nemesis).run(until).await;
     let rest = until.saturating_sub(sim.now());
@@ -105,8 +122,23 @@ async fn play(work: Arc<Work>) {
     audit::finale(&work, &nemesis).await;
 }
 
+/// A row of the trace: what the run is about from now on.
+pub(crate) fn phase(sim: &Sim, name: &'static str) {
+    sim.event("phase", &[], || name.to_owned());
+}
+
 /// Runs scenarios on `threads` threads, one simulation on each. Stops early after `failures_max` failing seeds.
 pub fn run_many(scenarios: &[Scenario], threads: usize, failures_max: usize) -> Vec<Report> {
+    run_many_telling(scenarios, threads, failures_max, &|_| {})
+}
+
+/// As [`run_many`]; `tell` hears each report at once, from any thread.
+pub fn run_many_telling(
+    scenarios: &[Scenario],
+    threads: usize,
+    failures_max: usize,
+    tell: &(dyn Fn(&Report) + Sync),
+) -> Vec<Report> {
     let next = AtomicU64::new(0);
     let reports: Mutex<Vec<Report>> = Mutex::default();
     std::thread::scope(|scope| {
@@ -116,9 +148,10 @@ pub fn run_many(scenarios: &[Scenario], threads: usize, failures_max: usize) -> 
                     let at = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(usize::MAX);
                     let Some(scenario) = scenarios.get(at) else { return };
                     let report = run(scenario, false);
+                    tell(&report);
                     let mut reports = reports.lock().unwrap_or_else(PoisonError::into_inner);
                     reports.push(report);
-                    if reports.iter().filter(|report| !report.violations.is_empty()).count() >= failures_max {
+                    if reports.iter().filter(|report| !report.passed()).count() >= failures_max {
                         next.store(u64::MAX / 2, Ordering::Relaxed);
                     }
                 }
@@ -132,8 +165,23 @@ pub fn run_many(scenarios: &[Scenario], threads: usize, failures_max: usize) -> 
 
 /// The command that shows a failing seed again.
 pub fn replay_line(scenario: &Scenario) -> String {
-    let bug = scenario.bug.map(|bug| format!(" --bug {bug}")).unwrap_or_default();
-    format!("cargo run --release -p pacsvault-chaos --bin pacsvault-sim -- --seed {}{bug} --trace", scenario.seed)
+    replay(scenario.seed, &Overrides { bug: scenario.bug, ..Overrides::default() })
+}
+
+/// The command that shows the run of `seed` with `overrides` again.
+pub fn replay(seed: u64, overrides: &Overrides) -> String {
+    format!("cargo xtask sim --seed {seed}{overrides} --trace   # at commit {}", commit())
+}
+
+/// The commit of the checkout, with `+` when it was changed since; a seed means the same run only there.
+pub fn commit() -> String {
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(head) = git(&["rev-parse", "--short=12", "HEAD"]) else { return "unknown".to_owned() };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no"]).is_some_and(|list| !list.is_empty());
+    if changed { head + "+" } else { head }
 }
 
 /// How often each thing happened over all runs, and in how many of them.

@@ -263,6 +263,7 @@ impl Client {
         let mut upload = self.coordinator().begin_put(header);
         work.cluster.sim.jump_wall(self.life, 0);
         let put = work.model(|model| model.begin_put(self.session, key, content.clone(), upload.instance()));
+        self.tell("call", key, || format!("put {} bytes as {}", content.len(), upload.instance()));
         let cut = self.rng.index(content.len() + 1);
         let pieces = [content.slice(..cut), content.slice(cut..)];
         let result = async {
@@ -289,6 +290,7 @@ impl Client {
                 return Some(stored);
             }
             Err(fault) if fault.class == Class::Unknown => {
+                self.tell("told", key, || format!("put: outcome unknown, {}", fault.message));
                 work.count(|figures| figures.unknown += 1);
                 work.cluster.sim.hit("write with unknown outcome");
                 self.unknown = Some((key, content));
@@ -301,6 +303,7 @@ impl Client {
             // It was stored, and deleted before the answer arrived.
             Err(fault) if fault.code == "PV-DELETED" => work.cluster.sim.hit("write deleted before its answer"),
             Err(fault) => {
+                self.tell("told", key, || format!("put: {:?} {} {}", fault.class, fault.code, fault.message));
                 self.judge("put", &fault);
                 work.model(|model| model.put_refused(put));
                 work.count(|figures| figures.refused += 1);
@@ -319,6 +322,14 @@ impl Client {
         cluster.sim.jump_wall(self.life, i64::try_from(offset).unwrap_or(0));
     }
 
+    /// A row of the trace.
+    fn tell(&self, kind: &'static str, key: usize, what: impl FnOnce() -> String) {
+        let sim = &self.work.cluster.sim;
+        sim.event(kind, &[self.session, key as u64], || {
+            format!("client-{} {} {}", self.session, key_name(key), what())
+        });
+    }
+
     fn trace_ack(&self, stored: &Stored) {
         let cluster = &self.work.cluster;
         let sealed = &stored.sealed;
@@ -329,8 +340,8 @@ impl Client {
             };
             let shards: Vec<_> = sealed.seal.stripes.iter().map(of).collect();
             format!(
-                "{} {} (shard, machine) {shards:?} survives {:?}",
-                sealed.seal.key, sealed.seal.instance, sealed.survives
+                "client-{} {} {} (shard, machine) {shards:?} survives {:?}",
+                self.session, sealed.seal.key, sealed.seal.instance, sealed.survives
             )
         });
     }
@@ -375,9 +386,11 @@ impl Client {
             query.len_bytes = Some(len);
         }
         let started = work.model(Model::tick);
+        self.tell("call", key, || format!("get {range:?} {freshness:?}"));
         match self.coordinator().get(query).await {
             Ok(download) => {
                 let sealed = download.sealed().clone();
+                self.tell("told", key, || format!("get: version {} {}", sealed.version, sealed.seal.instance));
                 saw(&work, key, started, scope, Some(&sealed));
                 let from = usize::try_from(download.range().start).expect("a small content");
                 let expected = download.range().end - download.range().start;
@@ -393,6 +406,7 @@ impl Client {
                 }
             }
             Err(fault) if fault.class == Class::NotFound => {
+                self.tell("told", key, || "get: there is none".to_owned());
                 // A miss is always checked against the leader.
                 saw(&work, key, started, Scope::All, None);
                 work.count(|figures| figures.misses += 1);
@@ -448,8 +462,10 @@ impl Client {
         let version = (self.rng.chance(500) && newest > 0).then_some(newest);
         let delete = work.model(|model| model.begin_delete(key, version));
         work.count(|figures| figures.deletes += 1);
+        self.tell("call", key, || format!("delete version {version:?}"));
         match self.coordinator().delete(key_name(key), version.map(VersionNumber)).await {
             Ok(versions) => {
+                self.tell("told", key, || format!("delete: {versions:?}"));
                 work.model(|model| model.deleted(delete, versions.into_iter().map(|version| version.0).collect()));
             }
             // An earlier try may have deleted what this one did not find.

@@ -14,7 +14,7 @@ use crate::{crash_points, layers, probes, setup, tools};
 /// How much to test.
 #[derive(Args)]
 pub struct TestOptions {
-    /// Also the long runs of the real-process tests and 2 000 simulated clusters.
+    /// Also the long runs of the real-process tests and 10 000 simulated clusters.
     #[arg(long)]
     long: bool,
 }
@@ -62,7 +62,7 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.env("PACSVAULT_PREVIOUS_BIN_DIR", dir);
     }
     if options.long {
-        command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "2000");
+        command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "10000");
     }
     tools::run(&mut command)?;
     planted_bugs()?;

@@ -40,9 +40,10 @@ enum Command {
     Layers,
     /// Run the crash tests and list every CRASH tag with whether one crossed it.
     CrashPoints,
-    /// Run simulated clusters: `cargo xtask sim --seeds 200`, or one with `--seed S --trace`.
+    /// Run simulated clusters: `cargo xtask sim --seeds 200`, or one with `--seed S --trace`; `sim --help` tells more.
+    #[command(disable_help_flag = true)]
     Sim {
-        /// Passed on to the simulator; `--help` tells.
+        /// Passed on to the simulator.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
