@@ -44,6 +44,8 @@ pub(crate) struct Facts<'a> {
     /// What is wrong already.
     pub(crate) violations: Vec<Violation>,
     contents: BTreeMap<u32, (&'a str, At)>,
+    /// Puts that were answered with a record under an id that is nobody's attempt.
+    recoded: BTreeSet<At>,
 }
 
 /// Which key and put an attempt is, over the whole history.
@@ -80,6 +82,7 @@ impl<'a> Facts<'a> {
             groups: vec![Vec::new()],
             violations: Vec::new(),
             contents: BTreeMap::new(),
+            recoded: BTreeSet::new(),
         };
         facts.receipts(attempts);
         facts.found();
@@ -129,8 +132,11 @@ impl<'a> Facts<'a> {
             if *first && own != attempt {
                 self.wrong(Kind::WrongRecord, format!("a put was told to be first with attempt {attempt}"), &[at]);
             }
-            // Nobody's here: the version was stored in another encoding since, under an id of its own.
-            let Some(maker) = attempts.get(attempt.as_str()) else { continue };
+            let Some(maker) = attempts.get(attempt.as_str()) else {
+                // The version was stored in another encoding since, under an id of its own.
+                self.recoded.insert(at);
+                continue;
+            };
             let Some(made) = places.get(&maker.number).copied() else {
                 let what = format!("a put on {} was answered with a record of {}", self.key, maker.key);
                 self.violations.push(Violation::new(Kind::WrongRecord, self.key, what, [operation, *maker]));
@@ -198,8 +204,8 @@ impl<'a> Facts<'a> {
         let pinned: BTreeSet<At> = self.makers.values().filter_map(|maker| put_at(*maker)).collect();
         let mut open: BTreeMap<&str, Vec<At>> = BTreeMap::new();
         for (at, operation) in self.operations.iter().enumerate().filter(|(at, _)| !pinned.contains(at)) {
-            // A put that was answered with the record of an id nobody has may have made that version itself.
-            let may = matches!(operation.answer, Answer::Unknown | Answer::Stored { .. });
+            // Who was answered with a record in another encoding may have made that version itself.
+            let may = operation.answer == Answer::Unknown || self.recoded.contains(&at);
             if let Some(content) = content_of(operation).filter(|_| may) {
                 open.entry(content).or_default().push(at);
             }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Most states searched for one object.
-pub(crate) const STATES_MAX: u64 = 4_000_000;
+pub(crate) const STATES_MAX: u64 = 2_000_000;
 /// Versions that a delete of all deletes at one moment: `COMMANDS_PER_ENTRY_MAX` of the log.
 const ENTRY_VERSIONS: u32 = 512;
 
@@ -109,27 +109,50 @@ struct State {
     waits: Vec<At>,
 }
 
+/// What two states may differ in when one of them stands for both.
+struct Slack {
+    waits: Vec<At>,
+    /// By open delete: what it may have seen.
+    looked: Vec<Vec<u32>>,
+}
+
+impl Slack {
+    /// Fewer duties and more freedom.
+    fn covers(&self, other: &Self) -> bool {
+        let within = |part: &[u32], whole: &[u32]| part.iter().all(|one| whole.binary_search(one).is_ok());
+        self.waits.iter().all(|at| other.waits.binary_search(at).is_ok())
+            && other.looked.iter().zip(&self.looked).all(|(part, whole)| within(part, whole))
+    }
+}
+
 /// States, without those that another one stands for.
 #[derive(Default)]
-struct Frontier(BTreeMap<Core, Vec<Vec<At>>>);
+struct Frontier(BTreeMap<Core, Vec<Slack>>);
 
 impl Frontier {
     /// False when it was known, or another one stands for it.
     fn insert(&mut self, state: State) -> bool {
-        let alike = self.0.entry(state.core).or_default();
-        let within = |less: &[At], more: &[At]| less.iter().all(|at| more.binary_search(at).is_ok());
-        if alike.iter().any(|known| within(known, &state.waits)) {
+        let State { mut core, waits } = state;
+        let looked = core.deletes.iter_mut().map(|open| std::mem::take(&mut open.looked)).collect();
+        let slack = Slack { waits, looked };
+        let alike = self.0.entry(core).or_default();
+        if alike.iter().any(|known| known.covers(&slack)) {
             return false;
         }
-        alike.retain(|known| !within(&state.waits, known));
-        alike.push(state.waits);
+        alike.retain(|known| !slack.covers(known));
+        alike.push(slack);
         true
     }
 
     fn into_states(self) -> impl Iterator<Item = State> {
+        let state = |core: &Core, slack: Slack| {
+            let mut core = core.clone();
+            core.deletes.iter_mut().zip(slack.looked).for_each(|(open, looked)| open.looked = looked);
+            State { core, waits: slack.waits }
+        };
         self.0
             .into_iter()
-            .flat_map(|(core, waits)| waits.into_iter().map(move |waits| State { core: core.clone(), waits }))
+            .flat_map(move |(core, alike)| alike.into_iter().map(|slack| state(&core, slack)).collect::<Vec<_>>())
     }
 }
 
@@ -278,6 +301,15 @@ impl<'f, 'a> Search<'f, 'a> {
             {
                 open.looked.insert(at, top);
             }
+        }
+        // Of what somebody saw who looks no more, only what makes a difference counts.
+        for open in deletes.iter_mut().filter(|open| self.closed.contains(&open.at)) {
+            let mut below = 0;
+            open.looked.retain(|through| {
+                let differs = versions.next_live(below, *through).is_some();
+                below = *through;
+                differs
+            });
         }
         deletes.retain(|open| match &self.roles[open.at] {
             // Dead for good. Whoever was told that it had been live deleted it: that is a step.
