@@ -34,6 +34,9 @@ pub enum Error {
     /// Certificates or keys that do not fit.
     #[error(transparent)]
     Trust(#[from] pacsvault_security::Error),
+    /// The configured source is no address of this machine.
+    #[error("source: {0}")]
+    Source(String),
 }
 
 /// Lookups under way at once when the versions of an object are listed.
@@ -69,6 +72,7 @@ impl Client {
     pub fn connect(config: Config) -> Result<Self, Error> {
         let files = Files { ca: &config.ca, certificate: &config.cert, key: &config.key };
         let credentials = Arc::new(Credentials::load(files, wall_now())?);
+        config.source.map_or(Ok(()), pacsvault_rpc::check_source).map_err(Error::Source)?;
         let role = credentials.identity().role;
         let mode = if role.may_sign_receipts() && !config.via_node { Mode::Direct } else { Mode::ViaNode };
         let signer: Arc<dyn ReceiptSigner> = match mode {
@@ -76,7 +80,7 @@ impl Client {
             Mode::ViaNode => Arc::new(NoSigner(credentials.identity().name.clone())),
         };
         let env: SharedEnv = TokioEnv::current();
-        let peer = Arc::new(TonicPeer::new(credentials.clone()));
+        let peer = Arc::new(TonicPeer::dialling_from(config.source, credentials.clone()));
         let mut options = Options::new(seeds(&config));
         options.site = config.site.clone();
         let coordinator = Coordinator::new(options, env.clone(), peer.clone(), signer);

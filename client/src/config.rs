@@ -3,7 +3,10 @@
 //! **Invariants.** Unknown keys of a file are refused. Relative paths in a file count from the file's folder, those of flags
 //! and environment from the working directory. A [`Config`] that exists names at least one well-formed endpoint.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use pacsvault_core::ids::{self, SiteName, Tenant};
 use serde::Deserialize;
@@ -76,6 +79,8 @@ pub struct Settings {
     pub tenant: Option<String>,
     /// Send content through a node even when the certificate allows more.
     pub via_node: Option<bool>,
+    /// Address of this machine to connect from.
+    pub source: Option<IpAddr>,
 }
 
 impl Settings {
@@ -93,6 +98,7 @@ impl Settings {
             site: text("PACSVAULT_SITE"),
             tenant: text("PACSVAULT_TENANT"),
             via_node: None,
+            source: None,
         }
     }
 
@@ -125,6 +131,7 @@ impl Settings {
             site: self.site.or(weaker.site),
             tenant: self.tenant.or(weaker.tenant),
             via_node: self.via_node.or(weaker.via_node),
+            source: self.source.or(weaker.source),
         }
     }
 
@@ -171,6 +178,8 @@ pub struct Config {
     pub tenant: Tenant,
     /// Send content through a node even when the certificate allows more.
     pub via_node: bool,
+    /// Address of this machine that connections are made from; the system chooses when absent.
+    pub source: Option<IpAddr>,
 }
 
 impl TryFrom<Settings> for Config {
@@ -189,6 +198,7 @@ impl TryFrom<Settings> for Config {
             key: settings.key.ok_or_else(missing("the client's private key", "key", "PACSVAULT_KEY"))?,
             site: settings.site.map(|site| site.parse()).transpose()?,
             via_node: settings.via_node.unwrap_or(false),
+            source: settings.source,
         })
     }
 }
@@ -228,7 +238,7 @@ mod tests {
         let path = dir.path().join("pacsvault.toml");
         fs::write(
             &path,
-            "endpoints = [\"a:1\", \"b:2\"]\nca = \"pki/ca.pem\"\ncert = \"/etc/c.pem\"\nsite = \"east\"\n",
+            "endpoints = [\"a:1\", \"b:2\"]\nca = \"pki/ca.pem\"\ncert = \"/etc/c.pem\"\nsite = \"east\"\nsource = \"10.1.0.9\"\n",
         )
         .expect("written");
         let file = Settings::from_file(&path).expect("valid");
@@ -239,6 +249,7 @@ mod tests {
         let merged = flags.or(environment).or(file);
         assert_eq!(merged.endpoints, Some(vec!["c:3".to_owned(), "d:4".to_owned()]));
         assert_eq!(merged.site.as_deref(), Some("west"));
+        assert_eq!(merged.source, Some(IpAddr::from([10, 1, 0, 9])));
     }
 
     #[test]

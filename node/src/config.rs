@@ -5,7 +5,7 @@
 //! same however the file was named.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -66,6 +66,8 @@ struct Raw {
     join: Vec<String>,
     tls: RawTls,
     #[serde(default)]
+    network: RawNetwork,
+    #[serde(default)]
     volumes: Vec<RawVolume>,
     #[serde(default)]
     consensus: RawConsensus,
@@ -93,6 +95,12 @@ struct RawTls {
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawNetwork {
+    source: Option<IpAddr>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -271,6 +279,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What others dial.
     pub advertise: String,
+    /// Address that connections to others are made from; the system chooses when absent.
+    pub source: Option<IpAddr>,
     /// Metrics and health; none when absent.
     pub ops_listen: Option<SocketAddr>,
     /// What the node does.
@@ -327,6 +337,10 @@ impl Config {
         for address in raw.join.iter().chain([&advertise]) {
             check_address(address).map_err(|reason| wrong("join/advertise", reason))?;
         }
+        if let Some(source) = raw.network.source.filter(|source| source.is_unspecified() || source.is_multicast()) {
+            let reason = format!("{source} is no address to connect from; leave the key out to let the system choose");
+            return Err(wrong("network.source", reason));
+        }
         let pace = pace(&raw.consensus).map_err(|reason| wrong("consensus", reason))?;
         let healing = healing_pace(&raw.healing).map_err(|reason| wrong("healing", reason))?;
         let mut volumes = Vec::with_capacity(raw.volumes.len());
@@ -348,6 +362,7 @@ impl Config {
             data_dir: base.join(raw.data_dir),
             listen: raw.listen,
             advertise,
+            source: raw.network.source,
             ops_listen: raw.ops_listen,
             roles,
             join: raw.join.into_iter().map(|address| Target { address, name: None }).collect(),
@@ -513,10 +528,20 @@ capacity = "2GiB"
             ("2GiB", "2 parsecs", "volumes.capacity"),
             ("name = \"a1\"", "name = \"A 1\"", "name"),
             ("site = ", "roles = [\"witness\"]\nsite = ", "volumes"),
+            ("[tls]", "[network]\nsource = \"0.0.0.0\"\n[tls]", "network.source"),
+            ("[tls]", "[network]\nsource = \"ff02::1\"\n[tls]", "network.source"),
+            ("[tls]", "[network]\nsource = \"node-a\"\n[tls]", "source"),
         ] {
             let error = parse(&GOOD.replace(from, to)).expect_err("refused").to_string();
             assert!(error.contains(key), "{key}: {error}");
         }
+    }
+
+    #[test]
+    fn outgoing_connections_have_a_source_when_one_is_given() {
+        assert_eq!(parse(GOOD).expect("valid").source, None);
+        let given = GOOD.replace("[tls]", "[network]\nsource = \"10.1.0.5\"\n[tls]");
+        assert_eq!(parse(&given).expect("valid").source, Some(IpAddr::from([10, 1, 0, 5])));
     }
 
     fn with_healing(lines: &str) -> Result<Config, Error> {

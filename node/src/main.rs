@@ -52,6 +52,7 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
     let config = Config::load(&arguments.config)?;
     if arguments.check {
         shell::credentials(&config)?;
+        shell::check_network(&config)?;
         println!("{}: fine", arguments.config.display());
         return Ok(());
     }

@@ -132,11 +132,17 @@ pub fn credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
     Ok(Arc::new(credentials))
 }
 
+/// Refuses a source that is no address of this machine: no other node would ever be reached from it.
+pub fn check_network(config: &Config) -> anyhow::Result<()> {
+    config.source.map_or(Ok(()), pacsvault_rpc::check_source).map_err(|why| anyhow::anyhow!("network.source: {why}"))
+}
+
 /// Runs a node until it is told to stop or cannot go on.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
     let env = TokioEnv::current();
     let credentials = credentials(&config)?;
+    check_network(&config)?;
     let cluster = credentials.cluster();
     let fresh = u128::from(env.random()) << 64 | u128::from(env.random());
     let identity =
@@ -159,7 +165,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
     let opened = opened.context("stopped while opening volumes")??;
 
-    let remote = Arc::new(TonicPeer::new(credentials.clone()));
+    let remote = Arc::new(TonicPeer::dialling_from(config.source, credentials.clone()));
     let peer = LocalFirst::new(config.name.clone(), env.clone(), remote.clone());
     let starter = Arc::new(Starter {
         config: config.clone(),
@@ -299,6 +305,21 @@ mod tests {
     use pacsvault_ports::kv::{Batch, Durability};
 
     use super::*;
+
+    #[test]
+    fn a_node_does_not_start_with_a_source_of_another_machine() {
+        let config = |source: &str| {
+            let text = format!(
+                "name = \"a1\"\nsite = \"a\"\ndata_dir = \"d\"\nlisten = \"127.0.0.1:7400\"\n[network]\n\
+                 source = \"{source}\"\n[tls]\nca = \"c\"\ncert = \"c\"\nkey = \"k\"\n[[volumes]]\npath = \"v\"\n"
+            );
+            Config::parse(&text, std::path::Path::new("/etc/node.toml")).expect("valid")
+        };
+        check_network(&config("127.20.1.1")).expect("all of 127.0.0.0/8 is this machine");
+        // Reserved for documentation: nobody's.
+        let why = check_network(&config("203.0.113.9")).expect_err("refused").to_string();
+        assert!(why.contains("network.source") && why.contains("203.0.113.9 is no address of this machine"), "{why}");
+    }
 
     fn identity(dir: &std::path::Path) -> IdentityFile {
         let name = "a1".parse().expect("a name");

@@ -225,6 +225,7 @@ impl Bed {
             site: None,
             tenant: "main".parse()?,
             via_node,
+            source: None,
         })?)
     }
 

@@ -140,6 +140,9 @@ impl From<client::Error> for Failure {
     fn from(error: client::Error) -> Self {
         match error {
             client::Error::Trust(error) => error.into(),
+            client::Error::Source(_) => {
+                Self { code: "PV-CONFIG", message: error.to_string(), hint: None, exit: Exit::Usage }
+            }
             other => Self::failed("PV-CLIENT", other.to_string()),
         }
     }

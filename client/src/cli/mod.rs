@@ -53,6 +53,7 @@ impl Context {
             site: global.site.clone(),
             tenant: global.tenant.clone(),
             via_node: global.via_node.then_some(true),
+            source: None,
         };
         Ok(flags.gather(global.config.as_deref())?)
     }

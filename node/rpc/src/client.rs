@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -52,13 +53,19 @@ impl Links {
 /// Sends requests to nodes with the certificate of this process. Needs a tokio runtime around its calls.
 pub struct TonicPeer {
     credentials: RwLock<Arc<Credentials>>,
+    source: Option<IpAddr>,
     targets: Mutex<BTreeMap<Target, Arc<Links>>>,
 }
 
 impl TonicPeer {
-    /// A peer that shows `credentials`.
+    /// A peer that shows `credentials` and dials from wherever the system likes.
     pub fn new(credentials: Arc<Credentials>) -> Self {
-        Self { credentials: RwLock::new(credentials), targets: Mutex::new(BTreeMap::new()) }
+        Self::dialling_from(None, credentials)
+    }
+
+    /// A peer that shows `credentials` and dials from `source`, an address of this machine ([`crate::check_source`]).
+    pub fn dialling_from(source: Option<IpAddr>, credentials: Arc<Credentials>) -> Self {
+        Self { credentials: RwLock::new(credentials), source, targets: Mutex::new(BTreeMap::new()) }
     }
 
     /// Shows other credentials from now on. Calls in progress end on the connections they have.
@@ -83,7 +90,7 @@ impl TonicPeer {
         let credentials = self.credentials.read().unwrap_or_else(PoisonError::into_inner).clone();
         let config = tls::client_config(&credentials, target.name.as_ref().map(NodeName::as_str))
             .map_err(|error| Fault::new(Class::Reject, TRUST, error.to_string()))?;
-        let link = || Link::new(target.address.clone(), config.clone());
+        let link = || Link::new(target.address.clone(), self.source, config.clone());
         let links = Arc::new(Links {
             consensus: link(),
             control: link(),

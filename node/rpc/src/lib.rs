@@ -25,5 +25,6 @@ pub mod server;
 pub mod thin;
 
 pub use client::TonicPeer;
+pub use link::check_source;
 pub use server::{Counters, Counts, Server, ServerTls};
 pub use thin::{ThinArchive, ThinDownload, ThinStored};

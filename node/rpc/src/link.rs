@@ -4,10 +4,11 @@
 //! callers with short deadlines cannot keep a slow link from ever being made. A failed dial is told to those who waited
 //! for it and to nobody later: the next caller dials again at once. A request is repeated here only when it surely was not
 //! sent. "Nothing was done" is said of a request that was sent only when its connection ended with an alert about our
-//! certificate before it had answered anything.
+//! certificate before it had answered anything. A link with a source never dials from another address.
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -30,7 +31,11 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use pacsvault_ports::peer::{Class, Fault};
 use pacsvault_security::tls::{SERVER_NAME, refusal};
 use rustls::{ClientConfig, pki_types::ServerName};
-use tokio::{io::BufReader, net::TcpStream, time::timeout};
+use tokio::{
+    io::BufReader,
+    net::{TcpSocket, TcpStream, lookup_host},
+    time::timeout,
+};
 use tokio_rustls::TlsConnector;
 use tonic::Status;
 
@@ -103,14 +108,15 @@ enum State {
 /// One connection to one target.
 pub struct Link {
     address: String,
+    source: Option<IpAddr>,
     tls: Arc<ClientConfig>,
     state: Mutex<State>,
 }
 
 impl Link {
-    /// A link that is not dialled yet.
-    pub fn new(address: String, tls: Arc<ClientConfig>) -> Arc<Self> {
-        Arc::new(Self { address, tls, state: Mutex::new(State::Idle) })
+    /// A link that is not dialled yet; it will be dialled from `source`, or from where the system likes.
+    pub fn new(address: String, source: Option<IpAddr>, tls: Arc<ClientConfig>) -> Arc<Self> {
+        Arc::new(Self { address, source, tls, state: Mutex::new(State::Idle) })
     }
 
     /// Waits for a usable connection. Class `Retry` on failure: nothing was sent.
@@ -188,7 +194,7 @@ impl Link {
     }
 
     async fn connect(self: &Arc<Self>) -> Result<Open, Fault> {
-        let socket = TcpStream::connect(&self.address).await.map_err(|error| self.unreachable(&error))?;
+        let socket = connect_from(self.source, &self.address).await.map_err(|error| self.unreachable(&error))?;
         socket.set_nodelay(true).map_err(|error| self.unreachable(&error))?;
         let name = ServerName::try_from(SERVER_NAME).expect("a valid DNS name");
         let socket = BufReader::with_capacity(limits::READ_BUFFER_BYTES, socket);
@@ -235,6 +241,40 @@ impl Link {
             }
             None => self.unreachable(error),
         }
+    }
+}
+
+/// Opens a connection from `source`: the addresses of `target` are tried in order, those of the other family never.
+async fn connect_from(source: Option<IpAddr>, target: &str) -> io::Result<TcpStream> {
+    let Some(source) = source else { return TcpStream::connect(target).await };
+    let mut last = None;
+    for address in lookup_host(target).await?.filter(|address| address.is_ipv4() == source.is_ipv4()) {
+        let socket = if source.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let bound = socket.bind(SocketAddr::new(source, 0));
+        bound.map_err(|error| io::Error::new(error.kind(), format!("from {source}: {error}")))?;
+        match socket.connect(address).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = Some(io::Error::new(error.kind(), format!("from {source}: {error}"))),
+        }
+    }
+    Err(last.unwrap_or_else(|| {
+        let family = if source.is_ipv4() { "IPv4" } else { "IPv6" };
+        let text = format!("it has no {family} address, and connections are made from {source}");
+        io::Error::new(io::ErrorKind::AddrNotAvailable, text)
+    }))
+}
+
+/// Whether connections can be made from `source`: it is an address of this machine.
+///
+/// # Errors
+/// A sentence that names the address and says what to do.
+pub fn check_source(source: IpAddr) -> Result<(), String> {
+    match std::net::TcpListener::bind(SocketAddr::new(source, 0)) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => Err(format!(
+            "{source} is no address of this machine; `ip address` lists those it has, and without a source the system chooses"
+        )),
+        Err(error) => Err(format!("connections cannot be made from {source}: {error}")),
     }
 }
 

@@ -4,6 +4,7 @@
 mod support;
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,9 +19,10 @@ use pacsvault_core::{
 };
 use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, GetShard, List, Lookup, Peer, Reply, Request, Target};
 use pacsvault_proto::v1::{self, shards_client::ShardsClient};
-use pacsvault_rpc::{TonicPeer, convert};
+use pacsvault_rpc::{TonicPeer, check_source, convert};
 use pacsvault_security::Role;
 use support::{Echo, PATIENCE, Pki, Running, put_shard, shard_header, status};
+use tokio::net::TcpListener;
 use tonic::Code;
 use tonic_types::StatusExt;
 
@@ -71,6 +73,39 @@ async fn shards_of_any_size_travel_unchanged() {
         assert_eq!(shard.header.id.shard, ShardIndex(5));
     }
     assert_eq!(bench.echo.callers.lock().expect("no panic")[0], Caller::Node("node-2".parse().expect("a name")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_are_made_from_the_source_and_from_nowhere_else() {
+    let bench = bench().await;
+    let source = IpAddr::from([127, 20, 0, 9]);
+    let peer = |source| TonicPeer::dialling_from(Some(source), bench.pki.credentials(Role::Node, "node-2"));
+    let bound = peer(source);
+    // Whoever answers, answers to the source.
+    assert!(matches!(bound.call(&bench.server.target, Request::Status, PATIENCE).await, Ok(Reply::Status(_))));
+    let witness = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = witness.local_addr().expect("bound").to_string();
+    let target = Target { address: format!("localhost:{}", witness.local_addr().expect("bound").port()), name: None };
+    let calls = async {
+        let fault = bound.call(&target, Request::Status, Duration::from_secs(2)).await.expect_err("no TLS there");
+        assert_eq!(fault.class, Class::Retry, "{fault}");
+    };
+    let (accepted, ()) = tokio::join!(async { witness.accept().await.expect("it dials").1 }, calls);
+    assert_eq!(accepted.ip(), source);
+
+    for (source, words) in [
+        // Of the documentation's network: nobody's. And of the wrong family.
+        (IpAddr::from([203, 0, 113, 9]), "from 203.0.113.9"),
+        (IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1]), "has no IPv6 address"),
+    ] {
+        let target = Target { address: address.clone(), name: None };
+        let fault = peer(source).call(&target, Request::Status, PATIENCE).await.expect_err("refused");
+        assert_eq!((fault.class, fault.code), (Class::Retry, "PV-UNREACHABLE"), "{fault}");
+        assert!(fault.message.contains(words), "{fault}");
+    }
+    assert!(check_source(source).is_ok());
+    let why = check_source(IpAddr::from([203, 0, 113, 9])).expect_err("nobody's");
+    assert!(why.contains("no address of this machine"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
