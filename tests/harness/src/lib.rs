@@ -1,10 +1,12 @@
 //! A whole cluster on this machine: certificates, configurations and processes, for the demo and the benchmarks.
 //!
-//! **Invariants.** Every process started is stopped by its pid when the cluster is dropped, unless it is to be kept.
+//! **Invariants.** Every process started is stopped by its pid when the cluster is dropped, unless it is to be kept. That
+//! pid is the node's own, also in a network namespace: what starts it there replaces itself by it.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    net::{Ipv4Addr, TcpListener},
+    net::{IpAddr, Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -13,6 +15,34 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+
+/// Where a node is in the network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// `ip:port` it listens on.
+    pub bind: String,
+    /// `host:port` that others dial.
+    pub advertise: String,
+    /// `ip:port` of its operations port.
+    pub ops: String,
+    /// Address that its own connections come from.
+    pub source: Option<IpAddr>,
+    /// Network namespace that it runs in, which needs root.
+    pub namespace: Option<String>,
+}
+
+/// A node that is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Such as `a1`.
+    pub name: String,
+    /// Such as `a`.
+    pub site: String,
+    /// Votes and holds nothing.
+    pub witness: bool,
+    /// Its place in the network.
+    pub seat: Seat,
+}
 
 /// One node process.
 pub struct Node {
@@ -24,6 +54,10 @@ pub struct Node {
     pub address: String,
     /// Operations address.
     pub ops: String,
+    /// Votes and holds nothing.
+    pub witness: bool,
+    /// Network namespace that it runs in.
+    pub namespace: Option<String>,
     /// Its configuration file.
     pub config: PathBuf,
     /// What it logs.
@@ -56,6 +90,14 @@ pub fn output(command: &mut Command) -> anyhow::Result<String> {
         bail!("{shown}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+impl Seat {
+    /// On this machine's loopback, without anything in between.
+    pub fn on_loopback(port: u16, ops: u16) -> Self {
+        let bind = format!("127.0.0.1:{port}");
+        Self { advertise: bind.clone(), bind, ops: format!("127.0.0.1:{ops}"), source: None, namespace: None }
+    }
 }
 
 fn empty(dir: &Path) -> anyhow::Result<()> {
@@ -102,18 +144,36 @@ impl Cluster {
         nodes: usize,
         issue: &dyn Fn(&str, &str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
+        let ports = free_ports(sites * nodes * 2)?;
+        let letters = (0..nodes).flat_map(|number| ('a'..='z').take(sites).map(move |letter| (letter, number + 1)));
+        let members: Vec<Member> = letters
+            .zip(ports.chunks_exact(2))
+            .map(|((site, number), ports)| Member {
+                name: format!("{site}{number}"),
+                site: site.to_string(),
+                witness: false,
+                seat: Seat::on_loopback(ports[0], ports[1]),
+            })
+            .collect();
+        Self::prepare_planned(bin, dir, &members, issue)
+    }
+
+    /// The same for any `members`, each at its seat; the first ones of each site are those that all ask to be let in.
+    pub fn prepare_planned(
+        bin: &Path,
+        dir: &Path,
+        members: &[Member],
+        issue: &dyn Fn(&str, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<Self> {
         issue("operator", "admin")?;
         issue("gateway", "demo")?;
-        let ports = free_ports(sites * nodes * 2)?;
-        let seeds: Vec<String> = ports.iter().take(sites).map(|port| format!("127.0.0.1:{port}")).collect();
+        let mut sites = BTreeSet::new();
+        let firsts = members.iter().filter(|member| sites.insert(member.site.as_str()));
+        let seeds: Vec<String> = firsts.map(|member| member.seat.advertise.clone()).collect();
         let mut cluster = Self { bin: bin.to_path_buf(), dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
-        for number in 0..nodes {
-            for letter in ('a'..='z').take(sites) {
-                let name = format!("{letter}{}", number + 1);
-                issue("node", &name)?;
-                let index = cluster.nodes.len();
-                cluster.describe(name, letter, ports[index], ports[sites * nodes + index], &seeds)?;
-            }
+        for member in members {
+            issue("node", &member.name)?;
+            cluster.describe(member, &seeds)?;
         }
         cluster.write_client_config("operator-admin", "admin.toml")?;
         cluster.write_client_config("gateway-demo", "client.toml")?;
@@ -121,25 +181,34 @@ impl Cluster {
     }
 
     /// Writes a node's configuration and takes it in, stopped.
-    fn describe(&mut self, name: String, site: char, port: u16, ops: u16, seeds: &[String]) -> anyhow::Result<()> {
-        let home = self.dir.join(&name);
+    fn describe(&mut self, member: &Member, seeds: &[String]) -> anyhow::Result<()> {
+        let Member { name, site, witness, seat } = member;
+        let home = self.dir.join(name);
         fs::create_dir_all(&home)?;
         let config = home.join("node.toml");
         let seeds: Vec<String> = seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
+        let roles = if *witness { "roles = [\"witness\"]\n" } else { "" };
+        let source = seat.source.map(|source| format!("[network]\nsource = \"{source}\"\n\n")).unwrap_or_default();
+        let volume = "[[volumes]]\npath = \"volume\"\ncapacity = \"64GiB\"\n";
         let text = format!(
-            "name = \"{name}\"\nsite = \"{site}\"\ndata_dir = \"data\"\nlisten = \"127.0.0.1:{port}\"\n\
-             ops_listen = \"127.0.0.1:{ops}\"\njoin = [{}]\n\n[tls]\nca = \"../pki/ca.pem\"\n\
-             cert = \"../pki/node-{name}.pem\"\nkey = \"../pki/node-{name}.key\"\n\n[[volumes]]\npath = \"volume\"\n\
-             capacity = \"64GiB\"\n",
-            seeds.join(", ")
+            "name = \"{name}\"\nsite = \"{site}\"\n{roles}data_dir = \"data\"\nlisten = \"{}\"\nadvertise = \"{}\"\n\
+             ops_listen = \"{}\"\njoin = [{}]\n\n{source}[tls]\nca = \"../pki/ca.pem\"\n\
+             cert = \"../pki/node-{name}.pem\"\nkey = \"../pki/node-{name}.key\"\n\n{}",
+            seat.bind,
+            seat.advertise,
+            seat.ops,
+            seeds.join(", "),
+            if *witness { "" } else { volume },
         );
         fs::write(&config, text)?;
         self.nodes.push(Node {
             log: home.join("node.log"),
-            name,
-            site: site.to_string(),
-            address: format!("127.0.0.1:{port}"),
-            ops: format!("127.0.0.1:{ops}"),
+            name: name.clone(),
+            site: site.clone(),
+            address: seat.advertise.clone(),
+            ops: seat.ops.clone(),
+            witness: *witness,
+            namespace: seat.namespace.clone(),
             config,
             bin: None,
             environment: Vec::new(),
@@ -152,11 +221,25 @@ impl Cluster {
     pub fn add(&mut self, site: char, issue: &dyn Fn(&str, &str) -> anyhow::Result<()>) -> anyhow::Result<String> {
         let present = self.nodes.iter().filter(|node| node.site == site.to_string()).count();
         let name = format!("{site}{}", present + 1);
-        issue("node", &name)?;
         let ports = free_ports(2)?;
-        let seeds: Vec<String> = self.nodes.iter().take(3).map(|node| node.address.clone()).collect();
-        self.describe(name.clone(), site, ports[0], ports[1], &seeds)?;
+        let seat = Seat::on_loopback(ports[0], ports[1]);
+        let member = Member { name: name.clone(), site: site.to_string(), witness: false, seat };
+        self.add_planned(&member, issue)?;
         Ok(name)
+    }
+
+    /// Takes in one more node, stopped, at a seat of its own.
+    pub fn add_planned(
+        &mut self,
+        member: &Member,
+        issue: &dyn Fn(&str, &str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        if self.nodes.iter().any(|node| node.name == member.name) {
+            bail!("there is a node {} already", member.name);
+        }
+        issue("node", &member.name)?;
+        let seeds: Vec<String> = self.nodes.iter().take(3).map(|node| node.address.clone()).collect();
+        self.describe(member, &seeds)
     }
 
     /// Appends `text` (TOML tables) to every node's configuration.
@@ -223,7 +306,15 @@ impl Cluster {
         let bin = self.bin.clone();
         for node in self.nodes.iter_mut().filter(|node| which(node) && node.child.is_none()) {
             let log = File::options().create(true).append(true).open(&node.log)?;
-            let mut command = Command::new(node.bin.as_ref().unwrap_or(&bin).join("pacsvault-node"));
+            let program = node.bin.as_ref().unwrap_or(&bin).join("pacsvault-node");
+            let mut command = match &node.namespace {
+                None => Command::new(program),
+                Some(namespace) => {
+                    let mut command = Command::new("ip");
+                    command.args(["netns", "exec", namespace]).arg(program);
+                    command
+                }
+            };
             command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
             command.envs(node.environment.iter().map(|(name, value)| (name, value)));
             node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
@@ -292,9 +383,30 @@ impl Cluster {
 
     /// Makes a cluster of the first node and waits until all are members with shards and enough voters.
     pub fn form(&self) -> anyhow::Result<()> {
+        self.found(&[])
+    }
+
+    /// The same with the profiles that are built in for just this topology.
+    pub fn form_as_planned(&self) -> anyhow::Result<()> {
+        let mut sites = BTreeMap::<&str, usize>::new();
+        for node in self.nodes.iter().filter(|node| !node.witness) {
+            *sites.entry(&node.site).or_default() += 1;
+        }
+        let counts: Vec<String> = sites.values().map(usize::to_string).collect();
+        let counts = counts.join(",");
+        let mut arguments = vec!["--sites", &counts];
+        if self.nodes.iter().any(|node| node.witness) {
+            arguments.push("--witness");
+        }
+        self.found(&arguments)
+    }
+
+    fn found(&self, topology: &[&str]) -> anyhow::Result<()> {
         let first = &self.nodes[0].address;
         self.until(Duration::from_secs(60), "the first node to found the cluster", || {
-            Ok(output(self.admin().args(["--endpoints", first, "cluster", "init"])).is_ok())
+            let mut command = self.admin();
+            command.args(["--endpoints", first, "cluster", "init"]).args(topology);
+            Ok(output(&mut command).is_ok())
         })?;
         self.wait_whole()
     }
