@@ -2,6 +2,8 @@
 //!
 //! **Invariants.** What a driver cannot do it refuses with an error that names the ability, and it changes nothing then.
 
+pub mod kubectl;
+
 use std::{collections::BTreeSet, fmt};
 
 use anyhow::bail;

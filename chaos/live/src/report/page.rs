@@ -182,7 +182,7 @@ fn data(run: &Run, wide: &[Bin], narrow: &[Bin]) -> String {
     let column = |name: &str, unit: &str, quiet: bool| json!({"name": name, "unit": unit, "quiet": quiet});
     let columns = json!([
         column("writes", "rate", false),
-        column("lowest", "rate", true),
+        column("lowest writes", "rate", false),
         column("reads", "rate", false),
         column("writes refused", "count", true),
         column("writes unknown", "count", true),

@@ -1,0 +1,409 @@
+//! A driver for a cluster that runs on Kubernetes: kills pods and cuts sites through `kubectl`, for game days.
+//!
+//! **Invariants.**
+//! - It changes nothing but pods that the selector finds (deleted, so that their controller makes them again) and NetworkPolicies that
+//!   carry [`OURS`]. These are removed when the driver is dropped, by [`Kubectl::clean`], and by hand with the same label.
+//! - A killed node is held off the network until it is started: its controller brings the pod back at once, and a node that answers
+//!   after a second would be no outage.
+//! - What a NetworkPolicy cannot express (delay, loss, one direction) is refused before anything is changed.
+//! - Every call has a time limit; every error says which command failed and what to do.
+//! - In a dry run what would change something is printed and not done.
+
+mod call;
+mod policy;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use super::{Ability, Driver};
+use crate::{net::Conditions, record::NodeInfo};
+use call::Caller;
+use policy::Isolation;
+
+/// Label, and its value, of everything that is made here.
+pub const OURS: (&str, &str) = ("app.kubernetes.io/managed-by", "pacsvault-chaos");
+/// Label of a pod that names its site; without it the zone counts.
+const SITE_LABELS: [&str; 2] = ["pacsvault.io/site", "topology.kubernetes.io/zone"];
+/// Labels that name one pod and stay when it is made again.
+const NODE_LABELS: [&str; 2] = ["pacsvault.io/node", "statefulset.kubernetes.io/pod-name"];
+/// How often a pod that is to come back is looked at.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Which cluster, and how.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The program; `kubectl` from the path by default.
+    pub program: PathBuf,
+    /// Context of its configuration; the current one when absent.
+    pub context: Option<String>,
+    /// Namespace of the pods.
+    pub namespace: String,
+    /// Finds the pods of storage nodes and witnesses.
+    pub selector: String,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// For each call.
+    pub call_within: Duration,
+    /// For a pod to be ready again.
+    pub ready_within: Duration,
+}
+
+impl Options {
+    /// With the time limits that suit most clusters.
+    pub fn new(namespace: impl Into<String>, selector: impl Into<String>) -> Self {
+        Self {
+            program: PathBuf::from("kubectl"),
+            context: None,
+            namespace: namespace.into(),
+            selector: selector.into(),
+            dry_run: false,
+            call_within: Duration::from_secs(30),
+            ready_within: Duration::from_secs(180),
+        }
+    }
+}
+
+/// A node and the pod that it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pod {
+    name: String,
+    site: String,
+    /// Label and value that find it, also when it was made again.
+    label: (String, String),
+    addresses: Vec<String>,
+    ready: bool,
+}
+
+/// The driver.
+pub struct Kubectl {
+    caller: Caller,
+    ready_within: Duration,
+    selector: String,
+    pods: BTreeMap<String, Pod>,
+    abilities: BTreeSet<Ability>,
+    /// Why links cannot be cut, if so.
+    no_cuts: Option<String>,
+    /// Nodes held down.
+    down: BTreeSet<String>,
+    /// Whom each node cannot reach.
+    cut: BTreeMap<String, BTreeSet<String>>,
+    /// Names of policies in force.
+    applied: BTreeSet<String>,
+}
+
+impl Kubectl {
+    /// Finds the pods and what can be done to them; nothing is changed.
+    ///
+    /// # Errors
+    /// There is no such program or cluster, it finds no pods, or a pod does not tell its site or has no label of its own.
+    pub fn attach(options: &Options) -> anyhow::Result<Self> {
+        let caller = Caller::new(options);
+        let mut driver = Self {
+            caller,
+            ready_within: options.ready_within,
+            selector: options.selector.clone(),
+            pods: BTreeMap::new(),
+            abilities: BTreeSet::from([Ability::Kill]),
+            no_cuts: None,
+            down: BTreeSet::new(),
+            cut: BTreeMap::new(),
+            applied: BTreeSet::new(),
+        };
+        driver.refresh()?;
+        driver.no_cuts = driver.foreign_policies()?;
+        if driver.no_cuts.is_none() {
+            driver.abilities.insert(Ability::Network);
+        }
+        if driver.can_pause() {
+            driver.abilities.insert(Ability::Pause);
+        }
+        Ok(driver)
+    }
+
+    /// Removes every NetworkPolicy that an attached run left behind; tells their names.
+    ///
+    /// # Errors
+    /// `kubectl` fails.
+    pub fn clean(options: &Options) -> anyhow::Result<Vec<String>> {
+        remove_all(&Caller::new(options))
+    }
+
+    /// What stands in the way of cutting links; `None` when nothing does.
+    pub fn no_cuts(&self) -> Option<&str> {
+        self.no_cuts.as_deref()
+    }
+
+    /// Looks at the pods anew: addresses change when one is made again.
+    fn refresh(&mut self) -> anyhow::Result<()> {
+        let text = self.caller.read(&["get", "pods", "-l", &self.selector, "-o", "json"])?;
+        let list: PodList = serde_json::from_str(&text).context("kubectl get pods gave something else than pods")?;
+        let mut pods = BTreeMap::new();
+        for item in list.items.into_iter().filter(|item| item.metadata.deletion_timestamp.is_none()) {
+            let (node, pod) = pod(item)?;
+            if let Some(other) = pods.insert(node.clone(), pod) {
+                bail!("pods {} and another both say that they are node {node}: correct their labels", other.name);
+            }
+        }
+        ensure!(
+            !pods.is_empty() || !self.pods.is_empty(),
+            "no pod has the labels {}: give --selector and --namespace of the storage nodes",
+            self.selector
+        );
+        // One that is being made again is still a node of ours.
+        for (node, old) in std::mem::take(&mut self.pods) {
+            pods.entry(node).or_insert(Pod { ready: false, ..old });
+        }
+        self.pods = pods;
+        Ok(())
+    }
+
+    /// Other NetworkPolicies add to what is allowed, so ours could not forbid anything.
+    fn foreign_policies(&self) -> anyhow::Result<Option<String>> {
+        let not_ours = format!("{}!={}", OURS.0, OURS.1);
+        let text = self.caller.read(&["get", "networkpolicies", "-l", &not_ours, "-o", "name"])?;
+        let names: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        Ok((!names.is_empty()).then(|| {
+            format!(
+                "the namespace has NetworkPolicies of its own ({}), and policies only ever add to what is allowed: what ours cut, \
+                 they could allow. Try on a namespace without, or remove them for the game day",
+                names.join(", ")
+            )
+        }))
+    }
+
+    /// Whether the process of a node can be stopped from inside its pod: process 1 of a namespace cannot.
+    fn can_pause(&self) -> bool {
+        let script = format!("{PID_OF_NODE} && [ \"$p\" != 1 ] && kill -0 \"$p\"");
+        let first = self.pods.values().find(|pod| pod.ready);
+        first.is_some_and(|pod| self.caller.read(&["exec", &pod.name, "--", "sh", "-c", &script]).is_ok())
+    }
+
+    fn pod(&self, node: &str) -> anyhow::Result<&Pod> {
+        self.pods.get(node).with_context(|| {
+            let known: Vec<&str> = self.pods.keys().map(String::as_str).collect();
+            format!("there is no node {node}; there are {}", known.join(", "))
+        })
+    }
+
+    fn signal(&mut self, nodes: &[String], signal: &str) -> anyhow::Result<()> {
+        if !self.abilities.contains(&Ability::Pause) {
+            bail!(
+                "this driver cannot {}: in these pods the node is process 1, which nothing inside can stop. With \
+                 shareProcessNamespace: true in the pod's spec it could",
+                Ability::Pause
+            );
+        }
+        for node in nodes {
+            let name = self.pod(node)?.name.clone();
+            self.caller
+                .change(&["exec", &name, "--", "sh", "-c", &format!("{PID_OF_NODE} && kill -{signal} \"$p\"")], None)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the policies in the cluster those that are wanted now.
+    fn enforce(&mut self) -> anyhow::Result<()> {
+        let mut wanted = Vec::new();
+        for (node, pod) in &self.pods {
+            let whom: Vec<&Pod> =
+                self.cut.get(node).into_iter().flatten().filter_map(|other| self.pods.get(other)).collect();
+            if self.down.contains(node) {
+                wanted.push(Isolation::full(node, pod, self.caller.namespace()));
+            } else if !whom.is_empty() {
+                wanted.push(Isolation::from_some(node, pod, &whom, self.caller.namespace()));
+            }
+        }
+        let names: BTreeSet<String> = wanted.iter().map(|policy| policy.name.clone()).collect();
+        if !wanted.is_empty() {
+            let list = policy::list(&wanted);
+            // Noted before: a call that fails half-way may have made some.
+            self.applied.extend(names.iter().cloned());
+            self.caller.change(&["apply", "-f", "-"], Some(&list))?;
+        }
+        let over: Vec<String> = self.applied.difference(&names).cloned().collect();
+        if !over.is_empty() {
+            let mut command = vec!["delete", "networkpolicies", "--ignore-not-found"];
+            command.extend(over.iter().map(String::as_str));
+            self.caller.change(&command, None)?;
+            self.applied = names;
+        }
+        Ok(())
+    }
+
+    fn ready_again(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        if self.caller.dry_run() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.ready_within;
+        loop {
+            self.refresh()?;
+            let missing: Vec<&str> = (nodes.iter().map(String::as_str))
+                .filter(|node| self.pods.get(*node).is_none_or(|pod| !pod.ready))
+                .collect();
+            if missing.is_empty() {
+                return Ok(());
+            }
+            ensure!(
+                Instant::now() < deadline,
+                "not ready again within {} s: {}; look at `kubectl describe pod`",
+                self.ready_within.as_secs(),
+                missing.join(", ")
+            );
+            thread::sleep(POLL.min(self.ready_within / 10));
+        }
+    }
+}
+
+/// Sets `p` to the process of the node.
+const PID_OF_NODE: &str = "p=$(pidof pacsvault-node)";
+
+fn remove_all(caller: &Caller) -> anyhow::Result<Vec<String>> {
+    let ours = format!("{}={}", OURS.0, OURS.1);
+    let text = caller.change(&["delete", "networkpolicies", "-l", &ours, "--ignore-not-found", "-o", "name"], None)?;
+    Ok(text.lines().map(str::to_owned).filter(|line| !line.is_empty()).collect())
+}
+
+impl Driver for Kubectl {
+    fn nodes(&self) -> Vec<NodeInfo> {
+        self.pods.iter().map(|(name, pod)| NodeInfo { name: name.clone(), site: pod.site.clone() }).collect()
+    }
+
+    fn abilities(&self) -> BTreeSet<Ability> {
+        self.abilities.clone()
+    }
+
+    fn kill(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        let mut names = Vec::new();
+        for node in nodes {
+            names.push(self.pod(node)?.name.clone());
+        }
+        if names.is_empty() {
+            return Ok(());
+        }
+        self.down.extend(nodes.iter().cloned());
+        if self.no_cuts.is_none() {
+            self.enforce()?;
+        }
+        let mut command = vec!["delete", "pods", "--grace-period=0", "--force", "--wait=false", "--ignore-not-found"];
+        command.extend(names.iter().map(String::as_str));
+        self.caller.change(&command, None)?;
+        Ok(())
+    }
+
+    fn start(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        for node in nodes {
+            self.pod(node)?;
+        }
+        self.down.retain(|node| !nodes.contains(node));
+        if self.no_cuts.is_none() {
+            self.enforce()?;
+        }
+        self.ready_again(nodes)?;
+        // It has another address now, which cuts that go on must know.
+        if self.cut.values().any(|whom| !whom.is_empty()) { self.enforce() } else { Ok(()) }
+    }
+
+    fn pause(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        self.signal(nodes, "STOP")
+    }
+
+    fn resume(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        self.signal(nodes, "CONT")
+    }
+
+    fn shape(&mut self, conditions: &Conditions) -> anyhow::Result<()> {
+        let cut = policy::cuts(conditions, &self.pods.keys().cloned().collect())?;
+        if let Some(why) = self.no_cuts.as_deref().filter(|_| !cut.is_empty()) {
+            bail!("this driver cannot {}: {why}", Ability::Network);
+        }
+        if cut.is_empty() && self.cut.is_empty() {
+            return Ok(());
+        }
+        self.refresh()?;
+        self.cut = cut;
+        self.enforce()
+    }
+}
+
+impl Drop for Kubectl {
+    fn drop(&mut self) {
+        // By label: also what a call made that then failed.
+        if !self.applied.is_empty()
+            && let Err(error) = remove_all(&self.caller)
+        {
+            eprintln!(
+                "error: NetworkPolicies are left behind: {error:#}\nremove them with `pacsvault-chaos attach --clean --namespace {}`",
+                self.caller.namespace()
+            );
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct PodList {
+    items: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+struct Item {
+    metadata: Metadata,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    name: String,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+    deletion_timestamp: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    ip: String,
+}
+
+#[derive(Deserialize)]
+struct Condition {
+    #[serde(rename = "type")]
+    kind: String,
+    status: String,
+}
+
+fn pod(item: Item) -> anyhow::Result<(String, Pod)> {
+    let Metadata { name, labels, .. } = item.metadata;
+    let first = |wanted: &[&str]| {
+        wanted.iter().find_map(|label| labels.get(*label).map(|value| ((*label).to_owned(), value.clone())))
+    };
+    let (_, site) = first(&SITE_LABELS).with_context(|| {
+        format!("pod {name} does not tell its site: label it, `kubectl label pod {name} {}=SITE`", SITE_LABELS[0])
+    })?;
+    let label = first(&NODE_LABELS).with_context(|| {
+        format!(
+            "pod {name} has no label of its own: make it by a StatefulSet, or with the label {}=NAME",
+            NODE_LABELS[0]
+        )
+    })?;
+    let ready = item.status.conditions.iter().any(|one| one.kind == "Ready" && one.status == "True");
+    let addresses = item.status.pod_ips.into_iter().map(|one| one.ip).collect();
+    Ok((label.1.clone(), Pod { name, site, label, addresses, ready }))
+}
