@@ -3,8 +3,9 @@
 //! Times are asserted from below only ("at least the asked delay"): a busy machine may always be later.
 
 use std::{
-    io::{self, Read, Write},
+    io::{self, BufRead, BufReader, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{Arc, mpsc},
     thread,
@@ -107,6 +108,45 @@ fn echo_in_a_namespace() {
     let listener = TcpListener::bind(address).expect("is free");
     println!("listens");
     serve(&listener);
+}
+
+#[test]
+#[ignore = "the network of another test, in a process that is killed"]
+fn network_that_is_left_behind() {
+    if std::env::var_os("LEFT_BEHIND").is_none() {
+        return;
+    }
+    let wan = net::namespaces(&hosts(), &latency()).expect("root may");
+    let _echo = Echo::start(&wan, "b1");
+    println!("listens {}", wan.place("b1").namespace.as_deref().unwrap_or_default());
+    thread::sleep(PATIENCE * 10);
+}
+
+#[test]
+fn namespaces_go_also_when_their_process_is_killed() {
+    if let Some(why) = net::namespaces_refused() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let own = std::env::current_exe().expect("a program");
+    let mut process = Command::new(own)
+        .args(["--exact", "network_that_is_left_behind", "--nocapture", "--include-ignored"])
+        .env("LEFT_BEHIND", "1")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
+    let told = lines.map_while(Result::ok).find_map(|line| Some(line.split_once("listens ")?.1.to_owned()));
+    let told = told.expect("it says where");
+    let namespace = Path::new("/run/netns").join(&told);
+    assert!(namespace.exists(), "{told} is there");
+    process.kill().expect("runs until now");
+    process.wait().expect("ended");
+    let began = Instant::now();
+    while namespace.exists() {
+        assert!(began.elapsed() < PATIENCE, "{told} was left behind");
+        thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Opens a connection from a client's address.

@@ -77,6 +77,7 @@ impl Proxy {
     /// Opens the relays of all nodes among `hosts`.
     pub fn start(hosts: &[Host], latency: &SiteLatency) -> anyhow::Result<Self> {
         let numbers = Numbers::new(hosts, latency)?;
+        allow_many_files()?;
         let (port, relays) = hold_ports(&numbers)?;
         let mut places = BTreeMap::new();
         let mut callers = BTreeMap::new();
@@ -147,6 +148,14 @@ impl Drop for Proxy {
         // Not waited for: this may run inside another runtime.
         self.runtime.take().into_iter().for_each(Runtime::shutdown_background);
     }
+}
+
+/// Two sockets per connection of everybody with everybody are soon more than the 1,024 files that are usual.
+fn allow_many_files() -> anyhow::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+        .context("cannot raise the limit of open files to what this process may have")
 }
 
 /// The first port at which all relays can listen and all nodes could. The relays' listeners hold it for the run.
