@@ -290,8 +290,9 @@ fn shortened(text: &str) -> String {
             continue;
         }
         if hex.len() >= 24 {
-            out.push_str(&hex[..ID_SHOWN]);
+            // The end: ids of attempts begin with their time.
             out.push('~');
+            out.push_str(&hex[hex.len() - ID_SHOWN..]);
         } else {
             out.push_str(&hex);
         }
@@ -410,7 +411,7 @@ mod tests {
         let lines = lines(&Filter::default());
         assert!(lines[0].ends_with("clien a-0   b-0"));
         assert!(lines[4].contains("o-----|----->"), "{}", lines[4]);
-        assert!(lines[4].ends_with("client-1 -> b-0 put-shard 001122~/0/0 to volume 7"), "{}", lines[4]);
+        assert!(lines[4].ends_with("client-1 -> b-0 put-shard ~ddeeff/0/0 to volume 7"), "{}", lines[4]);
         assert!(lines[5].contains("<.....|.....o"), "{}", lines[5]);
         assert!(lines.iter().any(|line| line.ends_with("VIOLATION version 1 of key 3 is gone")));
         assert!(lines.last().is_some_and(|line| line.ends_with("left out: raft 1")));
@@ -425,6 +426,6 @@ mod tests {
         let last = Filter { last: Some(Duration::from_secs(1)), ..Filter::default() };
         assert_eq!(only(last), 3, "a heading, the violation, and the count");
         let node = Filter { nodes: vec!["a-0".to_owned()], all: true, ..Filter::default() };
-        assert!(lines(&node).iter().all(|line| !line.contains("put-shard 001122~/0/0 to volume 7: ok")));
+        assert!(lines(&node).iter().all(|line| !line.contains("put-shard ~ddeeff/0/0 to volume 7: ok")));
     }
 }

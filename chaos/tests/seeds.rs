@@ -110,7 +110,8 @@ fn a_failing_run_is_made_smaller_and_replays() {
     assert!(smallest.runs <= 60);
     let (large, small) = (start.draw(failing), smallest.overrides.draw(failing));
     assert!(small.fault_time <= large.fault_time && small.clients <= large.clients && small.keys <= large.keys);
-    assert!(smallest.strikes.1 < smallest.strikes.0, "{:?}", smallest.strikes);
+    let (before, after) = smallest.strikes;
+    assert!((after, small.fault_time) < (before, large.fault_time), "{before} faults, then {after}");
     let again = run(&small, false);
     assert!(!again.passed(), "what was made small fails");
     assert_eq!(again.hash, smallest.report.hash, "and is the same run again");
