@@ -9,12 +9,12 @@ use pacsvault_core::ids::{Incarnation, NodeId};
 use pacsvault_kv::RocksKv;
 use pacsvault_ports::{
     BoxFuture,
-    env::{Env, SharedEnv, blocking},
+    env::{SharedEnv, blocking},
     kv::Kv,
-    peer::{Class, Fault, Peer, Service, Target},
+    peer::{Class, FAULTS_SUFFIX, Fault, Peer, Service, Target},
 };
 use pacsvault_rpc::{Server, ServerTls, TonicPeer};
-use pacsvault_runtime::{TokioEnv, wall_now};
+use pacsvault_runtime::{TokioEnv, inject::Faults, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
 use pacsvault_service::{Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
 use tokio::net::TcpListener;
@@ -118,6 +118,10 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Loads and checks everything without starting: certificates fit, the data directory is ours.
+///
+/// Certificates are judged by the machine's clock, which the fault port does not step: rustls judges its peers by that clock
+/// in any case, and a node that takes its own certificate for expired while everybody else accepts it would be a fault that
+/// no real clock makes.
 pub fn credentials(config: &Config) -> anyhow::Result<Arc<Credentials>> {
     let files = Files { ca: &config.tls.ca, certificate: &config.tls.cert, key: &config.tls.key };
     let credentials = Credentials::load(files, wall_now()).and_then(Credentials::expect_node)?;
@@ -140,7 +144,12 @@ pub fn check_network(config: &Config) -> anyhow::Result<()> {
 /// Runs a node until it is told to stop or cannot go on.
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
-    let env = TokioEnv::current();
+    let faults = Faults::from_environment()?;
+    let env: SharedEnv = TokioEnv::current();
+    let env = faults.iter().fold(env, |env, faults| faults.env(env));
+    if faults.is_some() {
+        metrics::gauge!("pacsvault_faults_injected").set(1.0);
+    }
     let credentials = credentials(&config)?;
     check_network(&config)?;
     let cluster = credentials.cluster();
@@ -155,14 +164,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         roles: config.roles,
         incarnation: identity.incarnation()?,
         join: config.join.iter().filter(|seed| seed.address != config.advertise).cloned().collect(),
-        binary_version: env!("CARGO_PKG_VERSION").to_owned(),
+        binary_version: format!("{}{}", env!("CARGO_PKG_VERSION"), faults.as_ref().map_or("", |_| FAULTS_SUFFIX)),
     };
     // The port first: two nodes with one configuration must not both open the stores.
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on {}", config.listen))?;
-    let env: SharedEnv = env;
-    let (opening, owner, volumes_env) = (config.clone(), identity.clone(), env.clone());
-    let opened = blocking(env.as_ref(), move || volumes::open_all(&opening, cluster, &owner, &volumes_env)).await;
+    let (opening, owner, volumes_env, injected) = (config.clone(), identity.clone(), env.clone(), faults.clone());
+    let open = move || volumes::open_all(&opening, cluster, &owner, &volumes_env, injected.as_ref());
+    let opened = blocking(env.as_ref(), open).await;
     let opened = opened.context("stopped while opening volumes")??;
 
     let remote = Arc::new(TonicPeer::dialling_from(config.source, credentials.clone()));

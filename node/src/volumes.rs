@@ -11,6 +11,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use anyhow::{Context, bail};
 use pacsvault_core::ids::{ClusterId, Incarnation, VolumeId};
 use pacsvault_ports::{disk::Disk, env::SharedEnv};
+use pacsvault_runtime::inject::Faults;
 use pacsvault_service::OwnVolume;
 use pacsvault_volume::{FileDisk, Identity, Options, Owner, Recovery, Store, Volume, file_disk::FileDiskOptions};
 
@@ -30,16 +31,18 @@ pub struct Opened {
     pub failed: BTreeMap<VolumeId, String>,
 }
 
-/// Opens or formats every volume of the configuration. Reads every record's header, so large volumes take a while.
+/// Opens or formats every volume of the configuration. Reads every record's header, so large volumes take a while. With
+/// `faults`, its disks suffer them.
 pub fn open_all(
     config: &Config,
     cluster: ClusterId,
     identity: &IdentityFile,
     env: &SharedEnv,
+    faults: Option<&Arc<Faults>>,
 ) -> anyhow::Result<Opened> {
     let (mut volumes, mut failed) = (BTreeMap::new(), BTreeMap::new());
     let mut absent = None;
-    let opener = Opener { config, cluster, identity, incarnation: identity.incarnation()?, env };
+    let opener = Opener { config, cluster, identity, incarnation: identity.incarnation()?, env, faults };
     for wanted in &config.volumes {
         let opened = opener.open(wanted);
         let (own, recovery) = match opened {
@@ -105,6 +108,7 @@ struct Opener<'a> {
     identity: &'a IdentityFile,
     incarnation: Incarnation,
     env: &'a SharedEnv,
+    faults: Option<&'a Arc<Faults>>,
 }
 
 impl Opener<'_> {
@@ -128,6 +132,7 @@ impl Opener<'_> {
         fs::create_dir_all(path).context("cannot make the directory").map_err(dead)?;
         let disk: Arc<dyn Disk> =
             Arc::new(FileDisk::open(path, FileDiskOptions::default()).map_err(|error| dead(error.into()))?);
+        let disk = self.faults.map_or_else(|| disk.clone(), |faults| faults.disk(disk.clone()));
         if !formatted {
             let volume = VolumeId(self.random_bytes());
             let identity = Identity {
@@ -191,7 +196,7 @@ mod tests {
         let identity =
             IdentityFile::open(&config.data_dir, &config.name, CLUSTER, Incarnation([1; 16])).expect("an identity");
         let env: SharedEnv = TokioEnv::current();
-        open_all(&config, CLUSTER, &identity, &env).expect("opened")
+        open_all(&config, CLUSTER, &identity, &env, None).expect("opened")
     }
 
     #[tokio::test]
@@ -219,7 +224,7 @@ mod tests {
         let start = || {
             let identity = IdentityFile::open(&config.data_dir, &config.name, CLUSTER, Incarnation([1; 16]));
             let env: SharedEnv = TokioEnv::current();
-            open_all(&config, CLUSTER, &identity.expect("an identity"), &env)
+            open_all(&config, CLUSTER, &identity.expect("an identity"), &env, None)
         };
         let both: Vec<VolumeId> = start().expect("opened").volumes.into_keys().collect();
         assert_eq!(both.len(), 2);
