@@ -28,6 +28,7 @@ use pacsvault_simkv::SimKvMedia;
 use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
 
 use crate::{
+    atlas::{Atlas, Part},
     env::SimEnv,
     exec::{Life, PowerLost, Sim},
     faulty::{Lie, LyingDisk, LyingKv, LyingPeer, MortalDisk, hasty_sweeper},
@@ -37,8 +38,6 @@ use crate::{
     scenario::{PlantedBug, SITES, Scenario},
 };
 
-/// Segments of simulated volumes: small, so that many are filled, recycled and recovered.
-const SEGMENT_BYTES: u64 = 1 << 18;
 /// How a machine goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -59,8 +58,7 @@ pub struct Cluster {
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
     hurt: Mutex<BTreeSet<VolumeId>>,
-    /// The one machine that may be damaged for good until everything is proven whole.
-    scene: Mutex<Option<usize>>,
+    atlas: Mutex<Atlas>,
     /// Volumes of machines that were wiped or removed: where they were.
     gone: Mutex<BTreeMap<VolumeId, (usize, usize)>>,
     operator: HostId,
@@ -85,6 +83,11 @@ impl Cluster {
             }
         }
         machines[0].founder = true;
+        if scenario.upgrade {
+            machines.iter_mut().for_each(|machine| machine.format = 1);
+        }
+        let sites = machines.iter().map(|machine| machine.site).collect();
+        let atlas = Atlas::new(sites, scenario.profile.floor.clone());
         let operator = net.add_host("operator", 0);
         let id = ClusterId(id_bytes(sim));
         Arc::new(Self {
@@ -94,7 +97,7 @@ impl Cluster {
             id,
             machines: Mutex::new(machines),
             hurt: Mutex::default(),
-            scene: Mutex::default(),
+            atlas: Mutex::new(atlas),
             gone: Mutex::default(),
             operator,
         })
@@ -110,19 +113,41 @@ impl Cluster {
         self.id
     }
 
-    /// Volumes whose disks were damaged: they count as lost. All of one machine, until everything is proven whole.
+    /// Volumes whose disks were damaged: they count as lost.
     pub fn hurt(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
         self.hurt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether machine `at` may be damaged for good: none other is, since everything was proven whole. From now on it is the one.
-    pub fn may_damage(&self, at: usize) -> bool {
-        *self.scene.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(at) == at
+    /// The ledger of damage.
+    pub fn atlas(&self) -> MutexGuard<'_, Atlas> {
+        self.atlas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything was proven whole: another machine may be damaged.
+    /// Whether machine `at` may be lost as a whole, data and log; if so that is booked.
+    pub fn may_damage(&self, at: usize) -> bool {
+        let voters = self.voters();
+        self.atlas().damage(at, Part::Log, voters)
+    }
+
+    /// Whether volume `volume` of machine `at` may be damaged for good; if so that is booked.
+    pub fn may_damage_volume(&self, at: usize, volume: VolumeId) -> bool {
+        let allowed = self.atlas().damage(at, Part::Volume(volume), 0);
+        if allowed && self.atlas().damaged() > 1 {
+            self.sim.hit("damage on several machines, inside the promise");
+        }
+        allowed
+    }
+
+    /// Votes at present, by whoever leads; none while they change or nobody leads.
+    pub fn voters(&self) -> usize {
+        let statuses = (0..self.count()).filter_map(|at| Some(self.replica(at)?.status()));
+        let mut leading = statuses.filter(|status| status.leader == Some(status.node) && !status.joint);
+        leading.next().map_or(0, |status| status.voters.len())
+    }
+
+    /// Everything was proven whole: all damage is made good.
     pub fn proven_whole(&self) {
-        *self.scene.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.atlas().whole();
     }
 
     /// Volumes that are no more, with the machine and site where they were.
@@ -168,6 +193,7 @@ impl Cluster {
         let name = format!("{}-{}", char::from(b"abc"[site]), machines.len() + 10);
         let host = self.net.add_host(&name, site);
         machines.push(Machine::new(&self.sim, host, &self.scenario, site, &name));
+        self.atlas().add(site);
         machines.len() - 1
     }
 
@@ -317,7 +343,7 @@ impl Cluster {
                 Some(PlantedBug::VolumeForgetsNames) => Arc::new(LyingDisk { inner: disk, lie: Lie::Names }),
                 _ => Arc::new(disk),
             };
-            let opened = open_volume(disk, identity, env.clone()).await;
+            let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
             let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));
@@ -358,6 +384,7 @@ impl Cluster {
                 machines.iter().filter(|other| !other.blank && other.name != machine.name).map(join).collect()
             },
             binary_version: "sim".to_owned(),
+            format_version: machine.format,
         }
     }
 
@@ -419,13 +446,14 @@ async fn open_volume(
     disk: Arc<dyn Disk>,
     identity: Identity,
     env: SharedEnv,
+    segment_bytes: u64,
 ) -> Result<Volume, pacsvault_volume::Error> {
     let life = env.random();
     let opening = move || {
         let owner = Owner { cluster: identity.cluster, node: identity.node.clone() };
         let mut options = VolumeOptions::new(life);
         options.capacity_bytes = Some(CAPACITY_BYTES);
-        options.segment_bytes = Some(SEGMENT_BYTES);
+        options.segment_bytes = Some(segment_bytes);
         match Store::open(Arc::clone(&disk), &owner, options.clone()) {
             Err(pacsvault_volume::Error::NotFormatted) => {
                 Store::format(disk.as_ref(), &identity)?;
@@ -483,6 +511,11 @@ impl ReplicaStarter for Starter {
         options.voter_grace = self.scenario.pace.voter_grace;
         options.preferred_site = self.scenario.pace.preferred_leader_site.clone();
         options.leader_settle = Duration::from_secs(2);
+        let knobs = &self.scenario.knobs;
+        options.payload_entries_max = knobs.payload_entries_max;
+        options.cache_bytes_max = knobs.cache_bytes_max;
+        options.linger = Duration::from_micros(knobs.linger_micros);
+        options.compare_every = Duration::from_millis(knobs.compare_every_millis);
         let (env, peer) = (self.env.clone(), Arc::clone(&self.peer));
         Box::pin(async move {
             let started = pacsvault_consensus::start::<SimRuntime>(options, env, peer, log, state).await;

@@ -52,8 +52,23 @@ pub struct ClockSkew {
 struct LifeState {
     label: String,
     alive: bool,
-    started_nanos: u64,
+    /// True time since when its clock runs at its present rate.
+    since_nanos: u64,
+    /// What its clock showed then.
+    shown_nanos: u64,
     skew: ClockSkew,
+    /// Tasks that could run while it is paused; `None` while it runs.
+    parked: Option<Vec<u64>>,
+}
+
+impl LifeState {
+    fn new(label: String, since_nanos: u64, skew: ClockSkew) -> Self {
+        Self { label, alive: true, since_nanos, shown_nanos: 0, skew, parked: None }
+    }
+
+    fn clock_nanos(&self, now_nanos: u64) -> u64 {
+        self.shown_nanos + State::scaled(now_nanos - self.since_nanos, i64::from(self.skew.rate_ppm))
+    }
 }
 
 struct TaskSlot {
@@ -166,8 +181,7 @@ pub fn nanos(duration: Duration) -> u64 {
 impl Sim {
     /// A new world at time zero.
     pub fn new(seed: u64) -> Self {
-        let harness =
-            LifeState { label: "harness".to_owned(), alive: true, started_nanos: 0, skew: ClockSkew::default() };
+        let harness = LifeState::new("harness".to_owned(), 0, ClockSkew::default());
         Self(Arc::new(Mutex::new(State {
             rng: SimRng::new(seed),
             now_nanos: 0,
@@ -300,8 +314,8 @@ impl Sim {
     pub fn begin_life(&self, label: impl Into<String>, skew: ClockSkew) -> Life {
         let mut state = self.state();
         let life = Life(u32::try_from(state.lives.len()).expect("fewer than 2^32 lives"));
-        let started_nanos = state.now_nanos;
-        state.lives.push(LifeState { label: label.into(), alive: true, started_nanos, skew });
+        let now = state.now_nanos;
+        state.lives.push(LifeState::new(label.into(), now, skew));
         drop(state);
         self.within(life, || self.event("start", &[u64::from(life.0)], String::new));
         life
@@ -318,6 +332,7 @@ impl Sim {
         let dropped = {
             let mut state = self.state();
             state.lives[life.0 as usize].alive = false;
+            state.lives[life.0 as usize].parked = None;
             let doomed: Vec<u64> =
                 state.tasks.iter().filter(|(_, slot)| slot.life == life).map(|(&task, _)| task).collect();
             let dropped: Vec<TaskSlot> = doomed.iter().filter_map(|task| state.tasks.remove(task)).collect();
@@ -361,8 +376,7 @@ impl Sim {
     /// Monotonic time of `life` in nanoseconds since it began, by its own clock.
     pub fn life_nanos(&self, life: Life) -> u64 {
         let state = self.state();
-        let known = state.life(life);
-        State::scaled(state.now_nanos - known.started_nanos, i64::from(known.skew.rate_ppm))
+        state.life(life).clock_nanos(state.now_nanos)
     }
 
     /// True instant, in nanoseconds, at which the clock of `life` will show `local_nanos`.
@@ -371,8 +385,9 @@ impl Sim {
         let known = state.life(life);
         let ppm = i128::from(known.skew.rate_ppm);
         // Rounded up: a sleeper must never wake before its own clock shows the deadline.
-        let elapsed = (i128::from(local_nanos) * 1_000_000 + 999_999 + ppm) / (1_000_000 + ppm);
-        known.started_nanos.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        let due = i128::from(local_nanos.saturating_sub(known.shown_nanos));
+        let elapsed = (due * 1_000_000 + 999_999 + ppm) / (1_000_000 + ppm);
+        known.since_nanos.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 
     /// Wall clock of `life` in milliseconds since 1970. The true one starts in November 2026.
@@ -388,6 +403,31 @@ impl Sim {
         self.state().lives[life.0 as usize].skew.wall_offset_millis = offset_millis;
     }
 
+    /// The monotonic clock of `life` runs `rate_ppm` fast from now on. Who sleeps wakes no earlier by that clock than asked.
+    pub fn set_rate(&self, life: Life, rate_ppm: i32) {
+        let mut state = self.state();
+        let now = state.now_nanos;
+        let known = &mut state.lives[life.0 as usize];
+        (known.shown_nanos, known.since_nanos) = (known.clock_nanos(now), now);
+        known.skew.rate_ppm = rate_ppm;
+    }
+
+    /// Stops a life as SIGSTOP does: none of its tasks runs until [`Sim::resume`], while clocks go on and messages arrive.
+    pub fn pause(&self, life: Life) {
+        assert_ne!(life, Life::HARNESS, "the harness never stops");
+        self.event("pause", &[u64::from(life.0)], String::new);
+        self.state().lives[life.0 as usize].parked.get_or_insert_default();
+    }
+
+    /// Lets a paused life go on; fine if it is not paused, or over.
+    pub fn resume(&self, life: Life) {
+        self.event("resume", &[u64::from(life.0)], String::new);
+        let mut state = self.state();
+        let parked = state.lives[life.0 as usize].parked.take().unwrap_or_default();
+        let ready: Vec<u64> = parked.into_iter().filter(|task| state.tasks.contains_key(task)).collect();
+        state.ready.extend(ready);
+    }
+
     /// Sleeps by the clock of `life`.
     pub fn sleep(&self, life: Life, duration: Duration) -> Sleep {
         let local = self.life_nanos(life).saturating_add(nanos(duration));
@@ -396,7 +436,8 @@ impl Sim {
 
     /// Sleeps until the clock of `life` shows `local_nanos`.
     pub fn sleep_until(&self, life: Life, local_nanos: u64) -> Sleep {
-        Sleep { sim: self.clone(), deadline_nanos: self.true_nanos(life, local_nanos), timer: None }
+        let deadline_nanos = self.true_nanos(life, local_nanos);
+        Sleep { sim: self.clone(), life, local_nanos, deadline_nanos, timer: None }
     }
 
     /// Runs until `main` ends. Tasks left over stay for the next call.
@@ -424,14 +465,22 @@ impl Sim {
 
     fn choose(&self) -> Chosen {
         let mut state = self.state();
-        if state.ready.is_empty() {
-            return Chosen::Nothing;
-        }
+        let task = loop {
+            if state.ready.is_empty() {
+                return Chosen::Nothing;
+            }
+            let count = state.ready.len();
+            let at = if count == 1 { 0 } else { state.rng.index(count) };
+            let task = state.ready.swap_remove(at);
+            // It stays marked as queued, so that nobody queues it again.
+            let life = state.tasks.get(&task).map(|slot| slot.life);
+            match life.and_then(|life| state.lives[life.0 as usize].parked.as_mut()) {
+                Some(parked) => parked.push(task),
+                None => break task,
+            }
+        };
         state.polls += 1;
         assert!(state.polls < POLLS_MAX, "stuck: {POLLS_MAX} polls without an end at {} ns", state.now_nanos);
-        let count = state.ready.len();
-        let at = if count == 1 { 0 } else { state.rng.index(count) };
-        let task = state.ready.swap_remove(at);
         let now = state.now_nanos;
         state.fold(task ^ (now << 20));
         if task == MAIN {
@@ -527,6 +576,8 @@ pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
 #[derive(Debug)]
 pub struct Sleep {
     sim: Sim,
+    life: Life,
+    local_nanos: u64,
     deadline_nanos: u64,
     timer: Option<(u64, u64)>,
 }
@@ -538,7 +589,16 @@ impl Future for Sleep {
         let this = &mut *self;
         let mut state = this.sim.state();
         if state.now_nanos >= this.deadline_nanos {
-            return Poll::Ready(());
+            if state.life(this.life).clock_nanos(state.now_nanos) >= this.local_nanos {
+                return Poll::Ready(());
+            }
+            // The clock has slowed down meanwhile: a new timer.
+            let (sim, life, local) = (this.sim.clone(), this.life, this.local_nanos);
+            let spent = this.timer.take().and_then(|timer| state.timers.remove(&timer));
+            drop(state);
+            drop(spent);
+            this.deadline_nanos = sim.true_nanos(life, local);
+            state = this.sim.state();
         }
         let timer = *this.timer.get_or_insert_with(|| {
             state.next_timer += 1;

@@ -13,7 +13,7 @@ use std::{
 
 use pacsvault_core::ids::{Incarnation, NodeName, VolumeId};
 use pacsvault_ports::peer::Fault;
-use pacsvault_service::{Membership, Node, Registry};
+use pacsvault_service::{FORMAT_VERSION, Membership, Node, Registry};
 use pacsvault_simdisk::{OpKind, SimDisk};
 use pacsvault_simkv::SimKvMedia;
 
@@ -131,6 +131,8 @@ pub struct Machine {
     pub founder: bool,
     /// Wiped, and no new node yet: does not start.
     pub blank: bool,
+    /// Version of commands that its program understands.
+    pub format: u32,
     pub(crate) registry: Arc<MemoryRegistry>,
     pub(crate) skew: ClockSkew,
     pub(crate) running: Option<Running>,
@@ -164,6 +166,7 @@ impl Machine {
             fuse,
             founder: false,
             blank: false,
+            format: FORMAT_VERSION,
             registry: Arc::default(),
             skew,
             running: None,

@@ -1,8 +1,8 @@
 //! The one who breaks things, and in the end repairs them.
 //!
 //! **Invariants.** Only kinds of the scenario's subset happen. All damage that does not end by itself (a volume fails, rots,
-//! fills, is replaced; a machine is wiped) hits one machine, until everything was proven whole: every acknowledged write
-//! survives any one node. After [`Nemesis::heal`] nothing is broken but that machine, and people go on repairing it.
+//! forgets, is replaced; a machine is wiped) is booked in the [`crate::atlas`], which keeps it inside what every acknowledged
+//! write survives. After [`Nemesis::heal`] nothing is broken but what was damaged so, and people go on repairing it.
 
 use std::{
     collections::BTreeSet,
@@ -13,9 +13,6 @@ use std::{
     time::Duration,
 };
 
-use pacsvault_ports::disk::Disk as _;
-use pacsvault_simdisk::{OpKind, SimDisk};
-
 use crate::{
     cluster::{Cluster, Stop},
     exec::Life,
@@ -25,6 +22,12 @@ use crate::{
     rng::SimRng,
     scenario::{Fault, SITES},
 };
+
+mod disks;
+mod links;
+
+/// No pace takes anybody for down who is out of sight for so long: nothing is repaired for it.
+const UNNOTICED: Duration = Duration::from_millis(700);
 
 /// The fault injector of one run.
 pub struct Nemesis {
@@ -105,6 +108,10 @@ impl Nemesis {
     /// Breaks things until `until`.
     pub async fn run(self: Arc<Self>, until: Duration) {
         let mut rng = self.cluster.sim.random(SimRng::fork);
+        if self.cluster.scenario.upgrade {
+            let nemesis = Arc::clone(&self);
+            self.operator.begin(|operator| operator.upgrade(nemesis));
+        }
         let kinds: Vec<Fault> = self.cluster.scenario.faults.iter().copied().collect();
         if kinds.is_empty() {
             return;
@@ -156,28 +163,28 @@ impl Nemesis {
                 let victims: Vec<usize> = (0..cluster.count()).collect();
                 self.take_down(&victims, Stop::Power, short, kind);
             }
-            Fault::CutOneWay => {
-                let other = (one + 1 + rng.index(cluster.count() - 1)) % cluster.count();
-                self.cut(vec![(one, other)], short, kind);
-            }
-            Fault::IsolateSite => {
-                let inside = cluster.of_site(site);
-                let outside = (0..cluster.count()).filter(|at| !inside.contains(at));
-                let pairs = outside.flat_map(|out| inside.iter().flat_map(move |&own| [(own, out), (out, own)]));
-                self.cut(pairs.collect(), short * 2, kind);
-            }
-            Fault::Bridge => {
-                let (left, right) = (cluster.of_site((site + 1) % SITES), cluster.of_site((site + 2) % SITES));
-                let pairs = left.iter().flat_map(|&a| right.iter().flat_map(move |&b| [(a, b), (b, a)]));
-                self.cut(pairs.collect(), short * 2, kind);
-            }
-            Fault::Storm => self.storm(short, rng),
+            Fault::CutOneWay
+            | Fault::IsolateSite
+            | Fault::Bridge
+            | Fault::Storm
+            | Fault::HeldLink
+            | Fault::SlowLink
+            | Fault::SplitInSite
+            | Fault::FlappingLink
+            | Fault::FlappingSite
+            | Fault::LeaderSiteFlap => self.disturb(kind, one, site, rng),
             Fault::SlowDisk => {
                 cluster.sim.hit(kind.name());
                 cluster.machines()[one].speed.set(rng.range(20_000, 700_000));
                 self.later(short, move |nemesis| nemesis.cluster.machines()[one].speed.set(HEALTHY_MICROS));
             }
-            Fault::FailingVolumeSync | Fault::BitRot | Fault::FullVolume => self.hurt_volume(one, kind, rng),
+            Fault::FailingVolumeSync
+            | Fault::BitRot
+            | Fault::FullVolume
+            | Fault::LatentErrors
+            | Fault::MisdirectedWrite
+            | Fault::LostWrite
+            | Fault::StaleReads => self.hurt_volume(one, kind, rng),
             Fault::FailingLogSync => {
                 cluster.sim.hit(kind.name());
                 let machines = cluster.machines();
@@ -194,9 +201,14 @@ impl Nemesis {
             Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
             Fault::ClientCrash => {}
-            Fault::LongAbsence | Fault::LeaderCrash | Fault::CrashInRepair | Fault::CrashInSnapshot => {
-                self.crash_somebody(kind, one, short, rng);
-            }
+            Fault::LongAbsence
+            | Fault::LeaderCrash
+            | Fault::CrashInRepair
+            | Fault::CrashInSnapshot
+            | Fault::SiteOutage
+            | Fault::PausedNode
+            | Fault::PausedLeader => self.crash_somebody(kind, one, short, rng),
+            Fault::ClockRate => self.change_rate(one, short, rng),
             Fault::WipeNode
             | Fault::ReplaceVolume
             | Fault::DrainNode
@@ -212,10 +224,29 @@ impl Nemesis {
         match kind {
             Fault::LongAbsence => {
                 let how = *rng.pick(&[Stop::Process, Stop::Power]);
-                cluster.sim.hit(kind.name());
-                self.down(one, how);
                 let back = rng.micros(3_000_000, 14_000_000);
-                self.later(back, move |nemesis| nemesis.up(one));
+                if cluster.atlas().away(&[one]) {
+                    cluster.sim.hit(kind.name());
+                    self.down(one, how);
+                    self.later(back, move |nemesis| nemesis.up(one));
+                }
+            }
+            Fault::SiteOutage => {
+                let how = *rng.pick(&[Stop::Process, Stop::Power, Stop::Power]);
+                let site = cluster.machines()[one].site;
+                let (dark, lasts) = (cluster.of_site(site), rng.micros(4_000_000, 12_000_000));
+                if cluster.atlas().away(&dark) {
+                    cluster.sim.hit(kind.name());
+                    dark.iter().for_each(|&at| self.down(at, how));
+                    self.later(lasts, move |nemesis| dark.iter().for_each(|&at| nemesis.up(at)));
+                }
+            }
+            Fault::PausedNode => self.pause_node(one, rng.micros(50_000, 6_000_000), kind),
+            Fault::PausedLeader => {
+                let lasts = rng.micros(200_000, 6_000_000);
+                if let Some(at) = self.leader_at() {
+                    self.pause_node(at, lasts, kind);
+                }
             }
             Fault::LeaderCrash => {
                 let how = *rng.pick(&[Stop::Process, Stop::Power]);
@@ -241,8 +272,9 @@ impl Nemesis {
                 operator.begin(|operator| operator.wipe(nemesis, at));
             }
             Fault::ReplaceVolume => {
+                let at = self.aim(at, rng);
                 let volume = cluster.machines()[at].volumes.first().map(|volume| volume.id);
-                let Some(volume) = volume.filter(|_| cluster.may_damage(at)) else { return };
+                let Some(volume) = volume.filter(|volume| cluster.may_damage_volume(at, *volume)) else { return };
                 operator.begin(|operator| operator.replace(nemesis, at, volume));
             }
             Fault::DrainNode if operator.jobs() == 0 => {
@@ -252,7 +284,7 @@ impl Nemesis {
             Fault::DrainVolume if operator.jobs() == 0 => operator.begin(|operator| operator.drain_volume(at)),
             Fault::AddNode => {
                 let site = cluster.machines()[at].site;
-                let most = cluster.scenario.nodes_per_site + 1;
+                let most = cluster.scenario.nodes_of(site) + 1;
                 if cluster.scenario.is_witness(site) || cluster.of_site(site).len() >= most {
                     return;
                 }
@@ -310,18 +342,6 @@ impl Nemesis {
         }
     }
 
-    fn storm(self: &Arc<Self>, lasts: Duration, rng: &mut SimRng) {
-        let weather = Weather {
-            jitter_micros: rng.range(300, 30_000),
-            loss_per_mille: rng.range(1, 60),
-            duplicate_per_mille: rng.range(1, 60),
-            hold_per_mille: rng.range(1, 60),
-        };
-        self.cluster.sim.hit(Fault::Storm.name());
-        self.cluster.net.set_weather(weather);
-        self.later(lasts, |nemesis| nemesis.cluster.net.set_weather(Weather::fair()));
-    }
-
     fn transfer_leader(&self, at: usize) {
         let cluster = &self.cluster;
         let (Some(from), Some(to), Some(life)) = (self.leader(), cluster.replica(at), cluster.life(at)) else { return };
@@ -336,59 +356,38 @@ impl Nemesis {
         leading.next()
     }
 
+    /// Stops the process of machine `at` as SIGSTOP does, or a long pause of its host.
+    fn pause_node(self: &Arc<Self>, at: usize, lasts: Duration, kind: Fault) {
+        let Some(life) = self.cluster.life(at) else { return };
+        let lasts = self.grant(&[at], lasts);
+        self.cluster.sim.hit(kind.name());
+        self.cluster.sim.pause(life);
+        self.later(lasts, move |nemesis| nemesis.cluster.sim.resume(life));
+    }
+
+    fn change_rate(self: &Arc<Self>, at: usize, lasts: Duration, rng: &mut SimRng) {
+        let rate = *rng.pick(&[-300_000, -100_000, -20_000, 20_000, 100_000, 300_000]);
+        let Some(life) = self.cluster.life(at) else { return };
+        let usual = self.cluster.machines()[at].skew.rate_ppm;
+        self.cluster.sim.hit(Fault::ClockRate.name());
+        self.cluster.sim.set_rate(life, rate);
+        self.later(lasts * 2, move |nemesis| nemesis.cluster.sim.set_rate(life, usual));
+    }
+
+    /// How long machines may be out of sight that would be for `lasts`: short when the damage done allows no repair without
+    /// them.
+    fn grant(&self, machines: &[usize], lasts: Duration) -> Duration {
+        if lasts <= UNNOTICED || self.cluster.atlas().away(machines) { lasts } else { UNNOTICED }
+    }
+
     fn take_down(self: &Arc<Self>, victims: &[usize], how: Stop, longest: Duration, kind: Fault) {
         self.cluster.sim.hit(kind.name());
         for &at in victims {
             self.down(at, how);
             let back = self.cluster.sim.random(|rng| rng.below(crate::exec::nanos(longest) + 1));
-            self.later(Duration::from_nanos(back) + Duration::from_millis(10), move |nemesis| nemesis.up(at));
+            let back = self.grant(&[at], Duration::from_nanos(back));
+            self.later(back + Duration::from_millis(10), move |nemesis| nemesis.up(at));
         }
-    }
-
-    fn cut(self: &Arc<Self>, pairs: Vec<(usize, usize)>, lasts: Duration, kind: Fault) {
-        self.cluster.sim.hit(kind.name());
-        let hosts: Vec<_> = {
-            let machines = self.cluster.machines();
-            pairs.iter().map(|&(from, to)| (machines[from].host, machines[to].host)).collect()
-        };
-        hosts.iter().for_each(|&(from, to)| self.cluster.net.cut(from, to));
-        self.later(lasts, move |nemesis| {
-            hosts.iter().for_each(|&(from, to)| nemesis.cluster.net.mend(from, to));
-        });
-    }
-
-    fn hurt_volume(self: &Arc<Self>, at: usize, kind: Fault, rng: &mut SimRng) {
-        let (id, disk) = {
-            let machines = self.cluster.machines();
-            if machines[at].volumes.is_empty() {
-                return;
-            }
-            let volume = rng.pick(&machines[at].volumes);
-            (volume.id, volume.disk.clone())
-        };
-        {
-            if !self.cluster.may_damage(at) {
-                return;
-            }
-            self.cluster.hurt().insert(id);
-        }
-        self.cluster.sim.hit(kind.name());
-        match kind {
-            Fault::BitRot => rot(&disk, rng),
-            Fault::FullVolume => {
-                disk.set_thin_full(true);
-                let lasts = rng.micros(100_000, 3_000_000);
-                self.later(lasts, move |nemesis| nemesis.each_disk(|disk| disk.set_thin_full(false)));
-            }
-            _ => {
-                let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
-                disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
-            }
-        }
-    }
-
-    fn each_disk(&self, work: impl Fn(&SimDisk)) {
-        self.cluster.machines().iter().flat_map(|machine| &machine.volumes).for_each(|volume| work(&volume.disk));
     }
 
     /// Ends every fault and starts every machine.
@@ -397,7 +396,11 @@ impl Nemesis {
         self.cluster.net.heal();
         self.cluster.net.set_weather(Weather::fair());
         self.held().clear();
-        self.each_disk(|disk| disk.set_thin_full(false));
+        self.each_disk(|disk| {
+            disk.set_thin_full(false);
+            disk.be_honest();
+            disk.end_stale_reads();
+        });
         // A power loss still to come is put off for ever.
         self.each_disk(|disk| disk.crash_at(u64::MAX));
         for machine in self.cluster.machines().iter() {
@@ -408,24 +411,11 @@ impl Nemesis {
         for at in 0..self.cluster.count() {
             if let Some(life) = self.cluster.life(at) {
                 self.cluster.sim.jump_wall(life, 0);
+                self.cluster.sim.resume(life);
+                let usual = self.cluster.machines()[at].skew.rate_ppm;
+                self.cluster.sim.set_rate(life, usual);
             }
             self.cluster.start(at);
         }
-    }
-}
-
-/// Flips bits of segments, here and there. The identity is spared: without it a volume is not one any more.
-fn rot(disk: &SimDisk, rng: &mut SimRng) {
-    let segments = disk.names().unwrap_or_default();
-    let segments: Vec<String> = segments.into_iter().filter(|name| !name.starts_with("volume.")).collect();
-    if segments.is_empty() {
-        return;
-    }
-    for _ in 0..rng.range(1, 12) {
-        let name = rng.pick(&segments);
-        let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0);
-        // What was written lies at the beginning.
-        let offset = if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
-        disk.flip(name, offset, u8::try_from(rng.below(8)).unwrap_or(0));
     }
 }

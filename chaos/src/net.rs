@@ -6,9 +6,11 @@
 //! - A request runs as a task of the callee's life, so that a crash of the callee abandons it half done. A caller that
 //!   stops waiting cancels the request, once the news has crossed the network; across a cut it never does.
 //! - Messages are delayed, lost and repeated by the seed alone.
+//! - What a held link holds back arrives when it is released, all at once and in drawn order, whether or not its sender still
+//!   waits. Messages neither stay in it for ever nor vanish.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -77,6 +79,10 @@ struct State {
     /// One-way latency in microseconds between sites.
     latency_micros: Vec<Vec<u64>>,
     cuts: BTreeSet<(HostId, HostId)>,
+    /// Messages that wait in links which are held.
+    held: BTreeMap<(HostId, HostId), Vec<oneshot::Sender<Duration>>>,
+    /// Microseconds that a link takes longer.
+    slow: BTreeMap<(HostId, HostId), u64>,
     weather: Weather,
     bug: Option<PlantedBug>,
     trap: Option<(Trap, Sprung)>,
@@ -91,6 +97,8 @@ pub struct Net {
 /// Fate of one message.
 enum Passage {
     Arrives(Duration),
+    /// Stays in the link until it is told how much longer it takes.
+    Waits(oneshot::Receiver<Duration>),
     Vanishes,
 }
 
@@ -101,6 +109,8 @@ impl Net {
             hosts: Vec::new(),
             latency_micros,
             cuts: BTreeSet::new(),
+            held: BTreeMap::new(),
+            slow: BTreeMap::new(),
             weather: Weather::fair(),
             bug: None,
             trap: None,
@@ -151,9 +161,44 @@ impl Net {
         self.sim.event("mend", &[from.0 as u64, to.0 as u64], String::new);
     }
 
-    /// Removes every cut.
+    /// Messages from `from` to `to` pile up in the link from now on.
+    pub fn hold(&self, from: HostId, to: HostId) {
+        self.state().held.entry((from, to)).or_default();
+        self.sim.event("hold", &[from.0 as u64, to.0 as u64], String::new);
+    }
+
+    /// What piled up in the link arrives, in drawn order.
+    pub fn release(&self, from: HostId, to: HostId) {
+        let piled = self.state().held.remove(&(from, to)).unwrap_or_default();
+        self.sim.event("release", &[from.0 as u64, to.0 as u64, piled.len() as u64], String::new);
+        for message in piled {
+            self.sim.hit("message held and released");
+            let after = self.sim.random(|rng| rng.micros(1, 2_000));
+            // Nobody may wait for it any more.
+            let _ = message.send(after);
+        }
+    }
+
+    /// Messages from `from` to `to` take so much longer. Zero: as ever.
+    pub fn slow_down(&self, from: HostId, to: HostId, micros: u64) {
+        self.sim.event("slow link", &[from.0 as u64, to.0 as u64, micros], String::new);
+        let slow = &mut self.state().slow;
+        if micros == 0 {
+            slow.remove(&(from, to));
+        } else {
+            slow.insert((from, to), micros);
+        }
+    }
+
+    /// Removes every cut, releases what is held, and no link is slower than it should be.
     pub fn heal(&self) {
-        self.state().cuts.clear();
+        let held: Vec<(HostId, HostId)> = {
+            let mut state = self.state();
+            state.cuts.clear();
+            state.slow.clear();
+            state.held.keys().copied().collect()
+        };
+        held.into_iter().for_each(|(from, to)| self.release(from, to));
         self.sim.event("heal", &[], String::new);
     }
 
@@ -197,8 +242,28 @@ impl Net {
         Arc::new(SimPeer { net: Arc::clone(self), host, life, caller })
     }
 
+    /// Sends a message; true when it has arrived.
+    async fn travel(&self, from: HostId, to: HostId) -> bool {
+        let passage = self.passage(from, to);
+        self.arrive(passage).await
+    }
+
+    /// Waits until a message has arrived; false when it never will.
+    async fn arrive(&self, passage: Passage) -> bool {
+        let delay = match passage {
+            Passage::Arrives(delay) => delay,
+            Passage::Waits(released) => match released.await {
+                Ok(delay) => delay,
+                Err(oneshot::Canceled) => return false,
+            },
+            Passage::Vanishes => return false,
+        };
+        self.sim.sleep(Life::HARNESS, delay).await;
+        true
+    }
+
     fn passage(&self, from: HostId, to: HostId) -> Passage {
-        let state = self.state();
+        let mut state = self.state();
         if from == to {
             return Passage::Arrives(Duration::from_micros(20));
         }
@@ -207,7 +272,13 @@ impl Net {
             self.sim.event("lost", &[from.0 as u64, to.0 as u64], || "into a cut".to_owned());
             return Passage::Vanishes;
         }
+        if let Some(piled) = state.held.get_mut(&(from, to)) {
+            let (message, released) = oneshot::channel();
+            piled.push(message);
+            return Passage::Waits(released);
+        }
         let base = state.latency_micros[state.hosts[from.0].site][state.hosts[to.0].site];
+        let base = base + state.slow.get(&(from, to)).copied().unwrap_or(0);
         let weather = &state.weather;
         self.sim.random(|rng| {
             let mut micros = base + rng.below(weather.jitter_micros + base / 4 + 1);
@@ -342,13 +413,9 @@ struct Exchange {
 }
 
 impl Exchange {
-    async fn wait(&self, duration: Duration) {
-        self.net.sim.sleep(Life::HARNESS, duration).await;
-    }
-
     /// Nothing comes back: the connection's own signs of life end the call.
     async fn silence(&self) -> Result<Reply, Fault> {
-        self.wait(KEEPALIVE).await;
+        self.net.sim.sleep(Life::HARNESS, KEEPALIVE).await;
         Err(broken(&self.address))
     }
 
@@ -356,13 +423,19 @@ impl Exchange {
         let to = match &self.to {
             Ok(to) => *to,
             Err(fault) => {
-                self.wait(Duration::from_micros(500)).await;
+                self.net.sim.sleep(Life::HARNESS, Duration::from_micros(500)).await;
                 return Err(fault.clone());
             }
         };
         let sim = &self.net.sim;
-        let Passage::Arrives(delay) = self.net.passage(self.from, to) else { return self.silence().await };
-        self.wait(delay).await;
+        match self.net.passage(self.from, to) {
+            Passage::Waits(released) => return self.held_back(to, request, released).await,
+            passage => {
+                if !self.net.arrive(passage).await {
+                    return self.silence().await;
+                }
+            }
+        }
         let absent = match &self.net.state().hosts[to.0].service {
             Ok((life, _)) if sim.alive(*life) => None,
             Ok(_) => Some(Absence::Refuses),
@@ -373,10 +446,9 @@ impl Exchange {
             Some(Absence::Silent) => return self.silence().await,
             Some(Absence::Refuses) => {
                 // The refusal must come back as well.
-                let Passage::Arrives(delay) = self.net.passage(to, self.from) else {
+                if !self.net.travel(to, self.from).await {
                     return self.silence().await;
-                };
-                self.wait(delay).await;
+                }
                 sim.hit("connection refused");
                 return Err(refused(&self.address));
             }
@@ -392,24 +464,49 @@ impl Exchange {
         let (reply, replied) = oneshot::channel();
         let (_cancel, cancelled) = oneshot::channel();
         self.deliver(to, request, reply, cancelled);
-        match replied.await {
-            Ok(result) => result,
-            Err(oneshot::Canceled) => {
-                // The callee died, or its answer vanished. Its death is noticed unless the way back is cut.
-                let dead = match &self.net.state().hosts[to.0].service {
-                    Ok((life, _)) => !sim.alive(*life),
-                    Err(_) => true,
-                };
-                match (dead, self.net.passage(to, self.from)) {
-                    (true, Passage::Arrives(delay)) => {
-                        self.wait(delay).await;
-                        sim.hit("callee died during a call");
-                        Err(broken(&self.address))
-                    }
-                    _ => self.silence().await,
-                }
-            }
+        self.answer(to, replied).await
+    }
+
+    /// Waits for the answer of a request that was delivered, or never will be.
+    async fn answer(&self, to: HostId, replied: oneshot::Receiver<Result<Reply, Fault>>) -> Result<Reply, Fault> {
+        if let Ok(result) = replied.await {
+            return result;
         }
+        // The callee died, or its answer vanished. Its death is noticed unless the way back is cut.
+        let dead = match &self.net.state().hosts[to.0].service {
+            Ok((life, _)) => !self.net.sim.alive(*life),
+            Err(_) => true,
+        };
+        if self.net.travel(to, self.from).await && dead {
+            self.net.sim.hit("callee died during a call");
+            return Err(broken(&self.address));
+        }
+        self.silence().await
+    }
+
+    /// A request that is in a held link: it arrives some day, even if its sender has given up by then.
+    async fn held_back(
+        &self,
+        to: HostId,
+        request: Request,
+        released: oneshot::Receiver<Duration>,
+    ) -> Result<Reply, Fault> {
+        let (reply, replied) = oneshot::channel();
+        let (_cancel, cancelled) = oneshot::channel();
+        let late = Self {
+            net: Arc::clone(&self.net),
+            from: self.from,
+            caller: self.caller.clone(),
+            to: Ok(to),
+            address: self.address.clone(),
+        };
+        let task = async move {
+            if late.net.arrive(Passage::Waits(released)).await {
+                late.deliver(to, request, reply, cancelled);
+            }
+        };
+        self.net.sim.spawn(Life::HARNESS, Box::pin(task));
+        self.answer(to, replied).await
     }
 
     /// A copy of a request on its own: a retry whose sender gave up, held somewhere for up to seconds.
@@ -424,7 +521,7 @@ impl Exchange {
             address: self.address.clone(),
         };
         let task = async move {
-            again.wait(held).await;
+            again.net.sim.sleep(Life::HARNESS, held).await;
             let (reply, _) = oneshot::channel();
             // Nobody is there to cancel it.
             let (keep, cancelled) = oneshot::channel();
@@ -468,16 +565,17 @@ impl Exchange {
             };
             net.sim.event("answer", &[to.0 as u64, from.0 as u64], || format!("{told}: {}", trace::answer(&result)));
             match net.passage(to, from) {
-                Passage::Arrives(delay) => {
-                    // Once sent, an answer travels even if its sender dies.
-                    let arrival = net.sim.sleep(Life::HARNESS, delay);
-                    let carry = async move {
-                        arrival.await;
-                        drop(reply.send(result));
-                    };
-                    net.sim.spawn(Life::HARNESS, Box::pin(carry));
-                }
                 Passage::Vanishes => net.sim.hit("answer lost"),
+                passage => {
+                    // Once sent, an answer travels even if its sender dies.
+                    let sim = net.sim.clone();
+                    let carry = async move {
+                        if net.arrive(passage).await {
+                            drop(reply.send(result));
+                        }
+                    };
+                    sim.spawn(Life::HARNESS, Box::pin(carry));
+                }
             }
         };
         sim.spawn(life, Box::pin(task));
@@ -488,9 +586,8 @@ impl Exchange {
 async fn cancellation(net: Arc<Net>, from: HostId, to: HostId, cancelled: oneshot::Receiver<()>) {
     // Either way the caller no longer holds its end.
     let _ = cancelled.await;
-    match net.passage(from, to) {
-        Passage::Arrives(delay) => net.sim.sleep(Life::HARNESS, delay).await,
-        Passage::Vanishes => std::future::pending().await,
+    if !net.travel(from, to).await {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -19,6 +19,7 @@ use pacsvault_core::{
     layout::{NodeState, VolumeState},
 };
 use pacsvault_ports::peer::{Reply, Request};
+use pacsvault_service::FORMAT_VERSION;
 
 use crate::{
     cluster::{Cluster, Stop},
@@ -276,6 +277,44 @@ impl Operator {
                     return;
                 }
             }
+        }
+    }
+
+    /// Installs the present release everywhere, node by node in drawn order, until its version is in force.
+    pub async fn upgrade(self: Arc<Self>, nemesis: Arc<Nemesis>) {
+        let sim = self.cluster.sim.clone();
+        let mut rest: Vec<usize> = (0..self.cluster.count()).collect();
+        while !rest.is_empty() && self.patient() {
+            let (at, waits) = sim.random(|rng| (rng.index(rest.len()), rng.micros(100_000, 1_800_000)));
+            let at = rest.swap_remove(at);
+            self.pause(waits).await;
+            self.check_gate();
+            let behind = self.cluster.machines()[at].format < FORMAT_VERSION;
+            // One that is blank gets the present release when it is made anew.
+            if behind && nemesis.take(at) {
+                self.cluster.machines()[at].format = FORMAT_VERSION;
+                sim.hit("upgrade: node restarted with the present release");
+                nemesis.give_back(at);
+            }
+        }
+        while self.patient() {
+            self.check_gate();
+            let layout = crate::proof::newest(&self.cluster).and_then(|replica| replica.layout());
+            if layout.is_some_and(|layout| layout.format == FORMAT_VERSION) {
+                return sim.hit("upgrade: version put in force");
+            }
+            self.pause(AGAIN).await;
+        }
+    }
+
+    /// No version is in force that some member's program does not understand.
+    fn check_gate(&self) {
+        let Some(layout) = crate::proof::newest(&self.cluster).and_then(|replica| replica.layout()) else { return };
+        let machines = self.cluster.machines();
+        for node in layout.nodes.values().filter(|node| node.state != NodeState::Removed) {
+            let machine = machines.iter().find(|machine| machine.incarnation == node.incarnation);
+            let understood = machine.is_none_or(|machine| machine.format >= layout.format);
+            assert!(understood, "version {} is in force, which {} does not understand", layout.format, node.name);
         }
     }
 

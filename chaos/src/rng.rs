@@ -75,6 +75,18 @@ impl SimRng {
         &list[self.index(list.len())]
     }
 
+    /// A position in `weights`, each as likely as its weight says. Not all of them are zero.
+    pub fn weighted(&mut self, weights: &[u64]) -> usize {
+        let mut drawn = self.below(weights.iter().sum());
+        for (at, weight) in weights.iter().enumerate() {
+            if drawn < *weight {
+                return at;
+            }
+            drawn -= weight;
+        }
+        0
+    }
+
     /// `count` bytes.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
@@ -120,6 +132,14 @@ mod tests {
             |seed| (0..8).map(move |_| ()).scan(SimRng::new(seed), |rng, ()| Some(rng.bits())).collect::<Vec<_>>();
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn weights_decide_and_nothing_of_weight_zero_is_drawn() {
+        let mut rng = SimRng::new(1);
+        let mut drawn = [0; 3];
+        (0..1_000).for_each(|_| drawn[rng.weighted(&[1, 0, 3])] += 1);
+        assert!(drawn[1] == 0 && drawn[0] > 150 && drawn[2] > 600, "{drawn:?}");
     }
 
     #[test]

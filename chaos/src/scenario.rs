@@ -18,162 +18,14 @@ use crate::{
     rng::{SimRng, splitmix},
 };
 
+mod fault;
+mod swarm;
+
+pub use fault::{FAULTS, Fault};
+pub use swarm::{Knobs, Mix};
+
 /// Sites of every scenario: contracts speak of "any one site" of three.
 pub const SITES: usize = 3;
-
-/// A kind of misfortune.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
-    /// One node's process dies; its machine keeps the page cache.
-    Crash,
-    /// One node loses power: what was not synced is lost, torn or reordered.
-    PowerLoss,
-    /// A node loses power at a drawn disk operation.
-    PowerLossInOperation,
-    /// A site loses power.
-    SitePowerLoss,
-    /// Two sites lose power.
-    MajorityPowerLoss,
-    /// All nodes lose power at once.
-    TotalPowerLoss,
-    /// One direction between two nodes.
-    CutOneWay,
-    /// A site sees nobody outside.
-    IsolateSite,
-    /// Two sites see each other only through the third.
-    Bridge,
-    /// Loss, repetition and long delays everywhere.
-    Storm,
-    /// One node's disks become slow.
-    SlowDisk,
-    /// The next sync of one volume fails.
-    FailingVolumeSync,
-    /// Bits of one volume's segments flip.
-    BitRot,
-    /// One volume's disk runs out of room for a while.
-    FullVolume,
-    /// The next sync of one node's log fails.
-    FailingLogSync,
-    /// A wall clock jumps.
-    ClockJump,
-    /// Leadership is handed over.
-    TransferLeader,
-    /// A client stops in the middle of a write.
-    ClientCrash,
-    /// A node is down for longer than repair waits.
-    LongAbsence,
-    /// The leader's process dies, or loses power.
-    LeaderCrash,
-    /// Somebody who takes part in a repair dies during it.
-    CrashInRepair,
-    /// A replica dies while it takes a snapshot.
-    CrashInSnapshot,
-    /// A machine loses all its data; another node takes its place.
-    WipeNode,
-    /// A disk is replaced by an empty one.
-    ReplaceVolume,
-    /// A node is drained; then removed, or taken back.
-    DrainNode,
-    /// A volume is drained, and taken back later.
-    DrainVolume,
-    /// A node joins.
-    AddNode,
-    /// An operator has everything verified, and tries again what was set aside.
-    ScrubNow,
-}
-
-/// All kinds.
-pub const FAULTS: [Fault; 28] = [
-    Fault::Crash,
-    Fault::PowerLoss,
-    Fault::PowerLossInOperation,
-    Fault::SitePowerLoss,
-    Fault::MajorityPowerLoss,
-    Fault::TotalPowerLoss,
-    Fault::CutOneWay,
-    Fault::IsolateSite,
-    Fault::Bridge,
-    Fault::Storm,
-    Fault::SlowDisk,
-    Fault::FailingVolumeSync,
-    Fault::BitRot,
-    Fault::FullVolume,
-    Fault::FailingLogSync,
-    Fault::ClockJump,
-    Fault::TransferLeader,
-    Fault::ClientCrash,
-    Fault::LongAbsence,
-    Fault::LeaderCrash,
-    Fault::CrashInRepair,
-    Fault::CrashInSnapshot,
-    Fault::WipeNode,
-    Fault::ReplaceVolume,
-    Fault::DrainNode,
-    Fault::DrainVolume,
-    Fault::AddNode,
-    Fault::ScrubNow,
-];
-
-impl Fault {
-    /// Its name in the coverage table.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Crash => "fault: process crash",
-            Self::PowerLoss => "fault: power loss of a node",
-            Self::PowerLossInOperation => "fault: power loss at a disk operation",
-            Self::SitePowerLoss => "fault: power loss of a site",
-            Self::MajorityPowerLoss => "fault: power loss of two sites",
-            Self::TotalPowerLoss => "fault: power loss of everything",
-            Self::CutOneWay => "fault: one-way cut",
-            Self::IsolateSite => "fault: site isolated",
-            Self::Bridge => "fault: bridge topology",
-            Self::Storm => "fault: lossy network",
-            Self::SlowDisk => "fault: slow disks",
-            Self::FailingVolumeSync => "fault: volume sync fails",
-            Self::BitRot => "fault: bit rot",
-            Self::FullVolume => "fault: volume full",
-            Self::FailingLogSync => "fault: log sync fails",
-            Self::ClockJump => "fault: wall clock jumps",
-            Self::TransferLeader => "fault: leadership moved",
-            Self::ClientCrash => "fault: client crash",
-            Self::LongAbsence => "fault: node away for long",
-            Self::LeaderCrash => "fault: leader crashes",
-            Self::CrashInRepair => "fault: crash during a repair",
-            Self::CrashInSnapshot => "fault: crash during a snapshot",
-            Self::WipeNode => "fault: machine wiped",
-            Self::ReplaceVolume => "fault: volume replaced",
-            Self::DrainNode => "operator: drains a node",
-            Self::DrainVolume => "operator: drains a volume",
-            Self::AddNode => "operator: adds a node",
-            Self::ScrubNow => "operator: verifies everything",
-        }
-    }
-}
-
-/// `BitRot` is `bit-rot`, on the command line and in replay lines.
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, letter) in format!("{self:?}").char_indices() {
-            if letter.is_uppercase() && at > 0 {
-                f.write_str("-")?;
-            }
-            write!(f, "{}", letter.to_ascii_lowercase())?;
-        }
-        Ok(())
-    }
-}
-
-impl FromStr for Fault {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let found = FAULTS.into_iter().find(|fault| fault.to_string() == text);
-        found.ok_or_else(|| {
-            let names: Vec<String> = FAULTS.iter().map(ToString::to_string).collect();
-            format!("there is no fault {text}; there are {}", names.join(", "))
-        })
-    }
-}
 
 /// A bug put in on purpose, to see that the oracles find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -265,13 +117,26 @@ pub enum Encore {
     Retire,
 }
 
+/// Destruction that no contract covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beyond {
+    /// All volumes of two sites rot.
+    Rot,
+    /// All volumes of two sites are replaced by empty ones.
+    Replace,
+    /// One volume too many is replaced.
+    JustTooMuch,
+}
+
 /// One run, as drawn.
 #[derive(Debug, Clone)]
 pub struct Scenario {
     /// Drawn from.
     pub seed: u64,
-    /// Nodes per site.
+    /// Nodes of the smallest site.
     pub nodes_per_site: usize,
+    /// How many more each site has.
+    pub extra_nodes: [usize; SITES],
     /// Two sites hold everything; the third is one witness, which votes and holds no shards.
     pub witness: bool,
     /// Volumes per node.
@@ -304,6 +169,14 @@ pub struct Scenario {
     pub sweep_every: Duration,
     /// What happens once everything was proven whole.
     pub encore: Encore,
+    /// In the end more is destroyed than any contract covers.
+    pub beyond: Option<Beyond>,
+    /// The cluster is founded by the release before, and upgraded node by node while faults last.
+    pub upgrade: bool,
+    /// Small sizes.
+    pub knobs: Knobs,
+    /// What clients do.
+    pub mix: Mix,
     /// Something wrong on purpose.
     pub bug: Option<PlantedBug>,
     /// Kinds of faults that were drawn and do not happen.
@@ -320,7 +193,7 @@ impl Scenario {
 
     /// Sets nodes per site, and the profile that suits them; no witness.
     pub fn resize(&mut self, nodes_per_site: usize) {
-        (self.nodes_per_site, self.witness) = (nodes_per_site, false);
+        (self.nodes_per_site, self.witness, self.extra_nodes) = (nodes_per_site, false, [0; SITES]);
         self.profile = profile_for(nodes_per_site, false);
         if nodes_per_site == 1 {
             self.faults.remove(&Fault::FailingVolumeSync);
@@ -330,7 +203,7 @@ impl Scenario {
 
     /// Nodes of `site`.
     pub fn nodes_of(&self, site: usize) -> usize {
-        if self.is_witness(site) { 1 } else { self.nodes_per_site }
+        if self.is_witness(site) { 1 } else { self.nodes_per_site + self.extra_nodes[site] }
     }
 
     /// Whether `site` only votes.
@@ -341,8 +214,9 @@ impl Scenario {
     /// The scenario of `seed`.
     pub fn draw(seed: u64) -> Self {
         let rng = &mut SimRng::new(splitmix(seed ^ 0x5ce7_a210));
-        let nodes_per_site = *rng.pick(&[1, 2, 2, 2, 2, 3]);
+        let nodes_per_site = *rng.pick(&[1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4]);
         let witness = nodes_per_site == 3 && rng.chance(500);
+        let extra_nodes = swarm::draw_extra(rng, nodes_per_site);
         let far = *rng.pick(&[500_u64, 2_000, 8_000, 8_000, 25_000, 40_000]);
         let latency_micros = (0..SITES)
             .map(|a| (0..SITES).map(|b| if a == b { 80 } else { far + 300 * (a + b) as u64 }).collect())
@@ -360,15 +234,16 @@ impl Scenario {
             faults.remove(&Fault::FailingVolumeSync);
             faults.remove(&Fault::FullVolume);
         }
-        let scenario = Self {
+        let mut scenario = Self {
             seed,
             nodes_per_site,
+            extra_nodes,
             witness,
-            volumes_per_node: if nodes_per_site == 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
+            volumes_per_node: if nodes_per_site >= 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
             profile: profile_for(nodes_per_site, witness),
             stripe_bytes: *rng.pick(&[256, 1_000, 4_096]),
             latency_micros,
-            snapshot_every: rng.range(8, 60),
+            snapshot_every: rng.range(5, 60),
             log_keep: rng.range(0, 20),
             clients: rng.index(3) + 2,
             keys: rng.index(8) + 3,
@@ -388,10 +263,15 @@ impl Scenario {
                 Encore::WipeSite,
                 Encore::Retire,
             ]),
+            beyond: rng.chance(60).then(|| *rng.pick(&[Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch])),
+            upgrade: rng.chance(120),
+            knobs: Knobs::draw(rng),
+            mix: Mix::draw(rng),
             bug: None,
             muted: BTreeSet::new(),
             skipped: BTreeSet::new(),
         };
+        scenario.profile = swarm::draw_profile(rng, scenario.profile.clone(), &scenario);
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario
     }
@@ -451,8 +331,13 @@ mod tests {
         for fault in FAULTS {
             assert!((0..100).any(|seed| Scenario::draw(seed).faults.contains(&fault)), "{fault:?}");
         }
-        assert!((0..100).any(|seed| Scenario::draw(seed).witness));
-        for nodes in 1..=3 {
+        let some = |what: fn(&Scenario) -> bool| (0..300).any(|seed| what(&Scenario::draw(seed)));
+        assert!(some(|it| it.witness) && some(|it| it.upgrade) && some(|it| it.extra_nodes.contains(&1)));
+        assert!(some(|it| it.profile.floor == it.profile.contract));
+        for beyond in [Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch] {
+            assert!((0..300).any(|seed| Scenario::draw(seed).beyond == Some(beyond)), "{beyond:?}");
+        }
+        for nodes in 1..=4 {
             assert!((0..100).any(|seed| Scenario::draw(seed).nodes_per_site == nodes));
         }
     }

@@ -212,36 +212,62 @@ impl Client {
             } else {
                 self.step().await;
             }
-            let pause = self.rng.micros(100, 150_000);
+            let pause = self.rng.micros(100, self.work.cluster.scenario.mix.pause_micros);
             sim.sleep(Life::HARNESS, pause).await;
         }
     }
 
+    /// The key of the next operation.
+    fn key(&mut self) -> usize {
+        let (keys, mix) = (self.work.cluster.scenario.keys, &self.work.cluster.scenario.mix);
+        let documents: Vec<usize> = (0..keys).filter(|key| key % 5 == 4).collect();
+        if self.rng.chance(mix.hot_per_mille) {
+            0
+        } else if self.rng.chance(mix.document_per_mille) && !documents.is_empty() {
+            *self.rng.pick(&documents)
+        } else {
+            self.rng.index(keys)
+        }
+    }
+
     async fn step(&mut self) {
-        let key = self.rng.index(self.work.cluster.scenario.keys);
+        let (key, mix) = (self.key(), self.work.cluster.scenario.mix.clone());
         if let Some((key, content)) = self.unknown.take()
-            && self.rng.chance(700)
+            && self.rng.chance(mix.retry_per_mille)
         {
             self.work.cluster.sim.hit("unknown write tried again");
             self.put(key, content, false).await;
             return;
         }
-        match self.rng.below(100) {
-            0..45 => {
-                let (content, strict) = (self.content(), self.rng.chance(100));
+        match self.rng.weighted(&mix.weights) {
+            0 => {
+                let (content, strict) = (self.content(key), self.rng.chance(mix.strict_per_mille));
                 self.put(key, content, strict).await;
             }
-            45..75 => self.get(key).await,
-            75..84 => self.get_range(key).await,
-            84..92 => self.list().await,
+            1 => self.get(key).await,
+            2 => self.get_range(key).await,
+            3 => self.list().await,
             _ => self.delete(key).await,
         }
     }
 
-    fn content(&mut self) -> Bytes {
-        let len = match self.rng.below(20) {
+    /// New content, or what somebody put under this key before.
+    fn content(&mut self, key: usize) -> Bytes {
+        let mix = &self.work.cluster.scenario.mix;
+        if self.rng.chance(mix.again_per_mille) {
+            let of_key = |model: &mut Model| -> Vec<Bytes> {
+                let attempts = model.attempts().iter().filter(|attempt| attempt.key == key);
+                attempts.map(|attempt| attempt.content.clone()).collect()
+            };
+            let known = self.work.model(of_key);
+            if !known.is_empty() {
+                self.work.cluster.sim.hit("content put again that somebody put before");
+                return self.rng.pick(&known).clone();
+            }
+        }
+        let len = match self.rng.weighted(&mix.sizes) {
             0 => 0,
-            1..15 => self.rng.range(8, 400),
+            1 => self.rng.range(8, 400),
             _ => self.rng.range(400, 6_000),
         };
         let len = usize::try_from(len).expect("a few thousand");

@@ -16,7 +16,7 @@ use pacsvault_ports::{
 use pacsvault_rpc::{Server, ServerTls, TonicPeer};
 use pacsvault_runtime::{TokioEnv, inject::Faults, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
-use pacsvault_service::{Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
+use pacsvault_service::{FORMAT_VERSION, Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
 use tokio::net::TcpListener;
 
 use crate::{
@@ -165,6 +165,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         incarnation: identity.incarnation()?,
         join: config.join.iter().filter(|seed| seed.address != config.advertise).cloned().collect(),
         binary_version: format!("{}{}", env!("CARGO_PKG_VERSION"), faults.as_ref().map_or("", |_| FAULTS_SUFFIX)),
+        format_version: FORMAT_VERSION,
     };
     // The port first: two nodes with one configuration must not both open the stores.
     let listener =

@@ -1,9 +1,10 @@
 //! One file: what is durable, what is visible, and the writes between the two.
 //!
-//! **Invariants.** `visible` is `durable` with all of `pending` applied in order, unless a sync failed. A sector absent
-//! from a map is zero.
+//! **Invariants.** `visible` is `durable` with all of `pending` applied in order, unless a sync failed or the disk lies. A
+//! sector absent from a map is zero.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,6 +27,12 @@ struct Content {
     pending: Vec<Vec<(u64, Sector)>>,
     /// Sectors that cannot be read.
     spoilt: BTreeSet<u64>,
+    /// Sectors as they were before they were last synced.
+    former: BTreeMap<u64, Sector>,
+    /// Sectors that read like this, whatever they hold.
+    stale: BTreeMap<u64, Sector>,
+    /// Sectors seen in the cache, which the medium never got.
+    cached: BTreeMap<u64, Sector>,
 }
 
 pub(crate) struct Inode {
@@ -43,6 +50,28 @@ fn put(sectors: &mut Sectors, at: u64, sector: Sector) {
     }
 }
 
+impl Content {
+    /// What a reader of this sector sees.
+    fn seen(&self, at: u64) -> Option<&Arc<[u8]>> {
+        match self.stale.get(&at).or_else(|| self.cached.get(&at)) {
+            Some(instead) => instead.as_ref(),
+            None => self.visible.get(&at),
+        }
+    }
+
+    fn drop_cache(&mut self) {
+        self.cached.clear();
+        self.stale.clear();
+    }
+}
+
+fn joined<'a>(parts: &[&'a [u8]]) -> Cow<'a, [u8]> {
+    match parts {
+        [one] => Cow::Borrowed(one),
+        many => Cow::Owned(many.concat()),
+    }
+}
+
 impl Inode {
     pub(crate) fn new(len: u64) -> Self {
         Self::with(Content {
@@ -52,6 +81,9 @@ impl Inode {
             durable: Sectors::new(),
             pending: Vec::new(),
             spoilt: BTreeSet::new(),
+            former: BTreeMap::new(),
+            stale: BTreeMap::new(),
+            cached: BTreeMap::new(),
         })
     }
 
@@ -63,8 +95,11 @@ impl Inode {
         self.content.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The file as the next process finds it.
     pub(crate) fn duplicate(&self) -> Self {
-        Self::with(self.content().clone())
+        let mut content = self.content().clone();
+        content.drop_cache();
+        Self::with(content)
     }
 
     pub(crate) fn len(&self) -> u64 {
@@ -88,7 +123,7 @@ impl Inode {
         if spoilt {
             return Err(io::Error::other("simulated unreadable sector"));
         }
-        for_sectors(offset, buffer.len(), |at, within, range| match content.visible.get(&at) {
+        for_sectors(offset, buffer.len(), |at, within, range| match content.seen(at) {
             Some(sector) => buffer[range.clone()].copy_from_slice(&sector[within..within + range.len()]),
             None => buffer[range].fill(0),
         });
@@ -96,14 +131,8 @@ impl Inode {
     }
 
     pub(crate) fn write(&self, offset: u64, parts: &[&[u8]]) {
-        let joined;
-        let bytes: &[u8] = match parts {
-            [one] => one,
-            many => {
-                joined = many.concat();
-                &joined
-            }
-        };
+        let joined = joined(parts);
+        let bytes: &[u8] = &joined;
         let mut content = self.content();
         let mut written = Vec::new();
         for_sectors(offset, bytes.len(), |at, within, range| {
@@ -117,6 +146,10 @@ impl Inode {
                 sector.iter().any(|&byte| byte != 0).then(|| sector.into())
             };
             put(&mut content.visible, at, sector.clone());
+            // A drive gives a sector that it cannot read another place when it is written.
+            content.spoilt.remove(&at);
+            content.stale.remove(&at);
+            content.cached.remove(&at);
             written.push((at, sector));
         });
         content.len = content.len.max(offset + bytes.len() as u64);
@@ -131,9 +164,46 @@ impl Inode {
         let mut content = self.content();
         let content = &mut *content;
         for (at, sector) in content.pending.drain(..).flatten() {
+            content.former.insert(at, content.durable.get(&at).cloned());
             put(&mut content.durable, at, sector);
         }
         content.durable_len = Some(content.len);
+    }
+
+    /// What a reader sees now and the medium never gets.
+    pub(crate) fn write_cache(&self, offset: u64, parts: &[&[u8]]) {
+        let bytes = joined(parts);
+        let mut content = self.content();
+        for_sectors(offset, bytes.len(), |at, within, range| {
+            let piece = &bytes[range];
+            let mut sector = content.seen(at).map_or_else(|| vec![0; SECTOR_BYTES], |old| old.to_vec());
+            sector[within..within + piece.len()].copy_from_slice(piece);
+            content.cached.insert(at, Some(sector.into()));
+        });
+        content.len = content.len.max(offset + bytes.len() as u64);
+    }
+
+    /// Lets a sector read as it was before it was last synced, until it is written; `for_ever`: the medium itself falls back.
+    /// False when that is no different.
+    pub(crate) fn go_stale(&self, at: u64, for_ever: bool) -> bool {
+        let mut content = self.content();
+        let content = &mut *content;
+        let Some(former) = content.former.get(&at).cloned() else { return false };
+        let due = content.pending.iter().flatten().any(|(sector, _)| *sector == at);
+        if due || former.as_deref() == content.durable.get(&at).map(AsRef::as_ref) {
+            return false;
+        }
+        if for_ever {
+            put(&mut content.visible, at, former.clone());
+            put(&mut content.durable, at, former);
+        } else {
+            content.stale.insert(at, former);
+        }
+        true
+    }
+
+    pub(crate) fn freshen(&self) {
+        self.content().stale.clear();
     }
 
     /// What a failed sync leaves: an arbitrary part durable, all of it visible, none of it still due.
@@ -157,7 +227,7 @@ impl Inode {
         let end = len.div_ceil(SECTOR_BYTES as u64);
         content.durable.split_off(&end);
         content.visible = content.durable.clone();
-        content.spoilt.clear();
+        content.drop_cache();
         Self::with(content)
     }
 

@@ -7,12 +7,14 @@
 //!   name not yet synced likewise.
 //! - Sectors are [`SECTOR_BYTES`] long. With [`Options::torn_unit_bytes`] below that, a sector may tear inside.
 //! - The same calls with the same options and seeds give the same bytes: no clock, no global randomness, no hash maps.
+//! - A disk lies only when told to: [`SimDisk::lie_about_write`], [`SimDisk::read_stale_at`].
 //! - Cost follows the bytes that are not zero: creating a large file or writing zeros allocates nothing.
 //!
 //! Every call that changes the disk has a number, from 1 upwards ([`SimDisk::ops`]). [`SimDisk::crash_at`] lets the
 //! power fail *during* the call of that number, so that a test can enumerate them all: run a workload once, read
 //! [`SimDisk::ops`], then run it again for each number, each time followed by [`SimDisk::crash`].
 
+mod faults;
 mod file;
 mod random;
 #[cfg(test)]
@@ -26,7 +28,12 @@ use std::{
 
 use pacsvault_ports::disk::{Disk, DiskFile, Space};
 
-use crate::{file::Inode, random::Random};
+pub use crate::faults::{Stale, WriteLie};
+use crate::{
+    faults::{Faults, Landing},
+    file::Inode,
+    random::Random,
+};
 
 /// Bytes that survive or vanish together, unless [`Options::torn_unit_bytes`] says less.
 pub const SECTOR_BYTES: usize = 4096;
@@ -83,16 +90,6 @@ impl Default for Options {
     fn default() -> Self {
         Self { capacity_bytes: 1 << 40, torn_unit_bytes: SECTOR_BYTES, latency: None }
     }
-}
-
-/// What will go wrong.
-#[derive(Default)]
-struct Faults {
-    crash_at: Option<u64>,
-    /// Kind to countdown: 1 fails the next one.
-    fail: BTreeMap<OpKind, (u64, io::ErrorKind)>,
-    /// Writes into files fail for want of room, as on a thin volume.
-    thin_full: bool,
 }
 
 enum NameOp {
@@ -251,38 +248,9 @@ impl SimDisk {
         self.state().log.clone()
     }
 
-    /// Lets the power fail during call `number`: it and every later call returns an error, and whether its effect
-    /// survives is for [`SimDisk::crash`] to decide.
-    pub fn crash_at(&self, number: u64) {
-        self.state().faults.crash_at = Some(number);
-    }
-
     /// True once the power has failed.
     pub fn is_dead(&self) -> bool {
         self.state().dead
-    }
-
-    /// Lets the `nth` next call of `kind` fail once with `error`. After a failed write or sync, what the file holds
-    /// after a crash is arbitrary among what was written; a later sync that succeeds does not repair it.
-    pub fn fail(&self, kind: OpKind, nth: u64, error: io::ErrorKind) {
-        assert!(nth >= 1, "the next call is the first");
-        self.state().faults.fail.insert(kind, (nth, error));
-    }
-
-    /// Lets every write into existing files fail for want of room, as when a thin volume runs out; or ends that.
-    pub fn set_thin_full(&self, thin_full: bool) {
-        self.state().faults.thin_full = thin_full;
-    }
-
-    /// Lets every read that touches the sector at `offset` of `name` fail, until the disk crashes or restarts. False if
-    /// there is no such file.
-    pub fn fail_reads_at(&self, name: &str, offset: u64) -> bool {
-        self.state().names.get(name).map(|inode| inode.spoil(offset / SECTOR_BYTES as u64)).is_some()
-    }
-
-    /// Flips bit `bit` (0 to 7) of the byte at `offset` of `name`: rot, durable at once. False if there is no such byte.
-    pub fn flip(&self, name: &str, offset: u64, bit: u8) -> bool {
-        self.state().names.get(name).is_some_and(|inode| inode.flip(offset, bit))
     }
 
     /// Bytes that take memory: sectors that are not zero, counted once per version kept.
@@ -307,18 +275,6 @@ impl SimDisk {
             }
         }
         Ok(true)
-    }
-
-    /// The error planted for this call, if its turn has come.
-    fn planted(state: &mut State, kind: OpKind) -> Option<io::Error> {
-        let (left, error) = state.faults.fail.get_mut(&kind)?;
-        *left -= 1;
-        if *left > 0 {
-            return None;
-        }
-        let error = *error;
-        state.faults.fail.remove(&kind);
-        Some(io::Error::new(error, format!("simulated failure of {kind:?}")))
     }
 
     fn change_names(&self, kind: OpKind, name: &str, op: impl FnOnce(&State) -> io::Result<NameOp>) -> io::Result<()> {
@@ -492,8 +448,15 @@ impl DiskFile for Handle {
             return Err(full());
         }
         let error = SimDisk::planted(&mut state, OpKind::Write);
-        // A write that fails, or during which the power fails, may have reached the disk in any part.
-        self.inode.write(offset, parts);
+        let lied =
+            if lives && error.is_none() { SimDisk::lied(&mut state, offset, len, self.inode.len()) } else { None };
+        match lied {
+            // A write that fails, or during which the power fails, may have reached the disk in any part.
+            None => self.inode.write(offset, parts),
+            Some(Landing::At(elsewhere)) => self.inode.write(elsewhere, parts),
+            Some(Landing::Nowhere) => {}
+            Some(Landing::Cache) => self.inode.write_cache(offset, parts),
+        }
         match error {
             Some(error) => Err(error),
             None if lives => Ok(()),

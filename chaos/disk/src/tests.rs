@@ -150,3 +150,79 @@ fn rot_and_bad_sectors_are_seen_by_readers() {
     assert!(file.read_at(4096, &mut [0; 8]).is_err());
     assert!(file.read_at(0, &mut [0; 8]).is_ok());
 }
+
+#[test]
+fn unreadable_sectors_outlive_crashes_until_they_are_written() {
+    let disk = disk(1);
+    let file = durable_file(&disk, "a", 8192);
+    file.write_at(0, &[&[5; 8192]]).unwrap();
+    file.sync_data().unwrap();
+    disk.fail_reads_at("a", 5000);
+    let again = disk.crash(1).restart();
+    let file = again.open("a").unwrap();
+    assert!(file.read_at(4096, &mut [0; 8]).is_err());
+    file.write_at(4096, &[&[6; 4096]]).unwrap();
+    assert_eq!(read(&again, "a", 4096, 2), [6, 6]);
+}
+
+#[test]
+fn a_misdirected_write_lands_on_whole_sectors_elsewhere_in_its_file() {
+    for seed in 0..100 {
+        let disk = disk(seed);
+        let file = durable_file(&disk, "a", 10 * SECTOR_BYTES as u64);
+        disk.lie_about_write(2, WriteLie::Misdirected);
+        file.write_at(0, &[&[1; 10]]).unwrap();
+        file.write_at(5000, &[&[2; 6000]]).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(disk.lies(), 1);
+        let bytes = read(&disk.crash(seed), "a", 0, 10 * SECTOR_BYTES);
+        let at = bytes.iter().position(|&byte| byte == 2).unwrap();
+        assert!(at != 5000 && at % SECTOR_BYTES == 5000 % SECTOR_BYTES, "landed at {at}");
+        assert!(bytes[at..at + 6000].iter().all(|&byte| byte == 2), "all of it, durable");
+    }
+}
+
+#[test]
+fn a_write_that_fits_nowhere_else_is_not_misdirected_and_the_next_one_is() {
+    let disk = disk(1);
+    let (small, large) = (durable_file(&disk, "a", 4096), durable_file(&disk, "b", 1 << 16));
+    disk.lie_about_write(1, WriteLie::Misdirected);
+    small.write_at(0, &[&[1; 4096]]).unwrap();
+    assert_eq!((disk.lies(), read(&disk, "a", 0, 1)), (0, vec![1]));
+    large.write_at(0, &[&[2; 4096]]).unwrap();
+    assert_eq!((disk.lies(), read(&disk, "b", 0, 1)), (1, vec![0]));
+}
+
+#[test]
+fn a_lost_write_is_seen_only_as_long_as_a_cache_lives() {
+    for (lie, seen) in [(WriteLie::Lost, 1), (WriteLie::OnlyCached, 2)] {
+        let disk = disk(1);
+        let file = durable_file(&disk, "a", 8192);
+        file.write_at(0, &[&[1; 100]]).unwrap();
+        disk.lie_about_write(1, lie);
+        file.write_at(10, &[&[2; 10]]).unwrap();
+        file.sync_data().unwrap();
+        assert_eq!(read(&disk, "a", 10, 1), [seen], "{lie:?}");
+        assert_eq!(read(&disk.survivors(1), "a", 10, 1), [1], "{lie:?}: the medium never got it");
+        assert_eq!(read(&disk.restart(), "a", 10, 1), [1]);
+    }
+}
+
+#[test]
+fn a_stale_region_reads_as_before_its_last_sync_for_a_while_or_for_ever() {
+    for lasts in [Stale::ForAWhile, Stale::ForEver] {
+        let disk = disk(1);
+        let file = durable_file(&disk, "a", 8192);
+        assert!(!disk.read_stale_at("a", 0, lasts), "it never was different");
+        for byte in [1, 2] {
+            file.write_at(0, &[&[byte; 100]]).unwrap();
+            file.sync_data().unwrap();
+        }
+        assert!(disk.read_stale_at("a", 50, lasts));
+        assert_eq!(read(&disk, "a", 0, 2), [1, 1]);
+        disk.end_stale_reads();
+        let kept = if lasts == Stale::ForEver { 1 } else { 2 };
+        assert_eq!(read(&disk, "a", 0, 1), [kept], "{lasts:?}");
+        assert_eq!(read(&disk.crash(1), "a", 0, 1), [kept], "{lasts:?}");
+    }
+}

@@ -123,3 +123,51 @@ fn a_caller_that_stops_waiting_cancels_the_work() {
     });
     world.sim.end();
 }
+
+#[test]
+fn what_a_held_link_holds_back_arrives_when_it_is_released() {
+    let world = World::new(1);
+    world.sim.clone().block_on(async {
+        world.net.hold(world.hosts[0], world.hosts[1]);
+        let calls = futures::future::join3(world.call(400), world.call(5_000), world.call(5_000));
+        let release = async {
+            world.pause(1_000).await;
+            assert_eq!(world.counted(), [0, 0]);
+            world.net.release(world.hosts[0], world.hosts[1]);
+        };
+        let ((first, second, third), ()) = futures::future::join(calls, release).await;
+        assert!(first.is_err_and(|fault| fault.class == Class::Unknown), "it gave up");
+        assert!(second.is_ok() && third.is_ok());
+        world.pause(100).await;
+        assert_eq!(world.counted()[0], 3, "also what nobody waits for any more");
+    });
+}
+
+#[test]
+fn a_held_answer_arrives_when_its_link_is_released_or_healed() {
+    for heals in [false, true] {
+        let world = World::new(1);
+        world.sim.clone().block_on(async {
+            world.net.hold(world.hosts[1], world.hosts[0]);
+            let release = async {
+                world.pause(1_000).await;
+                assert_eq!(world.counted(), [1, 1]);
+                if heals { world.net.heal() } else { world.net.release(world.hosts[1], world.hosts[0]) }
+            };
+            let (answer, ()) = futures::future::join(world.call(5_000), release).await;
+            assert!(answer.is_ok());
+        });
+    }
+}
+
+#[test]
+fn a_slow_link_is_slow_in_its_direction_until_it_is_not() {
+    let world = World::new(0);
+    world.sim.clone().block_on(async {
+        world.net.slow_down(world.hosts[0], world.hosts[1], 300_000);
+        assert!(world.call(250).await.is_err());
+        assert!(world.call(500).await.is_ok());
+        world.net.slow_down(world.hosts[0], world.hosts[1], 0);
+        assert!(world.call(50).await.is_ok());
+    });
+}

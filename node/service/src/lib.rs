@@ -64,6 +64,8 @@ pub struct Profile {
     pub join: Vec<Target>,
     /// Version of the binary, for people.
     pub binary_version: String,
+    /// Highest version of commands and formats that it says it understands: [`FORMAT_VERSION`], unless it plays an older one.
+    pub format_version: u32,
 }
 
 /// Starts the replica once the node knows its id. Implemented by the shell, which owns the stores.
@@ -221,7 +223,7 @@ impl Node {
             address: profile.address.clone(),
             roles: profile.roles,
             volumes: self.volumes.iter().map(|(id, own)| (*id, own.capacity_bytes)).collect(),
-            version: FORMAT_VERSION,
+            version: profile.format_version,
         }
     }
 

@@ -258,6 +258,7 @@ impl Bed {
             incarnation: Incarnation([1; 16]),
             join: join.iter().map(|address| target(address)).collect(),
             binary_version: "test".to_owned(),
+            format_version: pacsvault_service::FORMAT_VERSION,
         };
         let starter = Arc::new(Starter { replica: replica.clone(), starts: AtomicU64::new(0) });
         let seeds = Arc::new(Seeds::default());

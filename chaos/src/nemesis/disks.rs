@@ -1,0 +1,101 @@
+//! What goes wrong with the disks of volumes.
+//!
+//! **Invariants.** Whatever may lose bytes is booked in the atlas before it happens, and its volume counts as hurt from then on.
+//! A volume's identity is spared: without it a volume is not one any more.
+
+use std::sync::Arc;
+
+use pacsvault_ports::disk::Disk as _;
+use pacsvault_simdisk::{OpKind, SimDisk, Stale, WriteLie};
+
+use super::Nemesis;
+use crate::{rng::SimRng, scenario::Fault};
+
+/// How many write calls ahead a write is chosen to be lied about.
+const WRITES_AHEAD: u64 = 12;
+
+impl Nemesis {
+    /// The machine that damage goes to: now and then one beside those that are damaged already, where that is allowed.
+    pub(super) fn aim(&self, at: usize, rng: &mut SimRng) -> usize {
+        let near = self.cluster.atlas().next_to_damage();
+        if near.is_empty() || rng.chance(500) { at } else { *rng.pick(&near) }
+    }
+
+    pub(super) fn hurt_volume(self: &Arc<Self>, at: usize, kind: Fault, rng: &mut SimRng) {
+        let at = self.aim(at, rng);
+        let (id, disk) = {
+            let machines = self.cluster.machines();
+            if machines[at].volumes.is_empty() {
+                return;
+            }
+            let volume = rng.pick(&machines[at].volumes);
+            (volume.id, volume.disk.clone())
+        };
+        if !self.cluster.may_damage_volume(at, id) {
+            return;
+        }
+        self.cluster.hurt().insert(id);
+        let done = match kind {
+            Fault::BitRot => strike_sectors(&disk, rng, 12, |rng, name, offset| {
+                disk.flip(name, offset, u8::try_from(rng.below(8)).unwrap_or(0))
+            }),
+            Fault::LatentErrors => strike_sectors(&disk, rng, 6, |_, name, offset| disk.fail_reads_at(name, offset)),
+            Fault::StaleReads => {
+                let lasts = *rng.pick(&[Stale::ForAWhile, Stale::ForEver]);
+                let ends = rng.micros(100_000, 4_000_000);
+                self.later(ends, move |nemesis| nemesis.each_disk(SimDisk::end_stale_reads));
+                strike_sectors(&disk, rng, 40, |_, name, offset| disk.read_stale_at(name, offset, lasts))
+            }
+            Fault::MisdirectedWrite => {
+                disk.lie_about_write(rng.range(1, WRITES_AHEAD), WriteLie::Misdirected);
+                true
+            }
+            Fault::LostWrite => {
+                let lie = *rng.pick(&[WriteLie::Lost, WriteLie::OnlyCached]);
+                disk.lie_about_write(rng.range(1, WRITES_AHEAD), lie);
+                true
+            }
+            Fault::FullVolume => {
+                disk.set_thin_full(true);
+                let lasts = rng.micros(100_000, 3_000_000);
+                self.later(lasts, move |nemesis| nemesis.each_disk(|disk| disk.set_thin_full(false)));
+                true
+            }
+            _ => {
+                let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
+                disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
+                true
+            }
+        };
+        if done {
+            self.cluster.sim.hit(kind.name());
+        }
+    }
+
+    pub(super) fn each_disk(&self, work: impl Fn(&SimDisk)) {
+        self.cluster.machines().iter().flat_map(|machine| &machine.volumes).for_each(|volume| work(&volume.disk));
+    }
+}
+
+/// Strikes up to `most` places of segments, here and there; true when one was hit.
+pub(crate) fn strike_sectors(
+    disk: &SimDisk,
+    rng: &mut SimRng,
+    most: u64,
+    mut strike: impl FnMut(&mut SimRng, &str, u64) -> bool,
+) -> bool {
+    let segments = disk.names().unwrap_or_default();
+    let segments: Vec<String> = segments.into_iter().filter(|name| !name.starts_with("volume.")).collect();
+    if segments.is_empty() {
+        return false;
+    }
+    let mut done = false;
+    for _ in 0..rng.range(1, most) {
+        let name = rng.pick(&segments);
+        let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0);
+        // What was written lies at the beginning.
+        let offset = if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
+        done |= strike(rng, name, offset);
+    }
+    done
+}

@@ -1,0 +1,152 @@
+//! What a seed draws beside its faults: topology, profile, knobs and the mix of work.
+//!
+//! **Invariants.** Every profile drawn can keep its contract on its topology, and survives any one site: the finale reads with
+//! one dark.
+
+use pacsvault_core::layout::{
+    Contract, Failures, Profile,
+    plan::{Topology, check_possible},
+    profile::Code,
+};
+
+use super::{SITES, Scenario};
+use crate::{cluster::site_name, rng::SimRng};
+
+/// What clients do, in shares.
+#[derive(Debug, Clone)]
+pub struct Mix {
+    /// Weights of put, get, range, list and delete.
+    pub weights: [u64; 5],
+    /// Puts of 1,000 that repeat content which somebody put under the key before.
+    pub again_per_mille: u64,
+    /// Operations of 1,000 that go to the one hot key.
+    pub hot_per_mille: u64,
+    /// Operations of 1,000 that go to documents of a study.
+    pub document_per_mille: u64,
+    /// Puts of 1,000 that accept nothing below the contract.
+    pub strict_per_mille: u64,
+    /// Writes of unknown outcome, of 1,000, that are tried again.
+    pub retry_per_mille: u64,
+    /// Weights of empty, small and large content.
+    pub sizes: [u64; 3],
+    /// Longest pause of a client between two operations, in microseconds.
+    pub pause_micros: u64,
+}
+
+/// Small sizes of what is large in production.
+#[derive(Debug, Clone)]
+pub struct Knobs {
+    /// Bytes of a volume's segment.
+    pub segment_bytes: u64,
+    /// Most entries in one replication message.
+    pub payload_entries_max: u64,
+    /// Most bytes of recent entries in memory.
+    pub cache_bytes_max: usize,
+    /// How long a proposal waits for company, in microseconds.
+    pub linger_micros: u64,
+    /// Between two comparisons of digests, in milliseconds.
+    pub compare_every_millis: u64,
+}
+
+impl Mix {
+    /// The mix of former runs: a bit of everything.
+    pub fn usual() -> Self {
+        Self {
+            weights: [45, 30, 9, 8, 8],
+            again_per_mille: 50,
+            hot_per_mille: 100,
+            document_per_mille: 100,
+            strict_per_mille: 100,
+            retry_per_mille: 700,
+            sizes: [1, 14, 5],
+            pause_micros: 150_000,
+        }
+    }
+
+    pub(super) fn draw(rng: &mut SimRng) -> Self {
+        if rng.chance(300) {
+            return Self::usual();
+        }
+        let mut weight = |usual: u64| *rng.pick(&[usual / 4 + 1, usual, usual, usual * 3]);
+        let weights = [weight(45), weight(30), weight(9), weight(8), weight(8)];
+        Self {
+            weights,
+            again_per_mille: *rng.pick(&[0, 50, 300]),
+            hot_per_mille: *rng.pick(&[0, 100, 700]),
+            document_per_mille: *rng.pick(&[0, 100, 400]),
+            strict_per_mille: *rng.pick(&[0, 100, 500]),
+            retry_per_mille: *rng.pick(&[0, 700, 1_000]),
+            sizes: *rng.pick(&[[1, 14, 5], [8, 8, 1], [1, 4, 15]]),
+            pause_micros: *rng.pick(&[40_000, 150_000, 150_000, 400_000]),
+        }
+    }
+}
+
+impl Knobs {
+    pub(super) fn draw(rng: &mut SimRng) -> Self {
+        Self {
+            segment_bytes: *rng.pick(&[64 << 10, 128 << 10, 256 << 10, 256 << 10, 1 << 20]),
+            payload_entries_max: *rng.pick(&[1, 3, 64, 64]),
+            cache_bytes_max: *rng.pick(&[1 << 10, 64 << 20, 64 << 20]),
+            linger_micros: *rng.pick(&[0, 1_000, 1_000, 20_000]),
+            compare_every_millis: *rng.pick(&[2_000, 10_000, 30_000]),
+        }
+    }
+}
+
+/// How many nodes each site has more than the least of them.
+pub(super) fn draw_extra(rng: &mut SimRng, nodes_per_site: usize) -> [usize; SITES] {
+    let mut extra = [0; SITES];
+    if nodes_per_site < 4 && rng.chance(180) {
+        extra[rng.index(SITES)] = 1;
+        if rng.chance(300) {
+            extra[rng.index(SITES)] += 1;
+        }
+    }
+    extra
+}
+
+/// A profile that can keep its contract on this topology: the usual one, or another. `usual` can.
+pub(super) fn draw_profile(rng: &mut SimRng, usual: Profile, scenario: &Scenario) -> Profile {
+    let sites = (0..SITES).filter(|site| !scenario.is_witness(*site));
+    let topology = Topology::with_nodes(sites.map(|site| (site_name(site), scenario.nodes_of(site))));
+    let mut profile = usual.clone();
+    if rng.chance(500) {
+        let possible: Vec<Profile> =
+            others(&usual).into_iter().filter(|other| check_possible(other, &topology).is_ok()).collect();
+        if !possible.is_empty() {
+            profile = rng.pick(&possible).clone();
+        }
+    }
+    // What is refused rather than stored below its contract allows damage on all that the contract covers.
+    if rng.chance(300) {
+        profile.floor = profile.contract.clone();
+    }
+    profile
+}
+
+fn others(usual: &Profile) -> Vec<Profile> {
+    let (site, node) = (Failures { sites: 1, nodes: 0 }, Failures { sites: 1, nodes: 1 });
+    let (two_sites, two_nodes) = (Failures { sites: 2, nodes: 0 }, Failures { sites: 0, nodes: 2 });
+    let site_or_nodes = Contract::new(vec![site, two_nodes]);
+    let one = |failures| Some(Contract::one(failures));
+    let list = [
+        (1, 2, one(two_sites)),
+        (2, 1, one(site)),
+        (2, 2, one(site)),
+        (2, 4, one(site)),
+        (2, 4, one(two_sites)),
+        (3, 3, one(site)),
+        (3, 6, one(node)),
+        (4, 2, one(site)),
+        (4, 4, one(site)),
+        (4, 5, one(node)),
+        (5, 4, one(node)),
+        (4, 2, site_or_nodes.clone()),
+        (3, 4, site_or_nodes),
+    ];
+    let made = |(data, parity, contract): (u8, u8, Option<Contract>)| {
+        Some(Profile { code: Code::new(data, parity)?, contract: contract?, ..usual.clone() })
+    };
+    list.into_iter().filter_map(made).collect()
+}
