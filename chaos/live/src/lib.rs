@@ -7,9 +7,10 @@
 //! - A driver that lacks an ability refuses the scenario before anything is harmed.
 //!
 //! Rooms: [`net`] (the wide network), [`driver`] (how nodes are started, killed and harmed), [`scenario`] (what is done),
-//! [`record`] (what a run leaves behind), [`report`] (what people read).
+//! [`record`] (what a run leaves behind), [`report`] (what people read), [`gameday`] (commands for clusters that are not ours).
 
 pub mod driver;
+pub mod gameday;
 pub mod net;
 pub mod record;
 pub mod report;
