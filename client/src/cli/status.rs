@@ -10,7 +10,7 @@ use pacsvault_core::{
     health::report::Health,
     layout::{Layout, NodeState, VolumeState},
 };
-use pacsvault_ports::peer::{Class, Fault};
+use pacsvault_ports::peer::{Class, FAULTS_SUFFIX, Fault};
 use pacsvault_runtime::wall_now;
 use serde_json::{Value, json};
 
@@ -203,6 +203,9 @@ fn version_words(layout: &Layout) -> Option<String> {
 fn troubles(node: &NodeView) -> Vec<String> {
     let mut lines: Vec<String> =
         state_of(node).1.map(|reason| format!("{}: {reason}", name_of(node))).into_iter().collect();
+    if node.answer.as_ref().is_ok_and(|status| status.binary_version.ends_with(FAULTS_SUFFIX)) {
+        lines.push(format!("{}: faults are injected into this node (PACSVAULT_INJECT)", name_of(node)));
+    }
     for volume in node.answer.iter().flat_map(|status| &status.volumes) {
         if volume.state != VolumeState::Up {
             let state = volume_state(volume.state);
@@ -250,7 +253,11 @@ fn row(node: &NodeView, layout: Option<&Layout>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use pacsvault_client::status::RaftRole;
-    use pacsvault_core::{ids::NodeId, layout::Node};
+    use pacsvault_core::{
+        ids::{Digest, LogIndex, NodeId, Term},
+        layout::Node,
+    };
+    use pacsvault_ports::peer::NodeStatus;
 
     use super::{
         super::{find::tests::layout, health::tests::health},
@@ -283,6 +290,33 @@ mod tests {
         let value = value(&look_at(Ok(health())));
         assert_eq!((&value["version"], &value["health"]["in_progress"]), (&json!(2), &json!(4)));
         assert_eq!(value["nodes"][1]["layout_state"], "suspect");
+    }
+
+    #[test]
+    fn a_node_with_an_open_fault_port_is_named() {
+        let mut look = look_at(Ok(health()));
+        let node = &mut look.view.nodes[0];
+        let mut status = NodeStatus {
+            node: node.id,
+            name: node.name.clone().expect("a name"),
+            site: node.site.clone().expect("a site"),
+            binary_version: "0.1.0".to_owned(),
+            cluster: look.view.cluster,
+            leader: None,
+            term: Term(1),
+            last_log: LogIndex(5),
+            applied: LogIndex(5),
+            state_digest: Digest([0; 32]),
+            voters: Vec::new(),
+            learners: Vec::new(),
+            volumes: Vec::new(),
+        };
+        node.answer = Ok(Box::new(status.clone()));
+        assert!(!words(&look, 0).contains("PACSVAULT_INJECT"));
+        status.binary_version.push_str(FAULTS_SUFFIX);
+        look.view.nodes[0].answer = Ok(Box::new(status));
+        let text = words(&look, 0);
+        assert!(text.contains("faults are injected into this node (PACSVAULT_INJECT)"), "{text}");
     }
 
     #[test]
