@@ -17,6 +17,7 @@ use pacsvault_ports::peer::{Class, Freshness};
 use pacsvault_volume::Store;
 
 use crate::{
+    beyond,
     cluster::{Cluster, Stop},
     exec::Life,
     model::Model,
@@ -253,7 +254,10 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     phase(sim, "encore");
     nemesis.heal();
     if wait_converged(work).await {
-        encore(work, nemesis, &mut rng).await;
+        match work.cluster.scenario.beyond {
+            Some(how) => beyond::trial(work, nemesis, how).await,
+            None => encore(work, nemesis, &mut rng).await,
+        }
     }
     nemesis.operator.give_up();
 }

@@ -10,6 +10,7 @@
 
 pub mod atlas;
 pub mod audit;
+pub mod beyond;
 pub mod cluster;
 pub mod coverage;
 pub mod env;

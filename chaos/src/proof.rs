@@ -239,3 +239,44 @@ fn stale(
     }
     found
 }
+
+/// One version that must live, and what is left of it.
+pub(crate) struct Standing {
+    /// Of which key.
+    pub key: usize,
+    /// Its record now.
+    pub sealed: SealedInstance,
+    /// Every stripe has enough sound shards where the catalog names them.
+    pub readable: bool,
+    /// Stripes of which too few sound shards are left anywhere they were placed.
+    pub lost: Vec<StripeIndex>,
+}
+
+/// What is left on the disks of all that must live; `None` when no replica runs.
+pub(crate) fn standing(work: &Work) -> Option<Vec<Standing>> {
+    let replica = newest(&work.cluster)?;
+    let (stores, contents) = (survivors(&work.cluster), contents(work));
+    let live = work.model(|model| model.must_live());
+    let of = |(key, sealed): (usize, SealedInstance)| {
+        let sealed = record(replica.as_ref(), sealed.seal.instance)?;
+        let shards = expected(contents.get(&sealed.seal.instance)?, &sealed);
+        let (mut readable, mut lost) = (true, Vec::new());
+        for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
+            let bytes = &shards[index as usize];
+            let left = |shard: u8, volume: VolumeId| {
+                let id =
+                    ShardId { instance: sealed.seal.instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
+                sound(&stores, volume, id, &bytes[usize::from(shard)]).is_ok()
+            };
+            let needed = sealed.seal.code.data();
+            let named = persisted(stripe).filter(|(shard, volume)| left(*shard, *volume)).count();
+            let placed = (0_u8..).zip(&stripe.placement).filter(|(shard, volume)| left(*shard, **volume)).count();
+            readable &= named >= needed;
+            if placed < needed {
+                lost.push(StripeIndex(index));
+            }
+        }
+        Some(Standing { key, sealed, readable, lost })
+    };
+    Some(live.into_iter().filter_map(of).collect())
+}

@@ -1,0 +1,238 @@
+//! Beyond the contract: more is destroyed than any promise covers, and the only allowed outcome is a clean refusal.
+//!
+//! **Invariants.** What is judged lost is counted on the disks, not asked of the code under test. Lost content is refused with a
+//! code, never answered with other bytes and never called absent; what still has enough shards is read; stripes that cannot
+//! come back are set aside, so that people see them; new writes are taken and true; nothing hangs.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::future::{Either, select};
+use pacsvault_coordinator::{Coordinator, GetQuery};
+use pacsvault_core::catalog::query;
+use pacsvault_ports::{
+    disk::Disk as _,
+    peer::{Class, Freshness, Request},
+};
+
+use crate::{
+    exec::Life,
+    nemesis::Nemesis,
+    proof::{Standing, newest, standing},
+    rng::SimRng,
+    scenario::{Beyond, SITES},
+    workload::{Work, key_name},
+};
+
+/// One operation that takes longer hangs: coordinators give up much earlier.
+const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// Virtual time in which people have replaced what they replace.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
+/// Virtual time in which everything that is lost must be told, and all that is not be readable.
+const TOLD_WITHIN: Duration = Duration::from_secs(120);
+/// How often people have everything verified meanwhile.
+const SCRUB_EVERY: Duration = Duration::from_secs(15);
+/// Between two flipped bits of a volume that rots through and through.
+const ROT_EVERY: usize = 700;
+
+/// Destroys too much, and judges what becomes of it. Everything was whole before.
+pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
+    let cluster = &work.cluster;
+    let mut rng = cluster.sim.random(SimRng::fork);
+    destroy(work, nemesis, how, &mut rng);
+    let end = cluster.sim.now() + REPLACED_WITHIN;
+    while nemesis.operator.jobs() > 0 {
+        if cluster.sim.now() > end {
+            return work.violation("beyond the contract: volumes could not be replaced");
+        }
+        pause(work, 500).await;
+    }
+    cluster.sim.hit(match how {
+        Beyond::Rot => "beyond: two sites rotten",
+        Beyond::Replace => "beyond: the volumes of two sites replaced",
+        Beyond::JustTooMuch => "beyond: one machine more replaced than the contract covers",
+    });
+    let reader = work.client(rng.index(SITES)).coordinator();
+    read_all(work, &reader, false).await;
+    takes_true_writes(work, &mut rng).await;
+    if all_told(work).await {
+        read_all(work, &reader, true).await;
+        takes_true_writes(work, &mut rng).await;
+    }
+}
+
+async fn pause(work: &Work, millis: u64) {
+    work.cluster.sim.sleep(Life::HARNESS, Duration::from_millis(millis)).await;
+}
+
+/// Machines that hold volumes, all of two sites, or as many as no clause of the contract covers.
+fn victims(work: &Work, how: Beyond, rng: &mut SimRng) -> Vec<usize> {
+    let cluster = &work.cluster;
+    let first = rng.index(SITES);
+    let storing = (0..SITES).map(|site| (site + first) % SITES).filter(|site| !cluster.scenario.is_witness(*site));
+    let machines: Vec<Vec<usize>> = storing.map(|site| cluster.of_site(site)).collect();
+    let clause = cluster.scenario.profile.contract.failures()[0];
+    match how {
+        Beyond::Rot | Beyond::Replace => machines.into_iter().take(2).flatten().collect(),
+        Beyond::JustTooMuch => {
+            let (sites, rest) = machines.split_at(usize::from(clause.sites).min(machines.len()));
+            let more = rest.iter().flatten().take(usize::from(clause.nodes) + 1);
+            sites.iter().flatten().chain(more).copied().collect()
+        }
+    }
+}
+
+fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
+    let cluster = &work.cluster;
+    for at in victims(work, how, rng) {
+        let volumes: Vec<_> = {
+            let machines = cluster.machines();
+            machines[at].volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect()
+        };
+        for (id, disk) in volumes {
+            cluster.hurt().insert(id);
+            if how == Beyond::Rot {
+                for name in disk.names().unwrap_or_default().iter().filter(|name| name.starts_with("seg-")) {
+                    let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0).min(1 << 16);
+                    (0..len).step_by(ROT_EVERY).for_each(|offset| {
+                        disk.flip(name, offset, 3);
+                    });
+                }
+            } else {
+                let nemesis = Arc::clone(nemesis);
+                nemesis.operator.clone().begin(|operator| operator.replace(nemesis, at, id));
+            }
+        }
+    }
+}
+
+/// Reads everything that must live. `settled`: what has enough shards must be readable by now.
+async fn read_all(work: &Arc<Work>, reader: &Coordinator, settled: bool) {
+    let Some(all) = standing(work) else { return work.violation("beyond the contract: no replica runs") };
+    for one in all {
+        let key = one.key;
+        let sim = &work.cluster.sim;
+        let hangs = sim.sleep(Life::HARNESS, HANGS_AFTER);
+        let read = {
+            let reading = Box::pin(read(work, reader, &one));
+            match select(reading, hangs).await {
+                Either::Left((read, _)) => read,
+                Either::Right(_) => return work.violation(format!("beyond the contract: a read of key {key} hangs")),
+            }
+        };
+        let version = one.sealed.version;
+        match read {
+            Ok(()) if one.lost.is_empty() => sim.hit("beyond: content that is left was read"),
+            Ok(()) => {}
+            Err(fault) => {
+                let (class, code) = (fault.class, &fault.code);
+                if matches!(class, Class::NotFound | Class::Bug | Class::Reject) {
+                    work.violation(format!(
+                        "beyond the contract: version {version} of key {key} was answered with {class:?} {code}: {fault}"
+                    ));
+                } else if settled && one.readable {
+                    work.violation(format!(
+                        "beyond the contract: version {version} of key {key} has enough shards and cannot be read: {code}"
+                    ));
+                } else if !one.lost.is_empty() {
+                    sim.hit("beyond: lost content refused with a code");
+                }
+            }
+        }
+    }
+}
+
+/// Reads one version; its bytes are judged by the model.
+async fn read(work: &Work, reader: &Coordinator, one: &Standing) -> Result<(), pacsvault_ports::peer::Fault> {
+    let mut query = GetQuery::whole(key_name(one.key));
+    query.version = Some(one.sealed.version);
+    query.freshness = Freshness::Linearizable;
+    let download = reader.get(query).await?;
+    let sealed = download.sealed().clone();
+    let bytes = download.bytes().await?;
+    if bytes.len() as u64 != sealed.seal.size_bytes {
+        work.violation(format!("beyond the contract: version {} of key {} is short", sealed.version, one.key));
+    }
+    work.model(|model| model.observe_bytes(one.key, &sealed, 0, &bytes));
+    Ok(())
+}
+
+/// The cluster goes on: every site's clients can write, and read what they wrote.
+async fn takes_true_writes(work: &Arc<Work>, rng: &mut SimRng) {
+    for site in 0..SITES {
+        let mut client = work.client(site);
+        let mut stored = None;
+        for _ in 0..15 {
+            let (key, content) = (rng.index(work.cluster.scenario.keys), Bytes::from(rng.bytes(900)));
+            stored = client.put(key, content, false).await.map(|stored| (key, stored.sealed));
+            if stored.is_some() {
+                break;
+            }
+            pause(work, 1_000).await;
+        }
+        let Some((key, sealed)) = stored else {
+            return work.violation(format!("beyond the contract: site {site} takes no write any more"));
+        };
+        let one = Standing { key, sealed, readable: true, lost: Vec::new() };
+        let mut last = String::new();
+        let mut done = false;
+        for _ in 0..4 {
+            match read(work, &client.coordinator(), &one).await {
+                Ok(()) => done = true,
+                Err(fault) => last = format!("{} {fault}", fault.code),
+            }
+            if done {
+                break;
+            }
+        }
+        if !done {
+            return work.violation(format!("beyond the contract: what was written since cannot be read: {last}"));
+        }
+        work.cluster.sim.hit("beyond: written and read since");
+    }
+}
+
+/// Everything that is lost is set aside in time, and told so.
+async fn all_told(work: &Arc<Work>) -> bool {
+    let sim = &work.cluster.sim;
+    let (end, mut scrub) = (sim.now() + TOLD_WITHIN, Duration::ZERO);
+    loop {
+        if sim.now() >= scrub {
+            scrub = sim.now() + SCRUB_EVERY;
+            // Not as people do it who hope: what is set aside stays so.
+            for at in 0..work.cluster.count() {
+                let target = work.cluster.target(at);
+                drop(work.cluster.operator().call(&target, Request::ScrubNow(None), Duration::from_secs(5)).await);
+            }
+        }
+        match untold(work) {
+            None => {
+                sim.hit("beyond: everything lost is set aside");
+                return true;
+            }
+            Some(why) if sim.now() > end => {
+                work.violation(format!("beyond the contract: {why}"));
+                return false;
+            }
+            Some(why) => sim.event("not told", &[], || why),
+        }
+        pause(work, 1_000).await;
+    }
+}
+
+/// A stripe that is lost and not set aside.
+fn untold(work: &Work) -> Option<String> {
+    let replica = newest(&work.cluster)?;
+    for one in standing(work)? {
+        for stripe in one.lost {
+            let instance = one.sealed.seal.instance;
+            let told = query::aside(replica.view().as_ref(), instance, stripe).ok().flatten();
+            if told.is_none() {
+                let number = stripe.0;
+                return Some(format!("stripe {instance}/{number} of key {} is lost and not set aside", one.key));
+            }
+            work.cluster.sim.hit("beyond: stripe set aside");
+        }
+    }
+    None
+}
