@@ -82,13 +82,17 @@ pub fn issue(authority: &Authority, dir: &Path, role: &str, name: &str) -> anyho
 impl Bed {
     /// Certificates and configurations of `sites` × `nodes` nodes under `tmp`; nothing is started.
     pub fn prepared(tmp: &str, sites: usize, nodes: usize) -> anyhow::Result<Self> {
-        let bin = bin_dir()?;
+        Self::prepared_with(&bin_dir()?, tmp, sites, nodes)
+    }
+
+    /// The same with the programs of a folder.
+    pub fn prepared_with(bin: &Path, tmp: &str, sites: usize, nodes: usize) -> anyhow::Result<Self> {
         let turn = turn(tmp)?;
         let dir = tempfile::Builder::new().prefix("cluster-").tempdir_in(tmp)?;
         let pki = dir.path().join("pki");
         let authority = Authority::create(&pki, wall_now())?;
         let issue = |role: &str, name: &str| issue(&authority, &pki, role, name);
-        let cluster = Cluster::prepare_issued(&bin, dir.path(), sites, nodes, &issue)?;
+        let cluster = Cluster::prepare_issued(bin, dir.path(), sites, nodes, &issue)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let admin = TonicPeer::new(raw::credentials(&pki, "operator-admin")?);
         Ok(Self { cluster, disks: Vec::new(), runtime, admin, dir: Some(dir), _turn: turn })
@@ -269,6 +273,14 @@ impl Bed {
             for line in lines.iter().skip(lines.len().saturating_sub(LINES_SHOWN)) {
                 eprintln!("{line}");
             }
+        }
+    }
+
+    /// Leaves the folder of the cluster when this goes; the processes are stopped all the same.
+    pub fn keep(&mut self) {
+        if let Some(dir) = self.dir.take() {
+            // The path stays that of the cluster.
+            let _ = dir.keep();
         }
     }
 

@@ -47,6 +47,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Run disasters on real processes: `cargo xtask chaos list`, or `cargo xtask chaos run site-outage --minutes 3`.
+    Chaos {
+        /// Passed on to `pacsvault-chaos`; `--help` tells.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure, and print figures with machine and commit.
     Bench(bench::Options),
 }
@@ -62,6 +68,13 @@ fn main() -> anyhow::Result<()> {
         Command::CrashPoints => crash_points::run(),
         Command::Sim { arguments } => {
             let mut all = vec!["run", "--release", "--package", "pacsvault-chaos", "--bin", "pacsvault-sim", "--"];
+            all.extend(arguments.iter().map(String::as_str));
+            tools::cargo(&all)
+        }
+        Command::Chaos { arguments } => {
+            tools::cargo(&["build", "--release", "--workspace", "--bins"])?;
+            let mut all =
+                vec!["run", "--release", "--package", "pacsvault-chaos-live", "--bin", "pacsvault-chaos", "--"];
             all.extend(arguments.iter().map(String::as_str));
             tools::cargo(&all)
         }

@@ -3,10 +3,15 @@
 //! **Invariants.** What a driver cannot do it refuses with an error that names the ability, and it changes nothing then.
 
 pub mod kubectl;
+pub mod local;
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use anyhow::bail;
+use pacsvault_core::ids::{Digest, InstanceId};
 use serde::{Deserialize, Serialize};
 
 use crate::{net::Conditions, record::NodeInfo};
@@ -170,6 +175,19 @@ pub trait Driver: Send {
     /// Unable, or whatever stands in the way.
     fn upgrade(&mut self, _node: &str) -> anyhow::Result<()> {
         lacks(Ability::Upgrade)
+    }
+
+    /// Where the harness itself reaches each node, besides the network that is shaped; empty: where the layout says.
+    fn addresses(&self) -> BTreeMap<String, String> {
+        BTreeMap::new()
+    }
+
+    /// Stops all nodes and proves from their volumes that these instances are stored at full contract; tells figures.
+    ///
+    /// # Errors
+    /// Unable, or what is not as promised.
+    fn prove(&mut self, _promised: &BTreeMap<InstanceId, (u64, Digest)>) -> anyhow::Result<String> {
+        lacks(Ability::Volumes)
     }
 
     /// Nodes whose process ended by itself since this was asked last, with how.

@@ -1,0 +1,194 @@
+//! The record of a run while it is made: operations for the judge, moments for the plots, promises for the proof.
+//!
+//! **Invariants.** An operation is known from before it is sent. What never ended is in the history as unknown. Operations are
+//! written to the file as they end, so that a run that is cut off leaves them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Instant,
+};
+
+use anyhow::Context;
+use pacsvault_judge::{Answer, Call, History, Operation};
+use pacsvault_tests::ledger::Content;
+
+use crate::measure::Moment;
+
+/// An acknowledged version.
+#[derive(Debug, Clone)]
+pub struct Promise {
+    /// Its content.
+    pub content: Content,
+    /// The signed receipt.
+    pub signed: Vec<u8>,
+}
+
+#[derive(Default)]
+struct State {
+    next: u64,
+    open: BTreeMap<u64, Operation>,
+    done: Vec<Operation>,
+    moments: Vec<Moment>,
+    keys: BTreeSet<String>,
+    contents: BTreeMap<String, Content>,
+    promises: BTreeMap<(String, u32), Promise>,
+    broken: Vec<String>,
+    file: Option<BufWriter<File>>,
+    file_error: Option<String>,
+}
+
+/// The record of all sessions.
+pub struct Recorder {
+    began: Instant,
+    state: Mutex<State>,
+}
+
+impl Recorder {
+    /// An empty record that is written to `path` as it grows. Times count from `began`.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn new(began: Instant, path: &Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let state = State { file: Some(BufWriter::new(file)), ..State::default() };
+        Ok(Self { began, state: Mutex::new(state) })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Microseconds of the run.
+    pub fn now_us(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    /// An operation is about to be sent; returns its number.
+    pub fn begin(&self, session: u64, key: &str, call: Call) -> u64 {
+        let started = self.now_us();
+        let mut state = self.state();
+        state.next += 1;
+        let number = state.next;
+        if matches!(call, Call::Put { .. }) {
+            state.keys.insert(key.to_owned());
+        }
+        let key = key.to_owned();
+        let open = Operation { number, session, key, call, started, ended: None, answer: Answer::Unknown };
+        state.open.insert(number, open);
+        number
+    }
+
+    /// It was answered, with so many bytes of content.
+    pub fn end(&self, number: u64, answer: Answer, bytes: u64) {
+        let ended = self.now_us();
+        let mut state = self.state();
+        let Some(mut operation) = state.open.remove(&number) else { return };
+        operation.ended = Some(ended);
+        operation.answer = answer;
+        state.moments.push(Moment::of(&operation, bytes));
+        state.keep(&operation);
+        state.done.push(operation);
+    }
+
+    /// Content that may be stored from now on.
+    pub fn know(&self, content: Content) {
+        self.state().contents.insert(content.digest.to_string(), content);
+    }
+
+    /// Content of a digest.
+    pub fn content(&self, digest: &str) -> Option<Content> {
+        self.state().contents.get(digest).copied()
+    }
+
+    /// A version was acknowledged.
+    pub fn promise(&self, key: &str, version: u32, content: Content, signed: Vec<u8>) {
+        self.state().promises.insert((key.to_owned(), version), Promise { content, signed });
+    }
+
+    /// A promise was broken in a way that no history needs to be searched for.
+    pub fn broken(&self, what: String) {
+        eprintln!("BROKEN: {what}");
+        self.state().broken.push(what);
+    }
+
+    /// All that was broken.
+    pub fn all_broken(&self) -> Vec<String> {
+        self.state().broken.clone()
+    }
+
+    /// All acknowledged versions.
+    pub fn promises(&self) -> BTreeMap<(String, u32), Promise> {
+        self.state().promises.clone()
+    }
+
+    /// The key at or after a random position.
+    pub fn some_key(&self, random: u64) -> Option<String> {
+        let state = self.state();
+        let at = usize::try_from(random % (state.keys.len().max(1) as u64)).ok()?;
+        state.keys.iter().nth(at).cloned()
+    }
+
+    /// Keys that begin so and may be there.
+    pub fn keys_of(&self, prefix: &str) -> Vec<String> {
+        let state = self.state();
+        state.keys.range(prefix.to_owned()..).take_while(|key| key.starts_with(prefix)).cloned().collect()
+    }
+
+    /// All moments so far.
+    pub fn moments(&self) -> Vec<Moment> {
+        self.state().moments.clone()
+    }
+
+    /// Acknowledged writes and answered reads that began at or after a moment.
+    pub fn served_since(&self, at_us: u64) -> (u64, u64) {
+        let state = self.state();
+        let since = state.moments.iter().rev().take_while(|moment| moment.ended_us >= at_us);
+        let good = since.filter(|moment| moment.started_us >= at_us && moment.good);
+        good.fold(
+            (0, 0),
+            |(writes, reads), moment| if moment.write { (writes + 1, reads) } else { (writes, reads + 1) },
+        )
+    }
+
+    /// Acknowledged writes that began and ended between two moments.
+    pub fn acked_within(&self, from_us: u64, to_us: u64) -> u64 {
+        let state = self.state();
+        let within = |moment: &&Moment| moment.started_us >= from_us && moment.ended_us <= to_us;
+        state.moments.iter().filter(within).filter(|moment| moment.write && moment.good).count() as u64
+    }
+
+    /// Everything, with what never ended.
+    ///
+    /// # Errors
+    /// The file could not be written.
+    pub fn history(&self) -> anyhow::Result<History> {
+        let mut state = self.state();
+        let open: Vec<Operation> = std::mem::take(&mut state.open).into_values().collect();
+        for operation in open {
+            state.keep(&operation);
+            state.done.push(operation);
+        }
+        if let Some(file) = &mut state.file {
+            file.flush().context("cannot write the history")?;
+        }
+        match &state.file_error {
+            Some(error) => anyhow::bail!("cannot write the history: {error}"),
+            None => Ok(History { operations: state.done.clone() }),
+        }
+    }
+}
+
+impl State {
+    fn keep(&mut self, operation: &Operation) {
+        let Some(file) = &mut self.file else { return };
+        let line = serde_json::to_string(operation).map_err(std::io::Error::from);
+        if let Err(error) = line.and_then(|line| writeln!(file, "{line}")) {
+            self.file_error = Some(error.to_string());
+            self.file = None;
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the moments of a run say: throughput and latency second by second, and how long each fault kept clients waiting.
+//!
+//! **Invariants.** Pure. Every moment counts in exactly one sample.
+
+use pacsvault_judge::{Answer, Call, Operation};
+
+use crate::{
+    eyes::Look,
+    record::{FaultRecord, Outage, Sample, Totals},
+};
+
+/// Length of a sample.
+const SAMPLE_MS: u64 = 1_000;
+
+/// One operation that ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// When it began.
+    pub started_us: u64,
+    /// When it ended.
+    pub ended_us: u64,
+    /// A put or a delete, not a read.
+    pub write: bool,
+    /// A delete.
+    pub delete: bool,
+    /// Acknowledged, or answered.
+    pub good: bool,
+    /// Refused, not unknown.
+    pub refused: bool,
+    /// Content bytes.
+    pub bytes: u64,
+}
+
+impl Moment {
+    /// Of an operation that ended.
+    pub fn of(operation: &Operation, bytes: u64) -> Self {
+        Self {
+            started_us: operation.started,
+            ended_us: operation.ended.unwrap_or(operation.started),
+            write: !matches!(operation.call, Call::Get { .. }),
+            delete: matches!(operation.call, Call::Delete { .. }),
+            good: !matches!(operation.answer, Answer::Refused | Answer::Unknown),
+            refused: operation.answer == Answer::Refused,
+            bytes,
+        }
+    }
+}
+
+/// The value below which so many of a hundred lie; sorts.
+pub fn percentile(values: &mut [u64], percent: usize) -> Option<u64> {
+    values.sort_unstable();
+    let last = values.len().checked_sub(1)?;
+    values.get((values.len() * percent / 100).min(last)).copied()
+}
+
+fn millis(micros: Option<u64>) -> Option<f64> {
+    micros.map(|micros| micros as f64 / 1_000.0)
+}
+
+/// Second by second.
+pub fn samples(moments: &[Moment], looks: &[Look], took_ms: u64) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    let (mut moments, mut looks) = (moments.to_vec(), looks.iter().peekable());
+    moments.sort_unstable_by_key(|moment| moment.ended_us);
+    let mut rest = moments.as_slice();
+    let mut seen: Option<&Look> = None;
+    let mut at_ms = 0;
+    while at_ms < took_ms || !rest.is_empty() {
+        at_ms += SAMPLE_MS;
+        let count = rest.partition_point(|moment| moment.ended_us < at_ms * 1_000);
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        while let Some(look) = looks.next_if(|look| look.at_ms <= at_ms) {
+            seen = Some(look);
+        }
+        samples.push(sample(at_ms, now, seen));
+    }
+    samples
+}
+
+fn sample(at_ms: u64, moments: &[Moment], look: Option<&Look>) -> Sample {
+    let count = |of: &dyn Fn(&Moment) -> bool| moments.iter().filter(|moment| of(moment)).count() as u64;
+    let bytes =
+        |write: bool| -> u64 { moments.iter().filter(|one| one.good && one.write == write).map(|one| one.bytes).sum() };
+    let took = |write: bool| -> Vec<u64> {
+        let good = moments.iter().filter(|one| one.good && one.write == write);
+        good.map(|one| one.ended_us - one.started_us).collect()
+    };
+    let (mut writes, mut reads) = (took(true), took(false));
+    Sample {
+        at_ms,
+        writes_acked: count(&|one| one.write && one.good),
+        writes_refused: count(&|one| one.write && one.refused),
+        writes_unknown: count(&|one| one.write && !one.good && !one.refused),
+        reads_ok: count(&|one| !one.write && one.good),
+        reads_failed: count(&|one| !one.write && !one.good),
+        bytes_written: bytes(true),
+        bytes_read: bytes(false),
+        write_p50_ms: millis(percentile(&mut writes, 50)),
+        write_p99_ms: millis(percentile(&mut writes, 99)),
+        read_p50_ms: millis(percentile(&mut reads, 50)),
+        read_p99_ms: millis(percentile(&mut reads, 99)),
+        bytes_by_distance: look.and_then(|look| look.by_distance),
+        bytes_below_contract: look.and_then(|look| look.below_contract),
+        leader: look.and_then(|look| look.leader.clone()),
+        nodes_answering: look.map_or(0, |look| look.answering.len() as u64),
+    }
+}
+
+/// Longest time between two successes from `from_ms` to the first success after `to_ms`.
+pub fn longest_gap(ended_us: &[u64], from_ms: u64, to_ms: u64) -> u64 {
+    let (mut longest, mut last) = (0, from_ms * 1_000);
+    for at in ended_us.iter().copied().filter(|at| *at >= from_ms * 1_000) {
+        longest = longest.max(at - last);
+        last = at;
+        if at >= to_ms * 1_000 {
+            return longest / 1_000;
+        }
+    }
+    longest.max((to_ms * 1_000).saturating_sub(last)) / 1_000
+}
+
+fn successes(moments: &[Moment], write: bool) -> Vec<u64> {
+    let good = moments.iter().filter(|moment| moment.good && moment.write == write);
+    let mut ended: Vec<u64> = good.map(|moment| moment.ended_us).collect();
+    ended.sort_unstable();
+    ended
+}
+
+/// What each fault meant for clients. `until_ms`: when the load ended.
+pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec<Outage> {
+    let (writes, reads) = (successes(moments, true), successes(moments, false));
+    let outage = |fault: &FaultRecord| {
+        let ended_ms = fault.ended_ms.unwrap_or(until_ms);
+        Outage {
+            fault: fault.number,
+            kind: fault.kind.clone(),
+            began_ms: fault.began_ms,
+            without_writes_ms: longest_gap(&writes, fault.began_ms, ended_ms),
+            without_reads_ms: longest_gap(&reads, fault.began_ms, ended_ms),
+        }
+    };
+    faults.iter().map(outage).collect()
+}
+
+/// Sums.
+pub fn totals(moments: &[Moment], faults: u64, from_ms: u64, until_ms: u64) -> Totals {
+    let whole = sample(0, moments, None);
+    Totals {
+        writes_acked: whole.writes_acked,
+        writes_refused: whole.writes_refused,
+        writes_unknown: whole.writes_unknown,
+        reads_ok: whole.reads_ok,
+        reads_failed: whole.reads_failed,
+        bytes_written: whole.bytes_written,
+        bytes_read: whole.bytes_read,
+        deletes: moments.iter().filter(|moment| moment.delete && moment.good).count() as u64,
+        faults,
+        longest_without_writes_ms: longest_gap(&successes(moments, true), from_ms, until_ms),
+        longest_without_reads_ms: longest_gap(&successes(moments, false), from_ms, until_ms),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(started_ms: u64, ended_ms: u64, good: bool) -> Moment {
+        Moment {
+            started_us: started_ms * 1_000,
+            ended_us: ended_ms * 1_000,
+            write: true,
+            delete: false,
+            good,
+            refused: !good,
+            bytes: 10,
+        }
+    }
+
+    #[test]
+    fn a_gap_lasts_from_the_fault_to_the_first_success_after_it() {
+        let ended: Vec<u64> = [900, 1_100, 1_200, 6_000, 6_100, 9_000].map(|ms| ms * 1_000).into();
+        assert_eq!(longest_gap(&ended, 1_000, 5_000), 4_800);
+        assert_eq!(longest_gap(&ended, 1_150, 1_160), 50);
+        assert_eq!(longest_gap(&ended, 9_500, 12_000), 2_500);
+        assert_eq!(longest_gap(&[], 1_000, 3_000), 2_000);
+    }
+
+    #[test]
+    fn every_moment_is_in_one_sample() {
+        let moments = [write(0, 999, true), write(0, 1_000, true), write(10, 2_500, false), write(0, 7_000, true)];
+        let samples = samples(&moments, &[], 4_000);
+        assert_eq!(samples.iter().map(|one| one.writes_acked).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(samples.iter().map(|one| one.writes_refused).sum::<u64>(), 1);
+        assert_eq!(totals(&moments, 0, 0, 8_000).writes_acked, 3);
+        assert_eq!(totals(&moments, 0, 0, 8_000).longest_without_writes_ms, 6_000);
+    }
+}

@@ -1,0 +1,258 @@
+//! The course of a run: a cluster, sessions, a plan carried out, the verdict, and the record of it all.
+//!
+//! **Invariants.** Whatever happens after the load began ends in a record: a run that fails tells what failed, and how to run it again.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use pacsvault_client::Client;
+use pacsvault_rpc::TonicPeer;
+use pacsvault_runtime::wall_now;
+use tokio::runtime::Handle;
+
+use crate::{
+    driver::{Ability, Driver},
+    eyes::Eyes,
+    history::Recorder,
+    load::Load,
+    measure,
+    record::{Check, Link, Run},
+    runner::{HEALED_WITHIN, Runner},
+    scenario::{ALWAYS, Scenario, Topology},
+    verdict::{self, check},
+};
+
+/// Sessions of each site.
+pub const SESSIONS: usize = 3;
+/// Peace before the first fault.
+const PEACE: Duration = Duration::from_secs(3);
+/// Writes acknowledged in peace, and how long that may take.
+const FIRST: (u64, Duration) = (20, Duration::from_secs(60));
+/// How long sessions may take to end.
+const END_WITHIN: Duration = Duration::from_secs(60);
+/// How long everybody may take to be back at the end.
+const BACK_WITHIN: Duration = Duration::from_secs(90);
+
+/// All that a run needs.
+pub struct Stage {
+    /// The cluster.
+    pub driver: Box<dyn Driver>,
+    /// Its sites.
+    pub topology: Topology,
+    /// What the harness asks nodes with.
+    pub operator: Arc<TonicPeer>,
+    /// Where it reaches them when the driver does not say.
+    pub addresses: BTreeMap<String, String>,
+    /// One for each session.
+    pub clients: Vec<Client>,
+    /// For the last reads: of two sites.
+    pub readers: Vec<Client>,
+    /// The certificate of the cluster's authority.
+    pub ca_pem: String,
+    /// Where it all runs.
+    pub runtime: Handle,
+    /// Name of the network.
+    pub network: String,
+    /// Latency between sites.
+    pub wan_ms: Vec<Link>,
+    /// Where record and history go.
+    pub out: PathBuf,
+}
+
+struct Course<'a> {
+    stage: &'a mut Stage,
+    eyes: Arc<Eyes>,
+    recorder: Arc<Recorder>,
+    checks: Vec<Check>,
+    run: Run,
+}
+
+impl Stage {
+    /// Plays a scenario to its end and judges it. Record and page are written.
+    ///
+    /// # Errors
+    /// The driver cannot do what the scenario asks for, or the record cannot be written.
+    pub fn play(mut self, scenario: &Scenario, seed: u64, minutes: f64) -> anyhow::Result<Run> {
+        let abilities = self.driver.abilities();
+        let missing: Vec<String> =
+            scenario.essential.iter().filter(|one| !abilities.contains(one)).map(ToString::to_string).collect();
+        ensure!(missing.is_empty(), "{} needs a driver that can {}", scenario.name, missing.join(" and "));
+        let plan = scenario.plan(seed, minutes, &self.topology, &abilities);
+        fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
+        let began = Instant::now();
+        let eyes = Arc::new(Eyes::new(self.operator.clone(), began, self.runtime.clone()));
+        let own = self.driver.addresses();
+        eyes.watch(if own.is_empty() { self.addresses.clone() } else { own });
+        let recorder = Arc::new(Recorder::new(began, &self.out.join("history.jsonl"))?);
+        let run = self.blank(scenario, seed, minutes);
+        let over = Arc::new(AtomicBool::new(false));
+        let looking = eyes.open(over.clone());
+        let clients = std::mem::take(&mut self.clients);
+        let load = Load::start(&self.runtime, clients, &recorder, seed);
+        let runtime = self.runtime.clone();
+        let mut course = Course { stage: &mut self, eyes, recorder, checks: Vec::new(), run };
+        let until_ms = plan_end(minutes);
+        course.fire(&plan, until_ms);
+        course.finish(load);
+        over.store(true, Ordering::Relaxed);
+        // The last look may still be under way; nothing depends on it.
+        let _ = runtime.block_on(looking);
+        course.conclude(began)
+    }
+
+    fn blank(&self, scenario: &Scenario, seed: u64, minutes: f64) -> Run {
+        Run {
+            scenario: scenario.name.to_owned(),
+            summary: format!("{} {} {ALWAYS}", scenario.does, scenario.holds),
+            seed,
+            minutes,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: commit(),
+            machine: machine(),
+            network: self.network.clone(),
+            nodes: self.driver.nodes(),
+            wan_ms: self.wan_ms.clone(),
+            began_wall_ms: wall_now().0,
+            ..Run::default()
+        }
+    }
+}
+
+fn plan_end(minutes: f64) -> u64 {
+    let planned = Duration::from_secs_f64(minutes.clamp(0.0, 10_000.0) * 60.0);
+    u64::try_from((PEACE + planned).as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Course<'_> {
+    fn note(&mut self, name: &str, found: Result<String, String>) {
+        let check = check(name, found);
+        eprintln!("{} {}: {}", if check.passed { "  ok  " } else { "FAILED" }, check.name, check.detail);
+        self.checks.push(check);
+    }
+
+    /// Waits for the load, carries out the plan, and waits until everybody is back and all is healed.
+    fn fire(&mut self, plan: &crate::scenario::Plan, until_ms: u64) {
+        let ready = self.peace();
+        let topology = self.stage.topology.clone();
+        let mut runner = Runner::new(&mut *self.stage.driver, &self.eyes, &self.recorder, &topology, until_ms);
+        let told = |error: anyhow::Error| format!("{error:#}");
+        let result = ready.map_err(told).and_then(|()| runner.run(plan).map_err(told));
+        let faults = runner.faults.len();
+        let whole = runner.whole(BACK_WITHIN).map_err(told);
+        let healed = runner.healed(HEALED_WITHIN).map_err(told);
+        let (faults_done, ended) = (std::mem::take(&mut runner.faults), std::mem::take(&mut runner.ended));
+        self.run.faults = faults_done;
+        self.note("what must hold under each fault", result.map(|()| format!("{faults} faults")));
+        self.note("all nodes are back", whole.map(|()| "all answer and are up".to_owned()));
+        self.note("full contract after the faults", healed.map(|()| "nothing is below its contract".to_owned()));
+        let none = if ended.is_empty() { Ok("none".to_owned()) } else { Err(ended.join("; ")) };
+        self.note("no process ended by itself", none);
+    }
+
+    fn peace(&self) -> anyhow::Result<()> {
+        let (wanted, limit) = FIRST;
+        let began = Instant::now();
+        loop {
+            let (writes, _) = self.recorder.served_since(0);
+            if writes >= wanted && began.elapsed() >= PEACE {
+                return Ok(());
+            }
+            ensure!(
+                began.elapsed() < limit,
+                "only {writes} writes were acknowledged in {} s of peace",
+                limit.as_secs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn finish(&mut self, load: Load) {
+        let runtime = self.stage.runtime.clone();
+        let until_ms = self.eyes.now_ms();
+        runtime.block_on(load.stop(END_WITHIN));
+        let moments = self.recorder.moments();
+        self.run.outages = measure::outages(&moments, &self.run.faults, until_ms);
+        self.run.totals = measure::totals(&moments, self.run.faults.len() as u64, 0, until_ms);
+        self.settle();
+        match self.recorder.history() {
+            Err(error) => self.note("the history is kept", Err(format!("{error:#}"))),
+            Ok(_) => self.judge(),
+        }
+    }
+
+    /// What the last writes left is healed, too.
+    fn settle(&mut self) {
+        let topology = self.stage.topology.clone();
+        let mut runner = Runner::new(&mut *self.stage.driver, &self.eyes, &self.recorder, &topology, 0);
+        let healed = runner.healed(HEALED_WITHIN).map_err(|error| format!("{error:#}"));
+        self.note("full contract after the last write", healed.map(|()| "nothing is below its contract".to_owned()));
+        let nodes = self.stage.driver.nodes().len();
+        let equal = self.stage.runtime.block_on(verdict::equal(&self.eyes, nodes));
+        self.note("replicas are equal", equal);
+    }
+
+    fn judge(&mut self) {
+        let runtime = self.stage.runtime.clone();
+        let gone = self.recorder.history().map(|history| verdict::deleted(&history)).unwrap_or_default();
+        let reread = runtime.block_on(verdict::reread(&self.stage.readers, &self.recorder, &gone));
+        self.note("every acknowledged version is read again", reread);
+        let history = self.recorder.history().map_err(|error| format!("{error:#}"));
+        let judged = history.and_then(|history| verdict::judged(&history));
+        self.note("the history has an explanation", judged);
+        let unbroken = verdict::unbroken(&self.recorder);
+        self.note("every byte and every refusal was fair", unbroken);
+        match verdict::receipts(&self.recorder, &self.stage.ca_pem, &gone) {
+            Err(why) => self.note("receipts are proven offline", Err(why)),
+            Ok((promised, detail)) => {
+                self.note("receipts are proven offline", Ok(detail));
+                if self.stage.driver.abilities().contains(&Ability::Volumes) {
+                    let proven = self.stage.driver.prove(&promised).map_err(|error| format!("{error:#}"));
+                    self.note("full contract is proven from the volumes", proven);
+                }
+            }
+        }
+    }
+
+    fn conclude(mut self, began: Instant) -> anyhow::Result<Run> {
+        let took_ms = u64::try_from(began.elapsed().as_millis())?;
+        self.run.took_ms = took_ms;
+        self.run.samples = measure::samples(&self.recorder.moments(), &self.eyes.looks(), took_ms);
+        self.run.leaders = self.eyes.leaders();
+        self.run.checks = self.checks;
+        self.run.passed = self.run.checks.iter().all(|check| check.passed);
+        crate::report::write(&self.run, &self.stage.out)?;
+        Ok(self.run)
+    }
+}
+
+/// What it runs on, in a line.
+fn machine() -> String {
+    let text = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let info = text("/proc/cpuinfo");
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map(|rest| rest.trim_start_matches([' ', '\t', ':']));
+    let memory = text("/proc/meminfo");
+    let kib = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    format!("{cpus} × {}, {} GiB", model.unwrap_or("CPU"), kib.unwrap_or(0) >> 20)
+}
+
+fn commit() -> String {
+    let asked = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let text = asked.ok().filter(|output| output.status.success()).map(|output| output.stdout);
+    text.and_then(|bytes| String::from_utf8(bytes).ok()).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
