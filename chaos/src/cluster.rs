@@ -14,6 +14,7 @@ use pacsvault_consensus::Replica;
 use pacsvault_core::{
     ids::{ClusterId, NodeId, SiteName, VolumeId},
     layout::Roles,
+    shard::ShardId,
 };
 use pacsvault_ports::{
     BoxFuture,
@@ -262,14 +263,19 @@ impl Cluster {
         let absence = if how == Stop::Power { Absence::Silent } else { Absence::Refuses };
         self.net.stop(host, absence);
         let planned = running.as_ref().is_some_and(|running| !self.sim.alive(running.life));
+        let mut held = running.as_ref().filter(|_| !planned).map(Running::held);
         if let Some(running) = running {
             if self.sim.alive(running.life) {
                 self.sim.kill(running.life);
             }
-            self.sim.within(running.life, || drop(running.node));
+            self.sim.within(running.life, || drop(running));
         }
         let mut machines = self.machines();
         let machine = &mut machines[at];
+        let lived = held.is_some() || planned;
+        for volume in machine.volumes.iter_mut().filter(|_| lived) {
+            volume.held = held.as_mut().and_then(|held| held.remove(&volume.id));
+        }
         // A life that ended by a fuse lost its power then, whatever it is stopped as now.
         if how == Stop::Power || planned {
             machine.log.crash(seeds[0]);
@@ -297,18 +303,18 @@ impl Cluster {
             return;
         }
         self.stop(at, Stop::Process);
-        let node = Arc::new(OnceLock::new());
+        let (node, stores) = (Arc::new(OnceLock::new()), Arc::new(OnceLock::new()));
         let life = {
             let mut machines = self.machines();
             let machine = &mut machines[at];
             let life = self.sim.begin_life(machine.name.as_str(), machine.skew);
-            machine.running = Some(Running { life, node: Arc::clone(&node) });
+            machine.running = Some(Running { life, node: Arc::clone(&node), stores: Arc::clone(&stores) });
             life
         };
         let cluster = Arc::clone(self);
         let task = async move {
             let sim = cluster.sim.clone();
-            if let Err(why) = cluster.run(at, life, &node).await {
+            if let Err(why) = cluster.run(at, life, &node, &stores).await {
                 // The process exits; the supervisor tries again.
                 sim.hit("node ended by itself");
                 sim.event("node ended", &[at as u64], || why);
@@ -319,7 +325,13 @@ impl Cluster {
     }
 
     /// What the node's main does, on simulated ports.
-    async fn run(self: Arc<Self>, at: usize, life: Life, slot: &OnceLock<Arc<Node>>) -> Result<(), String> {
+    async fn run(
+        self: Arc<Self>,
+        at: usize,
+        life: Life,
+        slot: &OnceLock<Arc<Node>>,
+        opened: &OnceLock<Vec<Arc<Volume>>>,
+    ) -> Result<(), String> {
         let (profile, env, peer, registry, starter, disks, host) = {
             let machines = self.machines();
             let machine = &machines[at];
@@ -345,10 +357,12 @@ impl Cluster {
             };
             let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
             let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
+            self.check_reopened(at, &volume);
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));
             volumes.insert(id, OwnVolume { volume, capacity_bytes: CAPACITY_BYTES });
         }
+        assert!(opened.set(stores.clone()).is_ok(), "volumes are opened once in a life");
         let asks = Arc::new(LyingPeer {
             inner: Arc::clone(&peer) as Arc<dyn Peer>,
             bug: self.scenario.bug,
@@ -366,6 +380,24 @@ impl Cluster {
         }
         self.sim.spawn(life, Box::pin(stop_when_fatal(self.sim.clone(), at, life, Arc::clone(&node))));
         node.run().await.map_err(|fault| format!("{}: {fault}", fault.code))
+    }
+
+    /// A volume that no fault has hurt holds after a restart what it held before: what was deleted stays so.
+    fn check_reopened(&self, at: usize, volume: &Volume) {
+        let before = {
+            let mut machines = self.machines();
+            let own = machines[at].volumes.iter_mut().find(|own| own.id == volume.id());
+            own.and_then(|own| own.held.take())
+        };
+        let Some(before) = before.filter(|_| !self.hurt().contains(&volume.id())) else { return };
+        let now: BTreeSet<ShardId> = volume.store().list(None, usize::MAX).into_iter().collect();
+        self.sim.hit("volume compared with what it held before a restart");
+        if let Some(back) = now.difference(&before).next() {
+            panic!("volume {} holds shard {back} after a restart, which was deleted before", volume.id());
+        }
+        if let Some(lost) = before.difference(&now).next() {
+            panic!("volume {} has lost shard {lost} by a restart", volume.id());
+        }
     }
 
     fn profile(&self, machine: &Machine, machines: &[Machine]) -> Profile {

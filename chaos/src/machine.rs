@@ -4,18 +4,22 @@
 //! under its old identity.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
 };
 
-use pacsvault_core::ids::{Incarnation, NodeName, VolumeId};
+use pacsvault_core::{
+    ids::{Incarnation, NodeName, VolumeId},
+    shard::ShardId,
+};
 use pacsvault_ports::peer::Fault;
 use pacsvault_service::{FORMAT_VERSION, Membership, Node, Registry};
 use pacsvault_simdisk::{OpKind, SimDisk};
 use pacsvault_simkv::SimKvMedia;
+use pacsvault_volume::Volume;
 
 use crate::{
     env::WorkSpeed,
@@ -83,6 +87,9 @@ pub struct SimVolume {
     pub id: VolumeId,
     /// Its disk as of now.
     pub disk: SimDisk,
+    /// What its store held when its last life was ended from outside, between two operations: then that is exactly what it
+    /// holds in the next one.
+    pub(crate) held: Option<BTreeSet<ShardId>>,
 }
 
 impl SimVolume {
@@ -98,13 +105,23 @@ impl SimVolume {
             })),
             ..pacsvault_simdisk::Options::default()
         };
-        Self { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(SimRng::bits)) }
+        Self { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(SimRng::bits)), held: None }
     }
 }
 
 pub(crate) struct Running {
     pub life: Life,
     pub node: Arc<OnceLock<Arc<Node>>>,
+    /// Its volumes, once they are open.
+    pub stores: Arc<OnceLock<Vec<Arc<Volume>>>>,
+}
+
+impl Running {
+    /// What each of its volumes holds now.
+    pub(crate) fn held(&self) -> BTreeMap<VolumeId, BTreeSet<ShardId>> {
+        let held = |volume: &Arc<Volume>| (volume.id(), volume.store().list(None, usize::MAX).into_iter().collect());
+        self.stores.get().into_iter().flatten().map(held).collect()
+    }
 }
 
 /// One machine.

@@ -31,7 +31,11 @@ use crate::{
 
 /// Share of writes whose client's clock is so wrong that they are about to expire, in 1,000.
 const LATE_PER_MILLE: u64 = 25;
-/// How long before it expires such an attempt begins, at most.
+/// How long a client tries, unless it is impatient.
+const PATIENCE: Duration = Duration::from_secs(6);
+/// Share of impatient clients, in 1,000.
+const IMPATIENT_PER_MILLE: u64 = 350;
+/// How long before or after it expires such an attempt begins, at most.
 const LATE_SPARE_MILLIS: u64 = 3_000;
 
 /// Figures of one run.
@@ -143,6 +147,7 @@ impl Work {
             coordinator: None,
             rng: cluster.sim.random(SimRng::fork),
             unknown: None,
+            patience: PATIENCE,
         };
         client.connect();
         client
@@ -160,6 +165,8 @@ pub struct Client {
     rng: SimRng,
     /// A write whose outcome was unknown, to be tried again with the same content.
     unknown: Option<(usize, Bytes)>,
+    /// How long it tries.
+    patience: Duration,
 }
 
 impl Client {
@@ -176,7 +183,7 @@ impl Client {
         options.stripe_memory_bytes = 1 << 20;
         options.shard_deadline = Duration::from_secs(1);
         options.catalog_deadline = Duration::from_secs(2);
-        options.operation_deadline = Duration::from_secs(6);
+        options.operation_deadline = self.patience;
         self.coordinator = Some(Coordinator::new(options, env, peer, Arc::new(NoSignature)));
     }
 
@@ -197,6 +204,11 @@ impl Client {
     /// Works until `until`.
     pub async fn run(mut self, until: Duration) {
         let sim = self.work.cluster.sim.clone();
+        if self.rng.chance(IMPATIENT_PER_MILLE) {
+            // One that gives up soon is often told that the outcome is unknown.
+            self.patience = self.rng.micros(150_000, 1_500_000);
+            self.connect();
+        }
         let crashes = self.work.cluster.scenario.has(FaultKind::ClientCrash);
         while sim.now() < until {
             if crashes && self.rng.chance(60) {
@@ -283,9 +295,7 @@ impl Client {
             header.declared_size_bytes = Some(content.len() as u64);
         }
         let late = self.rng.chance(LATE_PER_MILLE);
-        if late {
-            self.date_back();
-        }
+        let expired = late && self.date_back();
         let mut upload = self.coordinator().begin_put(header);
         work.cluster.sim.jump_wall(self.life, 0);
         let put = work.model(|model| model.begin_put(self.session, key, content.clone(), upload.instance()));
@@ -300,6 +310,12 @@ impl Client {
         };
         match result.await {
             Ok(stored) => {
+                if expired && stored.first {
+                    work.violation(format!(
+                        "attempt {} had expired before it began, and was sealed",
+                        stored.sealed.seal.instance
+                    ));
+                }
                 self.trace_ack(&stored);
                 work.model(|model| model.acked(put, &stored.sealed, stored.first));
                 work.count(|figures| figures.acked += 1);
@@ -338,14 +354,17 @@ impl Client {
         None
     }
 
-    /// Sets the client's clock so far back that an attempt begun now is about to expire: it may be sealed just in time, or be
-    /// refused, and what it leaves is soon swept.
-    fn date_back(&mut self) {
+    /// Sets the client's clock so far back that an attempt begun now is about to expire, or has: it may be sealed just in time,
+    /// or be refused, and what it leaves is soon swept. True when it must be refused.
+    fn date_back(&mut self) -> bool {
         let cluster = &self.work.cluster;
-        let Some(replica) = crate::proof::newest(cluster) else { return };
-        let began = replica.catalog_time().0.saturating_sub(WRITE_WINDOW_MILLIS) + self.rng.below(LATE_SPARE_MILLIS);
+        let Some(replica) = crate::proof::newest(cluster) else { return false };
+        let horizon = replica.catalog_time().0.saturating_sub(WRITE_WINDOW_MILLIS);
+        let began = (horizon + self.rng.below(2 * LATE_SPARE_MILLIS)).saturating_sub(LATE_SPARE_MILLIS);
         let offset = i128::from(began) - i128::from(cluster.sim.wall_millis(Life::HARNESS));
         cluster.sim.jump_wall(self.life, i64::try_from(offset).unwrap_or(0));
+        // Catalog time only grows: what has expired for one replica has for the log.
+        began < horizon
     }
 
     /// A row of the trace.

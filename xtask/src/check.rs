@@ -70,8 +70,19 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
 }
 
 /// Each planted bug must be found by the simulator. A build of its own: nothing else is compiled with bugs.
-fn planted_bugs() -> anyhow::Result<()> {
-    tools::cargo(&["test", "--release", "-p", "pacsvault-chaos", "--features", "planted", "--test", "planted"])
+pub fn planted_bugs() -> anyhow::Result<()> {
+    tools::cargo(&[
+        "test",
+        "--release",
+        "-p",
+        "pacsvault-chaos",
+        "--features",
+        "planted",
+        "--test",
+        "planted",
+        "--",
+        "--nocapture",
+    ])
 }
 
 /// Builds the programs of the previous release, from which a test upgrades, unless they are there; where they are. `None`

@@ -41,6 +41,7 @@ enum Command {
     /// Run the crash tests and list every CRASH tag with whether one crossed it.
     CrashPoints,
     /// Run simulated clusters: `cargo xtask sim --seeds 200`, or one with `--seed S --trace`; `sim --help` tells more.
+    /// `cargo xtask sim --bugs` plants each bug and prints how many seeds it takes to find it.
     #[command(disable_help_flag = true)]
     Sim {
         /// Passed on to the simulator.
@@ -67,7 +68,15 @@ fn main() -> anyhow::Result<()> {
         Command::Layers => layers::run(),
         Command::CrashPoints => crash_points::run(),
         Command::Sim { arguments } => {
-            let mut all = vec!["run", "--release", "--package", "pacsvault-chaos", "--bin", "pacsvault-sim", "--"];
+            if arguments.iter().any(|argument| argument == "--bugs") {
+                return check::planted_bugs();
+            }
+            let mut all = vec!["run", "--release", "--package", "pacsvault-chaos", "--bin", "pacsvault-sim"];
+            // Bugs of product code are only in a build of their own.
+            if arguments.iter().any(|argument| argument.starts_with("--bug")) {
+                all.extend(["--features", "planted"]);
+            }
+            all.push("--");
             all.extend(arguments.iter().map(String::as_str));
             tools::cargo(&all)
         }
