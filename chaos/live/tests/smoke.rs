@@ -9,7 +9,7 @@ fn half_a_minute_of_site_outages_loses_nothing() -> anyhow::Result<()> {
     let bin = pacsvault_tests::bed::bin_dir()?;
     let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos-smoke");
     let status = Command::new(env!("CARGO_BIN_EXE_pacsvault-chaos"))
-        .args(["run", "site-outage", "--seed", "1", "--minutes", "0.4", "--bin-dir"])
+        .args(["run", "site-outage", "--seed", "1", "--minutes", "0.4", "--network", "direct", "--bin-dir"])
         .arg(&bin)
         .arg("--out")
         .arg(&out)
