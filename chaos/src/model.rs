@@ -1,14 +1,11 @@
-//! What clients did and were told, and the judge of it.
+//! What clients did and were told: the history for the judge, and what can be judged at once.
 //!
-//! Writes of one key get growing version numbers in the order in which the log applied them, so a key's history needs no
-//! search: every answer names the version it saw, and each rule below compares numbers.
+//! Every operation is written down for [`pacsvault_judge`], which judges the whole at the end of a run. What needs more than
+//! the answers is judged here, at once: bytes, records of receipts, and what became of each attempt.
 //!
 //! **Rules** (a broken one is a violation, kept in [`Model::violations`]):
 //! - A visible version is one attempt's whole content, byte for byte; an attempt has at most one version, a version one attempt.
 //! - A refused write is never visible, a refused delete never hides anything. An unknown one may be either, for ever.
-//! - A read sees every write that the reader was told of before it asked (linearizable reads and misses: that anybody was
-//!   told of), unless a delete that was not over before that write began may have hidden it.
-//! - A linearizable read sees no version whose deletion was acknowledged before it asked.
 //! - An acknowledged write that nobody may have deleted is readable for ever.
 
 use std::collections::BTreeMap;
@@ -16,8 +13,9 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use pacsvault_core::{
     catalog::SealedInstance,
-    ids::{Digest, InstanceId},
+    ids::{Digest, InstanceId, ObjectKey},
 };
+use pacsvault_judge::{Answer, Call, History, Operation};
 
 /// Order of events: one simulation is one thread, so a counter is exact.
 pub type Moment = u64;
@@ -57,37 +55,31 @@ pub struct Attempt {
     pub started: Moment,
     /// What became of it.
     pub fate: Fate,
+    operation: usize,
 }
 
 struct Deletion {
+    operation: usize,
     key: usize,
     version: Option<u32>,
     started: Moment,
     ended: Option<Moment>,
-    acked: Vec<u32>,
     refused: bool,
 }
 
-/// How much a reader may expect to see.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scope {
-    /// Its own acknowledged writes (a miss of a lookup is always checked with `All`).
-    Own(Session),
-    /// Everybody's.
-    All,
-}
-
-/// One read as it ended.
-#[derive(Debug, Clone, Copy)]
-pub struct ReadView {
+/// One read as it was asked.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Who asks.
+    pub session: Session,
     /// Which key.
-    pub key: usize,
-    /// When it was asked.
+    pub key: ObjectKey,
+    /// Which version; `None`: the newest.
+    pub version: Option<u32>,
+    /// Whether the answer must be of now.
+    pub linearizable: bool,
+    /// When.
     pub started: Moment,
-    /// What it must see.
-    pub scope: Scope,
-    /// The newest version it saw; `None`: it was told that there is none.
-    pub seen: Option<u32>,
 }
 
 /// The history of one run.
@@ -97,6 +89,7 @@ pub struct Model {
     attempts: Vec<Attempt>,
     deletions: Vec<Deletion>,
     versions: BTreeMap<(usize, u32), InstanceId>,
+    history: History,
     /// What went wrong, in order.
     pub violations: Vec<String>,
 }
@@ -118,17 +111,78 @@ impl Model {
         &self.attempts
     }
 
+    fn begins(&mut self, session: Session, key: String, call: Call, started: Moment) -> usize {
+        let number = self.history.operations.len();
+        self.history.operations.push(Operation {
+            number: number as u64,
+            session,
+            key,
+            call,
+            started,
+            ended: None,
+            answer: Answer::Unknown,
+        });
+        number
+    }
+
+    fn ends(&mut self, operation: usize, answer: Answer) -> Moment {
+        let at = self.tick();
+        let operation = &mut self.history.operations[operation];
+        (operation.ended, operation.answer) = (Some(at), answer);
+        at
+    }
+
+    /// The client died: nothing more is sent for what it was doing.
+    pub fn died(&mut self, session: Session) {
+        let at = self.tick();
+        let open = |operation: &&mut Operation| operation.session == session && operation.ended.is_none();
+        self.history.operations.iter_mut().filter(open).for_each(|operation| operation.ended = Some(at));
+    }
+
+    /// A read was answered.
+    pub fn answered(&mut self, question: Question, seen: Option<&SealedInstance>) {
+        let Question { session, key, version, linearizable, started } = question;
+        let operation = self.begins(session, key.to_string(), Call::Get { version, linearizable }, started);
+        self.ends(
+            operation,
+            seen.map_or(Answer::Missing, |sealed| Answer::Found {
+                version: sealed.version.0,
+                content: sealed.seal.digest.to_string(),
+            }),
+        );
+    }
+
+    /// Everything that clients did and were told.
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
     /// A write begins; answers its number.
-    pub fn begin_put(&mut self, session: Session, key: usize, content: Bytes, instance: InstanceId) -> usize {
+    pub fn begin_put(
+        &mut self,
+        session: Session,
+        (key, name): (usize, &ObjectKey),
+        content: Bytes,
+        instance: InstanceId,
+    ) -> usize {
         let (digest, started) = (Digest::of(&content), self.tick());
-        self.attempts.push(Attempt { session, key, content, digest, instance, started, fate: Fate::Open });
+        let call =
+            Call::Put { attempt: instance.to_string(), content: digest.to_string(), size_bytes: content.len() as u64 };
+        let operation = self.begins(session, name.to_string(), call, started);
+        self.attempts.push(Attempt { session, key, content, digest, instance, started, fate: Fate::Open, operation });
         self.attempts.len() - 1
+    }
+
+    /// Nobody knows what became of a write.
+    pub fn put_unknown(&mut self, put: usize) {
+        self.ends(self.attempts[put].operation, Answer::Unknown);
     }
 
     /// A write was acknowledged with this record; `first` is what the reply said.
     pub fn acked(&mut self, put: usize, sealed: &SealedInstance, first: bool) {
-        let at = self.tick();
         let attempt = self.attempts[put].clone();
+        let (version, whose) = (sealed.version.0, sealed.seal.instance.to_string());
+        let at = self.ends(attempt.operation, Answer::Stored { version, attempt: whose, first });
         self.observe(attempt.key, sealed);
         if sealed.seal.digest != attempt.digest || sealed.seal.size_bytes != attempt.content.len() as u64 {
             self.violation(format!("attempt {} was acknowledged with the record of other content", attempt.instance));
@@ -146,26 +200,32 @@ impl Model {
             self.violation(format!("attempt {instance} was visible before it was refused"));
         }
         self.attempts[put].fate = Fate::Refused;
-        self.tick();
+        self.ends(self.attempts[put].operation, Answer::Refused);
     }
 
     /// A delete begins; answers its number.
-    pub fn begin_delete(&mut self, key: usize, version: Option<u32>) -> usize {
+    pub fn begin_delete(&mut self, session: Session, (key, name): (usize, &ObjectKey), version: Option<u32>) -> usize {
         let started = self.tick();
-        self.deletions.push(Deletion { key, version, started, ended: None, acked: Vec::new(), refused: false });
+        let operation = self.begins(session, name.to_string(), Call::Delete { version }, started);
+        self.deletions.push(Deletion { operation, key, version, started, ended: None, refused: false });
         self.deletions.len() - 1
     }
 
-    /// A delete was acknowledged for these versions.
-    pub fn deleted(&mut self, delete: usize, versions: Vec<u32>) {
-        let at = self.tick();
+    /// A delete was acknowledged for these versions; `None`: there was nothing to delete.
+    pub fn deleted(&mut self, delete: usize, versions: Option<Vec<u32>>) {
+        let answer = versions.map_or(Answer::Missing, |versions| Answer::Deleted { versions });
+        let at = self.ends(self.deletions[delete].operation, answer);
         self.deletions[delete].ended = Some(at);
-        self.deletions[delete].acked = versions;
+    }
+
+    /// Nobody knows what became of a delete.
+    pub fn delete_unknown(&mut self, delete: usize) {
+        self.ends(self.deletions[delete].operation, Answer::Unknown);
     }
 
     /// A delete was answered with "nothing was done".
     pub fn delete_refused(&mut self, delete: usize) {
-        self.tick();
+        self.ends(self.deletions[delete].operation, Answer::Refused);
         self.deletions[delete].refused = true;
     }
 
@@ -223,42 +283,6 @@ impl Model {
         let now = self.tick();
         let began = self.began(sealed.seal.instance);
         self.may_be_deleted(key, sealed.version.0, began, now)
-    }
-
-    /// A read of the newest version ended now.
-    pub fn check_read(&mut self, read: &ReadView) {
-        let now = self.tick();
-        let mut wrong = Vec::new();
-        for attempt in self.attempts.iter().filter(|attempt| attempt.key == read.key) {
-            let Fate::Acked { at, sealed } = &attempt.fate else { continue };
-            let told = match read.scope {
-                Scope::All => true,
-                Scope::Own(session) => attempt.session == session,
-            };
-            let version = sealed.version.0;
-            let missed = read.seen.is_none_or(|seen| seen < version);
-            let began = self.began(sealed.seal.instance).min(attempt.started);
-            if told && *at < read.started && missed && !self.may_be_deleted(read.key, version, began, now) {
-                let saw = read.seen.map_or_else(|| "nothing".to_owned(), |seen| format!("version {seen}"));
-                wrong.push(format!(
-                    "a read of key {} saw {saw}, though version {version} was acknowledged before (scope {:?})",
-                    read.key, read.scope
-                ));
-            }
-        }
-        if read.scope == Scope::All
-            && let Some(seen) = read.seen
-        {
-            let gone = |deletion: &Deletion| {
-                deletion.key == read.key
-                    && deletion.ended.is_some_and(|ended| ended < read.started)
-                    && deletion.acked.contains(&seen)
-            };
-            if self.deletions.iter().any(gone) {
-                wrong.push(format!("a linearizable read of key {} saw version {seen}, deleted before", read.key));
-            }
-        }
-        wrong.into_iter().for_each(|text| self.violation(text));
     }
 
     fn began(&self, instance: InstanceId) -> Moment {

@@ -15,7 +15,7 @@ use pacsvault_core::{
     catalog::{SealedInstance, query},
     codec::Coder,
     ids::{InstanceId, LogIndex, ShardIndex, StripeIndex, VolumeId},
-    layout::NodeState,
+    layout::{Layout, NodeState},
     shard::ShardId,
 };
 use pacsvault_ports::peer::Freshness;
@@ -151,11 +151,33 @@ fn contents(work: &Work) -> BTreeMap<InstanceId, Bytes> {
     work.model(|model| model.attempts().iter().map(|attempt| (attempt.instance, attempt.content.clone())).collect())
 }
 
+/// Why nothing names a shard that lies on a volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Why {
+    /// The catalog names another volume, since this entry.
+    Elsewhere(LogIndex),
+    /// This entry deleted its version, or put another encoding in its place.
+    Deleted(LogIndex),
+    /// Its attempt was not sealed.
+    Unsealed,
+}
+
+/// A shard that nothing names.
+#[derive(Debug, Clone, Copy)]
+pub struct Leak {
+    /// Which.
+    pub shard: ShardId,
+    /// Where it lies.
+    pub volume: VolumeId,
+    /// Why it should not.
+    pub why: Why,
+}
+
 /// What a proof of everything found.
 #[derive(Debug, Clone, Default)]
 pub struct Whole {
-    /// Copies of live shards where they are not named, each with the last reseat of its stripe.
-    pub stale: Vec<(ShardId, VolumeId, Option<LogIndex>)>,
+    /// Shards on volumes of the cluster that nothing names. Each is due to be swept.
+    pub leaks: Vec<Leak>,
 }
 
 /// Proves that everything acknowledged keeps the contract of its profile: by the catalog, and by the disks.
@@ -192,10 +214,11 @@ pub fn whole(work: &Work) -> Result<Whole, String> {
         }
         records.insert(instance, now);
     }
-    prove(work, &records)
+    prove(work, &records)?;
+    Ok(Whole { leaks: leaks(cluster, replica.as_ref(), &layout)? })
 }
 
-fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<Whole, String> {
+fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<(), String> {
     let cluster = &work.cluster;
     let (homes, stores, contents) = (homes(cluster), survivors(cluster), contents(work));
     cluster.sim.hit("everything proven on the disks");
@@ -220,24 +243,33 @@ fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<
             }
         }
     }
-    Ok(Whole { stale: stale(&stores, records) })
+    Ok(())
 }
 
-fn stale(
-    stores: &Stores,
-    records: &BTreeMap<InstanceId, SealedInstance>,
-) -> Vec<(ShardId, VolumeId, Option<LogIndex>)> {
+/// Looks through all volumes that the catalog counts.
+fn leaks(cluster: &Cluster, replica: &dyn Replica, layout: &Layout) -> Result<Vec<Leak>, String> {
     let mut found = Vec::new();
-    for (volume, store) in stores.iter().filter_map(|(id, store)| Some((*id, store.as_ref()?))) {
-        for id in store.list(None, usize::MAX) {
-            let Some(record) = records.get(&id.instance) else { continue };
-            let Some(stripe) = record.seal.stripes.get(id.stripe.0 as usize) else { continue };
-            if stripe.placement[usize::from(id.shard.0)] != volume {
-                found.push((id, volume, record.moved.get(&id.stripe).map(|moved| moved.index)));
-            }
+    let view = replica.view();
+    for (volume, store) in survivors(cluster).into_iter().filter(|(volume, _)| layout.counts(*volume)) {
+        let Some(store) = store else { continue };
+        for shard in store.list(None, usize::MAX) {
+            let sealed = query::by_instance(view.as_ref(), shard.instance).map_err(|error| error.to_string())?;
+            found.extend(unnamed(shard, volume, sealed.as_ref()).map(|why| Leak { shard, volume, why }));
         }
     }
-    found
+    Ok(found)
+}
+
+/// Why nothing names this shard on this volume; `None` when its record does.
+fn unnamed(shard: ShardId, volume: VolumeId, sealed: Option<&SealedInstance>) -> Option<Why> {
+    let Some(sealed) = sealed else { return Some(Why::Unsealed) };
+    if let Some(at) = sealed.deleted {
+        return Some(Why::Deleted(at));
+    }
+    let since = sealed.moved.get(&shard.stripe).map_or(sealed.index, |moved| moved.index);
+    let stripe = sealed.seal.stripes.get(shard.stripe.0 as usize);
+    let named = stripe.and_then(|stripe| stripe.placement.get(usize::from(shard.shard.0)));
+    (named != Some(&volume)).then_some(Why::Elsewhere(since))
 }
 
 /// One version that must live, and what is left of it.

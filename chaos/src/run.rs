@@ -77,6 +77,7 @@ pub fn run(scenario: &Scenario, trace: bool) -> Report {
         (false, _) => "topology: three sites of 3 nodes",
     });
     let ended = catch_unwind(AssertUnwindSafe(|| sim.block_on(play(Arc::clone(&work)))));
+    work.judge();
     let mut violations = work.model(|model| model.violations.clone());
     if let Err(payload) = ended {
         violations.push(format!("the run broke off: {}", panic_message(payload.as_ref())));

@@ -23,7 +23,7 @@ use crate::{
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life},
     machine::HEALTHY_MICROS,
-    model::{Model, Moment, ReadView, Scope, Session},
+    model::{Model, Question, Session},
     net::HostId,
     rng::SimRng,
     scenario::{Fault as FaultKind, SITES},
@@ -128,6 +128,14 @@ impl Work {
         self.model(|model| model.violation(text));
     }
 
+    /// Holds the whole history to what one object at a time could have answered.
+    pub fn judge(&self) {
+        let history = self.model(|model| model.history().clone());
+        let verdict = pacsvault_judge::check(&history);
+        verdict.violations.iter().for_each(|violation| self.violation(violation.to_string()));
+        verdict.undecided.iter().for_each(|undecided| self.violation(format!("the judge came to no end: {undecided}")));
+    }
+
     /// A new client at `site`.
     pub fn client(self: &Arc<Self>, site: usize) -> Client {
         let session = {
@@ -146,6 +154,7 @@ impl Work {
             life: Life::HARNESS,
             coordinator: None,
             rng: cluster.sim.random(SimRng::fork),
+            ahead_millis: 0,
             unknown: None,
             patience: PATIENCE,
         };
@@ -163,6 +172,8 @@ pub struct Client {
     life: Life,
     coordinator: Option<Coordinator>,
     rng: SimRng,
+    /// How far its clock is ahead of ours.
+    ahead_millis: i64,
     /// A write whose outcome was unknown, to be tried again with the same content.
     unknown: Option<(usize, Bytes)>,
     /// How long it tries.
@@ -192,9 +203,16 @@ impl Client {
         self.coordinator.clone().expect("connected from the start")
     }
 
+    /// Its clock shows so much more than ours.
+    pub fn set_clock(&mut self, ahead_millis: i64) {
+        self.ahead_millis = ahead_millis;
+        self.work.cluster.sim.jump_wall(self.life, ahead_millis);
+    }
+
     /// The process dies: everything it was doing is dropped, and what it knew is gone.
     fn crash(self) -> Self {
-        let Self { work, site, life, coordinator, .. } = self;
+        let Self { work, site, life, coordinator, session, .. } = self;
+        work.model(|model| model.died(session));
         work.cluster.sim.kill(life);
         work.cluster.sim.within(life, || drop(coordinator));
         work.cluster.sim.hit(FaultKind::ClientCrash.name());
@@ -289,7 +307,8 @@ impl Client {
     /// Writes `content`, in up to three pieces. Answers the record when acknowledged.
     pub async fn put(&mut self, key: usize, content: Bytes, strict: bool) -> Option<Stored> {
         let work = Arc::clone(&self.work);
-        let mut header = PutHeader::new(key_name(key), "application/dicom");
+        let name = key_name(key);
+        let mut header = PutHeader::new(name.clone(), "application/dicom");
         header.strict = strict;
         if self.rng.chance(500) {
             header.declared_size_bytes = Some(content.len() as u64);
@@ -297,9 +316,10 @@ impl Client {
         let late = self.rng.chance(LATE_PER_MILLE);
         let expired = late && self.date_back();
         let mut upload = self.coordinator().begin_put(header);
-        work.cluster.sim.jump_wall(self.life, 0);
-        let put = work.model(|model| model.begin_put(self.session, key, content.clone(), upload.instance()));
-        self.tell("call", key, || format!("put {} bytes as {}", content.len(), upload.instance()));
+        work.cluster.sim.jump_wall(self.life, self.ahead_millis);
+        let instance = upload.instance();
+        let put = work.model(|model| model.begin_put(self.session, (key, &name), content.clone(), instance));
+        self.tell("call", key, || format!("put {} bytes as {instance}", content.len()));
         let cut = self.rng.index(content.len() + 1);
         let pieces = [content.slice(..cut), content.slice(cut..)];
         let result = async {
@@ -333,6 +353,7 @@ impl Client {
             }
             Err(fault) if fault.class == Class::Unknown => {
                 self.tell("told", key, || format!("put: outcome unknown, {}", fault.message));
+                work.model(|model| model.put_unknown(put));
                 work.count(|figures| figures.unknown += 1);
                 work.cluster.sim.hit("write with unknown outcome");
                 self.unknown = Some((key, content));
@@ -343,7 +364,10 @@ impl Client {
                 work.count(|figures| figures.refused += 1);
             }
             // It was stored, and deleted before the answer arrived.
-            Err(fault) if fault.code == "PV-DELETED" => work.cluster.sim.hit("write deleted before its answer"),
+            Err(fault) if fault.code == "PV-DELETED" => {
+                work.model(|model| model.put_unknown(put));
+                work.cluster.sim.hit("write deleted before its answer");
+            }
             Err(fault) => {
                 self.tell("told", key, || format!("put: {:?} {} {}", fault.class, fault.code, fault.message));
                 self.judge("put", &fault);
@@ -404,12 +428,14 @@ impl Client {
         }
     }
 
-    fn freshness(&mut self) -> (Freshness, Scope) {
-        if self.rng.chance(400) {
-            (Freshness::Linearizable, Scope::All)
-        } else {
-            (Freshness::AtLeast(LogIndex(0)), Scope::Own(self.session))
-        }
+    /// How fresh a read is to be, and whether that is linearizable.
+    fn freshness(&mut self) -> (Freshness, bool) {
+        if self.rng.chance(400) { (Freshness::Linearizable, true) } else { (Freshness::AtLeast(LogIndex(0)), false) }
+    }
+
+    fn asks(&self, key: usize, linearizable: bool) -> Question {
+        let started = self.work.model(Model::tick);
+        Question { session: self.session, key: key_name(key), version: None, linearizable, started }
     }
 
     async fn get(&mut self, key: usize) {
@@ -423,20 +449,20 @@ impl Client {
 
     async fn read(&mut self, key: usize, range: Option<(u64, u64)>) {
         let work = Arc::clone(&self.work);
-        let (freshness, scope) = self.freshness();
+        let (freshness, linearizable) = self.freshness();
         let mut query = GetQuery::whole(key_name(key));
         query.freshness = freshness;
         if let Some((offset, len)) = range {
             query.offset_bytes = offset;
             query.len_bytes = Some(len);
         }
-        let started = work.model(Model::tick);
+        let mut question = self.asks(key, linearizable);
         self.tell("call", key, || format!("get {range:?} {freshness:?}"));
         match self.coordinator().get(query).await {
             Ok(download) => {
                 let sealed = download.sealed().clone();
                 self.tell("told", key, || format!("get: version {} {}", sealed.version, sealed.seal.instance));
-                saw(&work, key, started, scope, Some(&sealed));
+                work.model(|model| model.answered(question, Some(&sealed)));
                 let from = usize::try_from(download.range().start).expect("a small content");
                 let expected = download.range().end - download.range().start;
                 match download.bytes().await {
@@ -453,7 +479,8 @@ impl Client {
             Err(fault) if fault.class == Class::NotFound => {
                 self.tell("told", key, || "get: there is none".to_owned());
                 // A miss is always checked against the leader.
-                saw(&work, key, started, Scope::All, None);
+                question.linearizable = true;
+                work.model(|model| model.answered(question, None));
                 work.count(|figures| figures.misses += 1);
             }
             // A range beyond the end of a short content.
@@ -465,8 +492,8 @@ impl Client {
     async fn list(&mut self) {
         let work = Arc::clone(&self.work);
         let study = self.rng.index(2);
-        let (freshness, scope) = self.freshness();
-        let started = work.model(Model::tick);
+        let (freshness, linearizable) = self.freshness();
+        let question = self.asks(study, linearizable);
         let mut found: Vec<SealedInstance> = Vec::new();
         let mut page_token = Vec::new();
         loop {
@@ -497,7 +524,8 @@ impl Client {
             if let Some(sealed) = sealed {
                 work.model(|model| model.observe(key, sealed));
             }
-            saw(&work, key, started, scope, sealed);
+            let question = Question { key: name, ..question.clone() };
+            work.model(|model| model.answered(question, sealed));
         }
     }
 
@@ -505,28 +533,24 @@ impl Client {
         let work = Arc::clone(&self.work);
         let newest = work.model(|model| model.newest_seen(key));
         let version = (self.rng.chance(500) && newest > 0).then_some(newest);
-        let delete = work.model(|model| model.begin_delete(key, version));
+        let name = key_name(key);
+        let delete = work.model(|model| model.begin_delete(self.session, (key, &name), version));
         work.count(|figures| figures.deletes += 1);
         self.tell("call", key, || format!("delete version {version:?}"));
-        match self.coordinator().delete(key_name(key), version.map(VersionNumber)).await {
+        match self.coordinator().delete(name, version.map(VersionNumber)).await {
             Ok(versions) => {
                 self.tell("told", key, || format!("delete: {versions:?}"));
-                work.model(|model| model.deleted(delete, versions.into_iter().map(|version| version.0).collect()));
+                let versions = versions.into_iter().map(|version| version.0).collect();
+                work.model(|model| model.deleted(delete, Some(versions)));
             }
-            // An earlier try may have deleted what this one did not find.
-            Err(fault) if fault.class == Class::NotFound => work.model(|model| model.deleted(delete, Vec::new())),
-            Err(fault) if fault.class == Class::Unknown => {}
+            Err(fault) if fault.class == Class::NotFound => work.model(|model| model.deleted(delete, None)),
+            Err(fault) if fault.class == Class::Unknown => work.model(|model| model.delete_unknown(delete)),
             Err(fault) => {
                 self.judge("delete", &fault);
                 work.model(|model| model.delete_refused(delete));
             }
         }
     }
-}
-
-fn saw(work: &Work, key: usize, started: Moment, scope: Scope, sealed: Option<&SealedInstance>) {
-    let seen = sealed.map(|sealed| sealed.version.0);
-    work.model(|model| model.check_read(&ReadView { key, started, scope, seen }));
 }
 
 /// Starts the scenario's clients; each works until `until`.
