@@ -103,15 +103,14 @@ async fn reread_one(
     Err(format!("{key} version {version} of {} bytes is {last:?}", promise.content.size_bytes))
 }
 
+/// Size and digest of what receipts promise, by instance.
+pub type Promised = BTreeMap<InstanceId, (u64, Digest)>;
+
 /// Proves all receipts offline; returns what they promise of keys that nobody deleted.
 ///
 /// # Errors
 /// Those that prove nothing or say something else.
-pub fn receipts(
-    recorder: &Recorder,
-    ca_pem: &str,
-    gone: &BTreeSet<String>,
-) -> Result<(BTreeMap<InstanceId, (u64, Digest)>, String), String> {
+pub fn receipts(recorder: &Recorder, ca_pem: &str, gone: &BTreeSet<String>) -> Result<(Promised, String), String> {
     let (mut promised, mut wrong) = (BTreeMap::new(), Vec::new());
     let (mut proven, mut degraded) = (0, 0);
     for ((key, version), promise) in recorder.promises() {

@@ -47,6 +47,9 @@ const SPARE: usize = 8;
 /// How long nodes have to stop in order before their volumes are opened.
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
+/// Makes the network of a run for its hosts.
+pub type MakeWan<'a> = &'a dyn Fn(&[Host]) -> anyhow::Result<Arc<dyn Wan>>;
+
 /// What a local cluster is made of.
 pub struct Options<'a> {
     /// Sites and nodes.
@@ -60,7 +63,7 @@ pub struct Options<'a> {
     /// Mount small disks under the volumes.
     pub small_disks: bool,
     /// Makes the network; `None`: processes talk directly.
-    pub wan: Option<&'a dyn Fn(&[Host]) -> anyhow::Result<Arc<dyn Wan>>>,
+    pub wan: Option<MakeWan<'a>>,
 }
 
 /// The driver.

@@ -249,7 +249,7 @@ fn split(draw: &mut Draw) -> Step {
 
 /// In cycles of three: a node burns and is rebuilt while a site is away; then two harmless outages.
 fn during_repair(draw: &mut Draw) -> Step {
-    if draw.turn % 3 > 0 {
+    if !draw.turn.is_multiple_of(3) {
         return leader_flap(draw);
     }
     let who = Who::Follower(draw.random_number());
