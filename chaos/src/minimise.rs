@@ -16,6 +16,9 @@ const FAULT_TIME_MIN: Duration = Duration::from_millis(250);
 /// How often everything is tried again, as long as something became smaller.
 const ROUNDS_MAX: usize = 3;
 
+/// Makes a run calmer in one respect.
+type Calm = fn(&mut Overrides);
+
 /// The smallest failing run that was found.
 #[derive(Debug, Clone)]
 pub struct Smallest {
@@ -130,7 +133,7 @@ impl Search<'_> {
     }
 
     fn calm(&mut self) {
-        let calm: [(&str, fn(&mut Overrides)); 3] = [
+        let calm: [(&str, Calm); 3] = [
             ("no encore", |candidate| candidate.no_encore = true),
             ("true clocks", |candidate| candidate.true_clocks = true),
             ("near sites", |candidate| candidate.near_sites = true),

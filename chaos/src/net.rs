@@ -550,7 +550,7 @@ impl Exchange {
         if kind == "snapshot-read" {
             net.sim.hit("piece of a snapshot sent");
         }
-        let told = net.sim.listens().then(|| trace::words(kind, &request)).unwrap_or_default();
+        let told = if net.sim.listens() { trace::words(kind, &request) } else { String::new() };
         net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || told.clone());
         let sim = net.sim.clone();
         let task = async move {

@@ -17,7 +17,7 @@ use pacsvault_chaos_live::{
     driver::{
         Driver,
         kubectl::{self, Kubectl},
-        local::{Local, Options},
+        local::{Local, MakeWan, Options},
     },
     gameday::{Attach, Report},
     net::{self, Host, SiteLatency, Wan},
@@ -198,7 +198,7 @@ fn run(options: &RunOptions) -> anyhow::Result<bool> {
     let latency = latencies(&topology);
     // The previous release knows nothing of emulated networks.
     let network = if scenario.previous { Network::Direct } else { options.network };
-    let make: &dyn Fn(&[Host]) -> anyhow::Result<Arc<dyn Wan>> = &|hosts| wan(network, hosts, &latency);
+    let make: MakeWan<'_> = &|hosts| wan(network, hosts, &latency);
     let previous = if scenario.previous { Some(previous_dir(&bin)?) } else { None };
     let mut local = Local::start(&Options {
         topology: &topology,
