@@ -22,6 +22,7 @@ use pacsvault_chaos_live::{
     gameday::{Attach, Report},
     net::{self, Host, SiteLatency, Wan},
     record::{Link, Run},
+    report,
     scenario::{self, ALWAYS, Topology},
     stage::{SESSIONS, Stage},
     verdict,
@@ -359,10 +360,7 @@ fn tell(run: &Run, out: &Path, json: bool) -> anyhow::Result<()> {
         for check in run.checks.iter().filter(|check| !check.passed) {
             eprintln!("  {}: {}", check.name, check.detail);
         }
-        eprintln!(
-            "the same faults again: pacsvault-chaos run {} --seed {} --minutes {}",
-            run.scenario, run.seed, run.minutes
-        );
+        eprintln!("the same faults again: {}", report::replay(run));
     }
     Ok(())
 }

@@ -13,7 +13,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use pacsvault_core::{
-    catalog::{Command, command::DrainTarget},
+    catalog::{
+        Command,
+        command::{COMMANDS_VERSION, DrainTarget},
+    },
     ids::NodeId,
     layout::{NodeState, VolumeState},
 };
@@ -189,6 +192,24 @@ impl<'a> Runner<'a> {
                 why => why,
             }
         })
+    }
+
+    /// Upgrades whoever still runs the previous release, one after the other, and waits until the new version is in force.
+    ///
+    /// # Errors
+    /// A node does not come back, or the version stays as it was.
+    pub fn upgrade_rest(&mut self) -> anyhow::Result<String> {
+        for name in self.driver.outdated() {
+            self.begin(&Fault::Upgrade, &Who::Node(name))?;
+            self.lift_all()?;
+            self.whole(WHOLE_WITHIN)?;
+        }
+        let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
+        self.until(WHOLE_WITHIN, &format!("version {COMMANDS_VERSION} of commands to be in force"), || {
+            let format = eyes.since(from).last().map(|look| look.format);
+            (format != Some(COMMANDS_VERSION)).then(|| format!("it is {format:?}"))
+        })?;
+        Ok(format!("version {COMMANDS_VERSION} of commands"))
     }
 
     /// Repeats `why_not` until it has no answer.

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, ensure};
 use pacsvault_client::Client;
+use pacsvault_core::layout::{Layout, Profile};
 use pacsvault_rpc::TonicPeer;
 use pacsvault_runtime::wall_now;
 use tokio::runtime::Handle;
@@ -142,16 +143,22 @@ impl Course<'_> {
     /// Waits for the load, carries out the plan, and waits until everybody is back and all is healed.
     fn fire(&mut self, plan: &crate::scenario::Plan, until_ms: u64) {
         let ready = self.peace();
+        self.run.profile = self.eyes.layout().map(|layout| profile(&layout)).unwrap_or_default();
         let topology = self.stage.topology.clone();
+        let upgrades = plan.needs().contains(&Ability::Upgrade);
         let mut runner = Runner::new(&mut *self.stage.driver, &self.eyes, &self.recorder, &topology, until_ms);
         let told = |error: anyhow::Error| format!("{error:#}");
         let result = ready.map_err(told).and_then(|()| runner.run(plan).map_err(told));
         let faults = runner.faults.len();
+        let upgraded = upgrades.then(|| runner.upgrade_rest().map_err(told));
         let whole = runner.whole(BACK_WITHIN).map_err(told);
         let healed = runner.healed(HEALED_WITHIN).map_err(told);
         let (faults_done, ended) = (std::mem::take(&mut runner.faults), std::mem::take(&mut runner.ended));
         self.run.faults = faults_done;
         self.note("what must hold under each fault", result.map(|()| format!("{faults} faults")));
+        if let Some(upgraded) = upgraded {
+            self.note("the new version is in force", upgraded);
+        }
         self.note("all nodes are back", whole.map(|()| "all answer and are up".to_owned()));
         self.note("full contract after the faults", healed.map(|()| "nothing is below its contract".to_owned()));
         let none = if ended.is_empty() { Ok("none".to_owned()) } else { Err(ended.join("; ")) };
@@ -232,6 +239,13 @@ impl Course<'_> {
         crate::report::write(&self.run, &self.stage.out)?;
         Ok(self.run)
     }
+}
+
+/// What writes that name no profile are promised, in a line.
+fn profile(layout: &Layout) -> String {
+    let name = &layout.default_profile;
+    let detail = |profile: &Profile| format!("{name}: {}, survives {}", profile.code, profile.contract);
+    layout.profiles.get(name).map_or_else(|| name.to_string(), detail)
 }
 
 /// What it runs on, in a line.

@@ -13,6 +13,7 @@ use std::{
 use anyhow::Context;
 use pacsvault_chaos_live::net::{self, Conditions, Host, SiteLatency, Wan};
 use pacsvault_harness::{Cluster, Member, Seat, output};
+use pacsvault_tests::bed::turn;
 
 const SITES: [&str; 3] = ["a", "b", "c"];
 const WITNESS: &str = "w";
@@ -98,6 +99,7 @@ fn eventually(cluster: &Cluster, dir: &Path, number: u32) -> anyhow::Result<()> 
 }
 
 fn works_and_outlives_a_site(bin: &Path, wan: &dyn Wan) -> anyhow::Result<()> {
+    let _turn = turn(env!("CARGO_TARGET_TMPDIR"))?;
     let home = tempfile::tempdir()?;
     let dir = home.path();
     let mut cluster = prepared(bin, dir, wan, hosts())?;
@@ -149,6 +151,7 @@ fn two_sites_and_a_witness_are_a_cluster_by_plan() {
     let mut hosts = nodes.to_vec();
     hosts.extend([host("w1", WITNESS), host("client-a", "a")]);
     let wan = net::proxy(&hosts, &SiteLatency::new()).expect("needs no rights");
+    let _turn = turn(env!("CARGO_TARGET_TMPDIR")).expect("the machine's turn");
     let home = tempfile::tempdir().expect("a folder");
     let mut cluster = prepared(&bin, home.path(), &*wan, hosts).expect("certificates and configurations");
     cluster.start(|_| true).expect("programs that start");

@@ -404,6 +404,11 @@ impl Driver for Local {
         self.start(&[node.to_owned()])
     }
 
+    fn outdated(&self) -> Vec<String> {
+        let nodes = self.bed.cluster.nodes.iter().filter(|node| !self.retired.contains(&node.name));
+        nodes.filter(|node| node.bin.is_some()).map(|node| node.name.clone()).collect()
+    }
+
     fn addresses(&self) -> BTreeMap<String, String> {
         let present = self.bed.cluster.nodes.iter().filter(|node| !self.retired.contains(&node.name));
         present.map(|node| (node.name.clone(), node.address.clone())).collect()

@@ -177,6 +177,11 @@ pub trait Driver: Send {
         lacks(Ability::Upgrade)
     }
 
+    /// Nodes that run the previous release.
+    fn outdated(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Where the harness itself reaches each node, besides the network that is shaped; empty: where the layout says.
     fn addresses(&self) -> BTreeMap<String, String> {
         BTreeMap::new()

@@ -31,6 +31,7 @@ use std::{
 use anyhow::Context;
 
 pub use index::write_index;
+pub use page::replay;
 
 use crate::record::Run;
 

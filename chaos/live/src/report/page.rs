@@ -168,13 +168,14 @@ fn setting(run: &Run) -> String {
 }
 
 /// The command that does the same faults again.
-pub(super) fn replay(run: &Run) -> String {
-    let network = match run.network.as_str() {
-        "namespaces" => " --network namespaces",
-        _ => "",
+pub fn replay(run: &Run) -> String {
+    let (command, where_to) = match run.network.as_str() {
+        // Which cluster it was is a matter of the client's configuration, that no record holds.
+        "kubernetes" => ("play", " --config CLIENT.toml --namespace NAMESPACE".to_owned()),
+        "" | "proxy" => ("run", String::new()),
+        other => ("run", format!(" --network {other}")),
     };
-    let command = if run.network == "kubernetes" { "attach" } else { "run" };
-    format!("pacsvault-chaos {command} {} --seed {} --minutes {}{network}", run.scenario, run.seed, run.minutes)
+    format!("pacsvault-chaos {command} {} --seed {} --minutes {}{where_to}", run.scenario, run.seed, run.minutes)
 }
 
 /// What the script shows.

@@ -184,3 +184,17 @@ fn a_run_is_written_and_read_back_and_indexed() {
     let none = write_index(&[dir.path().join("nowhere")], &dir.path().join("x.html"));
     assert!(none.is_err());
 }
+
+#[test]
+fn a_run_tells_the_command_that_does_it_again() {
+    let mut run = fixture::run(300);
+    for (network, command) in [
+        ("proxy", "run site-outage --seed 20261 --minutes 5"),
+        ("direct", "run site-outage --seed 20261 --minutes 5 --network direct"),
+        ("namespaces", "run site-outage --seed 20261 --minutes 5 --network namespaces"),
+        ("kubernetes", "play site-outage --seed 20261 --minutes 5 --config CLIENT.toml --namespace NAMESPACE"),
+    ] {
+        run.network = network.to_owned();
+        assert_eq!(super::replay(&run), format!("pacsvault-chaos {command}"));
+    }
+}
