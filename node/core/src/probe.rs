@@ -18,6 +18,7 @@ use std::sync::{
 /// Every tag. Another one does not compile.
 pub const TAGS: &[&str] = &[
     "recovery: answer to a task that was given up",
+    "recovery: attempt answered with another's record is answered so again",
     "recovery: attempt sealed before answered with its record",
     "recovery: compaction freed a segment",
     "recovery: compaction moved live shards",

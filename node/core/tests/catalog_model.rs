@@ -239,6 +239,8 @@ struct Model {
     /// Encodings that others took the place of, as deleted.
     replaced: Vec<(VersionNumber, Version)>,
     asides: BTreeSet<(InstanceId, StripeIndex)>,
+    /// Attempts that were answered with the record of another.
+    answered: BTreeMap<InstanceId, InstanceId>,
 }
 
 impl Model {
@@ -252,15 +254,33 @@ impl Model {
         versions.find(|(_, version)| version.deleted.is_none()).map(|(number, one)| (VersionNumber(number), one))
     }
 
-    /// What the catalog should say, in short.
-    fn seal(&mut self, layout: &Layout, seal: &Seal) -> String {
-        let replaced = self.replaced.iter().find(|(_, old)| old.seal.instance == seal.instance);
+    /// The record of an instance, or the encoding that took its place while that version lives.
+    fn stands_for(&self, instance: InstanceId, key: &ObjectKey) -> Option<(VersionNumber, &Version)> {
+        let replaced = self.replaced.iter().find(|(_, old)| old.seal.instance == instance);
         // The encoding that took its place answers, while the version lives.
         let replaced = replaced.map(|(number, old)| {
             let heir = &self.objects[&old.seal.key][number.0 as usize - 1];
-            (*number, if heir.deleted.is_none() && old.seal.key == seal.key { heir } else { old })
+            (*number, if heir.deleted.is_none() && old.seal.key == *key { heir } else { old })
         });
-        if let Some((number, known)) = self.find(seal.instance).or(replaced) {
+        self.find(instance).or(replaced)
+    }
+
+    /// An attempt is answered with the record of another, and so for as long as it could be sealed.
+    fn answer(&mut self, attempt: InstanceId, record: InstanceId) {
+        let expired = |id: &InstanceId, now: u64| id.time().0 + WRITE_WINDOW_MILLIS < now;
+        let oldest: Vec<InstanceId> = self.answered.keys().take(2).copied().collect();
+        for id in oldest.iter().take_while(|id| expired(id, self.time)) {
+            self.answered.remove(id);
+        }
+        if !expired(&attempt, self.time) {
+            self.answered.insert(attempt, record);
+        }
+    }
+
+    /// What the catalog should say, in short.
+    fn seal(&mut self, layout: &Layout, seal: &Seal) -> String {
+        let answered = self.answered.get(&seal.instance).and_then(|record| self.stands_for(*record, &seal.key));
+        if let Some((number, known)) = self.stands_for(seal.instance, &seal.key).or(answered) {
             let same = known.seal.key == seal.key && known.seal.digest == seal.digest;
             let again = format!("version {number} again, degraded {}", known.degraded);
             return if same { again } else { "malformed".to_owned() };
@@ -272,6 +292,10 @@ impl Model {
                 kept || failure_sets().all(|one| !keeps(seal, &one, layout) || keeps(&known.seal, &one, layout));
             let degraded = known.degraded || !keeps(&known.seal, &promise.contract, layout);
             if as_good && keeps(&known.seal, &promise.floor, layout) && !(seal.strict && degraded) {
+                let record = known.seal.instance;
+                if layout.format >= 2 {
+                    self.answer(seal.instance, record);
+                }
                 return format!("version {number} again, degraded {degraded}");
             }
         }

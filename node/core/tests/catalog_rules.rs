@@ -165,6 +165,47 @@ fn the_same_attempt_and_the_same_content_answer_the_first_record() {
     assert_eq!(lookup(&replica.state, &key(KEY), None).unwrap(), Some(second));
 }
 
+/// A proposal may be held up by the network for longer than its client waits. Found by the simulator as a linearizability
+/// violation: the held-up copy made old content the newest again, after its attempt had been answered.
+#[test]
+fn an_attempt_answered_with_another_record_never_becomes_a_version_later() {
+    let mut replica = Replica::upgraded();
+    let (first, _) = replica.sealed(START, seal(KEY, "a", instance(START, 1)));
+    let again = seal(KEY, "a", instance(START + 1, 2));
+    assert_eq!(replica.sealed(START + 2, again.clone()), (first.clone(), false));
+    let (second, _) = replica.sealed(START + 3, seal(KEY, "b", instance(START + 3, 3)));
+    // The copy that was held up arrives; a restart in between forgets nothing.
+    replica.reload();
+    assert_eq!(replica.sealed(START + 4, again.clone()), (first.clone(), false));
+    let newest = |replica: &Replica| lookup(&replica.state, &key(KEY), None).unwrap().unwrap().version;
+    assert_eq!(newest(&replica), second.version);
+    // Also after that record was deleted.
+    let delete = Command::Delete { key: key(KEY), version: Some(first.version) };
+    let answer = replica.one(START + 5, delete);
+    assert_eq!(answer, deleted(&replica, vec![first.version]));
+    let (gone, is_first) = replica.sealed(START + 6, again);
+    assert_eq!((gone.version, gone.deleted.is_some(), is_first), (first.version, true, false));
+    assert_eq!(newest(&replica), second.version);
+}
+
+#[test]
+fn answers_are_forgotten_when_their_attempts_have_expired() {
+    let mut replica = Replica::upgraded();
+    replica.sealed(START, seal(KEY, "a", instance(START, 1)));
+    let answers = |replica: &Replica| replica.state.keys().filter(|key| key[0] == 0x15).count();
+    for number in 2..12 {
+        replica.sealed(START + number, seal(KEY, "a", instance(START + number, number)));
+    }
+    assert_eq!(answers(&replica), 10);
+    let later = START + WRITE_WINDOW_MILLIS + 1_000;
+    for number in 12..17 {
+        replica.sealed(later + number, seal(KEY, "a", instance(later + number, number)));
+    }
+    assert_eq!(answers(&replica), 5, "those of a day ago are gone");
+    let late = replica.refused(later + 20, as_command(seal(KEY, "b", instance(START + 2, 2))));
+    assert!(matches!(late, Rejection::WindowClosed { .. }), "{late:?}");
+}
+
 /// A fresh seal of the content that all of these tests store, without shard `lost`.
 fn around(lost: u8, number: u64) -> Seal {
     let mut fresh = seal(KEY, "a", instance(START, number));

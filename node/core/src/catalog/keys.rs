@@ -16,6 +16,7 @@
 //! | 12 | tenant, study | objects and bytes | seal, delete | when the last object is deleted |
 //! | 13 | instance 16 | version, object name | seal, replace | never: proves what was sealed |
 //! | 14 | instance 16 | record that was replaced by another encoding, as deleted | replace | never yet |
+//! | 15 | instance 16 of an attempt | instance 16 of the record that it was answered with | seal that found its content stored | seal, a write window later |
 //! | 20 | placement u64 | volumes | first seal or reseat that uses it | never |
 //! | 21 | volumes 16 × n | placement | with 20 | never |
 //! | 22 | volume 16, placement u64 | – | with 20 | never |
@@ -54,6 +55,7 @@ const VERSION: u8 = 0x11;
 const STUDY: u8 = 0x12;
 const INSTANCE: u8 = 0x13;
 const REPLACED: u8 = 0x14;
+const ANSWERED: u8 = 0x15;
 const PLACEMENT: u8 = 0x20;
 const PLACEMENT_OF: u8 = 0x21;
 const VOLUME_PLACEMENT: u8 = 0x22;
@@ -324,6 +326,21 @@ pub(super) fn all_asides() -> Range {
 pub(super) fn parse_aside(key: &[u8]) -> Result<(InstanceId, StripeIndex), Error> {
     let bytes: [u8; 20] = tail(key, 1, "set-aside key")?;
     Ok(instance_stripe(bytes))
+}
+
+pub(super) fn answered(instance: InstanceId) -> Vec<u8> {
+    build(ANSWERED, &[&instance.0])
+}
+
+/// All attempts that were answered with another's record, those that began first before the others.
+pub(super) fn all_answered() -> Range {
+    within(vec![ANSWERED])
+}
+
+/// Of a key or value: both end with an instance.
+pub(super) fn parse_answered(bytes: &[u8]) -> Result<InstanceId, Error> {
+    let skip = bytes.len().saturating_sub(16);
+    tail(bytes, skip, "answered attempt").map(InstanceId)
 }
 
 pub(super) fn tombstone(index: LogIndex, instance: InstanceId) -> Vec<u8> {

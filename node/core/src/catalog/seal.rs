@@ -7,6 +7,8 @@
 //! - It is idempotent by content too, against the newest live version of the key and no older one, but only while that
 //!   record's shards are worth, by the layout of this moment, all that the new attempt's are, and the floor of the profile
 //!   asked for. What is acknowledged is never more than what holds now; otherwise the attempt is a version of its own.
+//! - An attempt has one outcome: what was answered with another's record is answered with it for as long as it could be
+//!   sealed, though the key has other content since. A proposal that was held up must not become a version after its answer.
 //! - Once `id.time < catalog_time − WRITE_WINDOW_MILLIS`, an unsealed id is never sealed: the sweeper relies on it.
 //! - The object record, the study's sums and all indexes change in the same batch.
 
@@ -22,7 +24,7 @@ use super::sums::one_stripe;
 use super::view::{Overlay, View};
 use super::wire::{InstanceMessage, MissingMessage, ObjectMessage, StudyMessage, frame, open_strict};
 use super::wire_seal::{Placed, SealedMessage, sealed, sealed_message};
-use crate::ids::{PlacementId, ProfileName, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis};
+use crate::ids::{InstanceId, PlacementId, ProfileName, ShardIndex, StripeIndex, VersionNumber, VolumeId, WallMillis};
 use crate::layout::survival::{Held, covers, strongest, survives};
 use crate::layout::{Contract, Failures, Layout, NodeState, Profile, VolumeState};
 use crate::limits::{ATTRIBUTES_BYTES_MAX, STRIPE_BYTES_MAX, STRIPES_MAX, WRITE_WINDOW_MILLIS};
@@ -35,6 +37,9 @@ const COORDINATOR_BYTES_MAX: usize = 255;
 const WRAPPED_KEY_BYTES_MAX: usize = 4 << 10;
 /// Verdicts kept; each ~600 bytes, so at most ~10 MiB.
 const JUDGEMENTS_CACHED: usize = 16_384;
+
+/// Expired answers forgotten with each that is remembered: more than one, so that they do not add up.
+const ANSWERS_FORGOTTEN: usize = 2;
 
 /// What the shards of one stripe survive, by the present layout.
 struct Judgement {
@@ -142,6 +147,10 @@ impl Machine {
             crate::sometimes!("recovery: attempt sealed before answered with its record");
             return Ok(sealed_before(seal, living(overlay, earlier)?)?);
         }
+        if let Some(earlier) = answered_with(overlay, seal.instance)? {
+            crate::sometimes!("recovery: attempt answered with another's record is answered so again");
+            return Ok(sealed_before(seal, living(overlay, earlier)?)?);
+        }
         let name = keys::object_name(&seal.key);
         let object = read_object(overlay, &name)?.unwrap_or_default();
         let worth = self.worth(&layout, seal, promise);
@@ -149,6 +158,9 @@ impl Machine {
             && let Some(same) = self.still_true(&layout, same, seal.strict, promise, &worth.survives)
         {
             crate::sometimes!("recovery: put deduplicated by its content");
+            if layout.format >= 2 {
+                remember_answer(overlay, at, seal.instance, same.seal.instance)?;
+            }
             return Ok(Outcome::Sealed { sealed: Box::new(same), first: false });
         }
         check_window(seal.instance.time(), at.time)?;
@@ -404,6 +416,30 @@ pub(super) fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outc
     } else {
         Err(Rejection::Malformed(format!("instance id {} was sealed with other content", seal.instance)))
     }
+}
+
+/// The record that this attempt was answered with, when that is another's.
+fn answered_with(view: &dyn View, attempt: InstanceId) -> Result<Option<SealedInstance>, Error> {
+    let Some(value) = view.get(&keys::answered(attempt))? else { return Ok(None) };
+    let earlier = keys::parse_answered(&value)?;
+    let gone = || Error::Inconsistent(format!("attempt {attempt} was answered with {earlier}, which is not known"));
+    by_instance(view, earlier)?.ok_or_else(gone).map(Some)
+}
+
+/// Remembers the answer of an attempt until the attempt expires; forgets answers of attempts that have.
+fn remember_answer(overlay: &mut Overlay<'_>, at: At, attempt: InstanceId, record: InstanceId) -> Result<(), Error> {
+    let horizon = at.time.0.saturating_sub(WRITE_WINDOW_MILLIS);
+    let (from, to) = keys::all_answered();
+    for (key, _) in overlay.scan(&from, &to, ANSWERS_FORGOTTEN)? {
+        if keys::parse_answered(&key)?.time().0 >= horizon {
+            break;
+        }
+        overlay.delete(key);
+    }
+    if attempt.time().0 >= horizon {
+        overlay.put(keys::answered(attempt), record.0.to_vec());
+    }
+    Ok(())
 }
 
 /// The newest live version, when it has the content to be sealed. Older versions with that content are not looked for:
