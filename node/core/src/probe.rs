@@ -34,6 +34,7 @@ pub const TAGS: &[&str] = &[
     "recovery: flapping node kept waiting",
     "recovery: former holders asked for an unreadable stripe",
     "recovery: half-done joint configuration finished",
+    "recovery: head of a segment written anew",
     "recovery: known node introduced itself again",
     "recovery: lagging replica would have denied what is stored",
     "recovery: leader changed while it was asked",

@@ -19,7 +19,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::disk::DiskFile;
 
-use crate::format::{RECORD_ALIGN, Tombstone};
+use crate::format::{RECORD_ALIGN, SegmentHeader, Tombstone};
 
 /// Least gain for which compaction empties a segment that is more than half in use: far more than its batches are padded by.
 const GAIN_BYTES_MIN: u64 = 64 << 10;
@@ -106,12 +106,14 @@ pub(crate) struct Segment {
     /// Compaction has begun to restate its tombstones. Once in a life: a second pass could not tell which of them `targets`
     /// still counts.
     pub(crate) restated: bool,
+    /// What its head says; `None` when recovery could not tell.
+    pub(crate) head: Option<SegmentHeader>,
 }
 
 impl Segment {
     pub(crate) fn new(file: Arc<dyn DiskFile>, len: u64) -> Self {
         let targets = BTreeMap::new();
-        Self { file, len, live: 0, live_bytes: 0, targets, damaged: false, left: None, restated: false }
+        Self { file, len, live: 0, live_bytes: 0, targets, damaged: false, left: None, restated: false, head: None }
     }
 
     /// Bytes that compaction would have to write, at most: a tombstone alone in its record takes one unit.

@@ -24,7 +24,8 @@ use crate::{
     crash,
     error::Error,
     format::{
-        self, Body, IDENTITY_NAME, Identity, Record, SECTOR_BYTES, Tombstone, decode_voids, parse_name, spare_name,
+        self, Body, IDENTITY_NAME, Identity, Record, SECTOR_BYTES, SegmentHeader, Tombstone, decode_voids, parse_name,
+        spare_name,
     },
     index::{Place, Segment, Table},
     note,
@@ -208,6 +209,10 @@ impl Scan {
                 return Ok(None);
             }
         };
+        let (volume, cluster) = (self.identity.volume, self.identity.cluster);
+        if let Some(segment) = self.table.segments.get_mut(&sequence) {
+            segment.head = Some(SegmentHeader { volume, cluster, sequence, life: walk.life, durable_batch });
+        }
         self.proven_batch = self.proven_batch.max(durable_batch);
         self.newest_batch = self.newest_batch.max(durable_batch);
         if last {

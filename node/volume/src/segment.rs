@@ -107,7 +107,9 @@ impl Store {
         // CRASH(volume.segment.5): the name may vanish, but no record is written before it is durable.
         crash::point("volume.segment.5");
         self.disk.sync_names().map_err(|error| self.poison("sync the name of a segment", error))?;
-        self.write_table().segments.insert(sequence, Segment::new(spare.file.clone(), spare.len));
+        let mut segment = Segment::new(spare.file.clone(), spare.len);
+        segment.head = Some(header);
+        self.write_table().segments.insert(sequence, segment);
         if at.is_none() {
             writer.preparing = false;
         }

@@ -150,6 +150,11 @@ impl Volume {
         self.beside(move |store| store.compact_step(bytes_max))
     }
 
+    /// Looks at the heads of segments, and mends them; see [`Store::mend_heads`].
+    pub fn mend_heads(&self) -> BoxFuture<'static, Result<u64, Error>> {
+        self.beside(Store::mend_heads)
+    }
+
     /// A note saved before, if it is whole; see [`Store::load_note`].
     pub fn load_note(&self, name: &'static str) -> BoxFuture<'static, Result<Option<Vec<u8>>, Error>> {
         self.beside(move |store| Ok(store.load_note(name)))

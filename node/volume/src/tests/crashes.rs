@@ -206,6 +206,7 @@ fn what_was_acknowledged_survives_a_crash_at_every_call() {
         include_str!("../recover.rs"),
         include_str!("../segment.rs"),
         include_str!("../note.rs"),
+        include_str!("../heads.rs"),
     ];
     let tags = |source: &'static str| source.split("CRASH(").skip(1).map(|rest| rest.split(')').next().unwrap());
     let tags: BTreeSet<&str> = sources.into_iter().flat_map(tags).collect();
@@ -276,6 +277,20 @@ fn planted(crossed: &mut BTreeSet<&'static str>) {
             && store.compact_step(1).is_ok()
         {
             assert_eq!(store.list(None, 30), (2..=10).map(id).collect::<Vec<_>>());
+        }
+    });
+    let rotten_head = || {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        (1..=3).for_each(|number| put(&store, number, 20_000).unwrap());
+        disk.flip(&segment_files(&disk).remove(0), 4096 + 40, 1);
+        disk
+    };
+    cross(&rotten_head, &|disk| {
+        if let Ok((store, _)) = open(disk, 2)
+            && let Ok(mended) = store.mend_heads()
+        {
+            assert_eq!((mended, store.list(None, 30)), (1, (1..=3).map(id).collect::<Vec<_>>()));
         }
     });
     let crowded = || {

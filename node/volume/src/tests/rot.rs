@@ -265,3 +265,36 @@ fn rot_by_the_thousand_never_refuses_the_volume_nor_gives_wrong_bytes() {
 fn small(number: u64) -> usize {
     super::crashes::small(number)
 }
+
+/// Of both copies and of the first record, by which a segment without a head is known.
+#[test]
+fn heads_that_rot_in_use_are_mended_before_the_next_start_needs_them() {
+    for (reopened, unreadable) in [(false, false), (true, false), (false, true), (true, true)] {
+        let disk = formatted();
+        let (mut store, _) = open(&disk, 1).unwrap();
+        (1..=12).for_each(|number| put(&store, number, 20_000).unwrap());
+        if reopened {
+            store = open(&disk, 2).unwrap().0;
+            put(&store, 13, 20_000).unwrap();
+        }
+        let held = store.list(None, 100);
+        let segments = segment_files(&disk);
+        assert!(segments.len() > 1);
+        for segment in &segments {
+            for at in [40, 4096 + 40, 8192 + 40] {
+                assert!(if unreadable { disk.fail_reads_at(segment, at) } else { disk.flip(segment, at, 1) });
+            }
+        }
+        let (_, unmended) = open(&disk.survivors(3), 4).unwrap();
+        assert_eq!((unmended.shards, unmended.damaged_segments), (0, segments.len() as u64));
+
+        assert_eq!(store.mend_heads().unwrap(), 2 * segments.len() as u64);
+        assert_eq!(store.mend_heads().unwrap(), 0, "all are sound");
+        let (after, found) = open(&disk.survivors(3), 4).unwrap();
+        let first_of_each = held.len() - segments.len();
+        assert_eq!((after.list(None, 100).len(), found.shards), (first_of_each, first_of_each as u64));
+        for id in after.list(None, 100) {
+            assert_eq!(after.read(id, 0, u64::MAX).unwrap().data, store.read(id, 0, u64::MAX).unwrap().data);
+        }
+    }
+}
