@@ -11,7 +11,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::{BTreeMap, VecDeque},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake, Waker},
     time::Duration,
@@ -23,6 +23,10 @@ use crate::{
     rng::{SimRng, splitmix},
     trace::Event,
 };
+
+mod sleep;
+
+pub use sleep::Sleep;
 
 /// Polls before a run is declared stuck: the longest healthy scenario needs about two million.
 const POLLS_MAX: u64 = 60_000_000;
@@ -570,52 +574,4 @@ enum Chosen {
 pub fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a text".to_owned())
-}
-
-/// Resolves at a virtual instant.
-#[derive(Debug)]
-pub struct Sleep {
-    sim: Sim,
-    life: Life,
-    local_nanos: u64,
-    deadline_nanos: u64,
-    timer: Option<(u64, u64)>,
-}
-
-impl Future for Sleep {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        let mut state = this.sim.state();
-        if state.now_nanos >= this.deadline_nanos {
-            if state.life(this.life).clock_nanos(state.now_nanos) >= this.local_nanos {
-                return Poll::Ready(());
-            }
-            // The clock has slowed down meanwhile: a new timer.
-            let (sim, life, local) = (this.sim.clone(), this.life, this.local_nanos);
-            let spent = this.timer.take().and_then(|timer| state.timers.remove(&timer));
-            drop(state);
-            drop(spent);
-            this.deadline_nanos = sim.true_nanos(life, local);
-            state = this.sim.state();
-        }
-        let timer = *this.timer.get_or_insert_with(|| {
-            state.next_timer += 1;
-            (this.deadline_nanos, state.next_timer)
-        });
-        let replaced = state.timers.insert(timer, context.waker().clone());
-        drop(state);
-        drop(replaced);
-        Poll::Pending
-    }
-}
-
-impl Drop for Sleep {
-    fn drop(&mut self) {
-        if let Some(timer) = self.timer {
-            let waker = self.sim.state().timers.remove(&timer);
-            drop(waker);
-        }
-    }
 }

@@ -19,7 +19,7 @@ use futures::{
     channel::oneshot,
     future::{Either, select},
 };
-use pacsvault_core::{catalog::Command, ids::LogIndex, shard::DurableShard};
+use pacsvault_core::{ids::LogIndex, shard::DurableShard};
 use pacsvault_ports::{
     BoxFuture,
     peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
@@ -30,6 +30,11 @@ use crate::{
     scenario::PlantedBug,
     trace,
 };
+
+mod trap;
+
+use trap::kind;
+pub use trap::{Sprung, Trap};
 
 /// After so long without an answer to its pings a connection is given up.
 const KEEPALIVE: Duration = Duration::from_secs(9);
@@ -319,58 +324,6 @@ fn broken(address: &str) -> Fault {
 
 fn late(address: &str, deadline: Duration) -> Fault {
     Fault::new(Class::Unknown, "PV-DEADLINE", format!("{address} did not answer within {} ms", deadline.as_millis()))
-}
-
-fn kind(request: &Request) -> &'static str {
-    match request {
-        Request::PutShard(_) => "put-shard",
-        Request::GetShard(_) => "get-shard",
-        Request::Layout(_) => "layout",
-        Request::Lookup(_) => "lookup",
-        Request::List(_) => "list",
-        Request::Propose(_) => "propose",
-        Request::Raft(_) => "raft",
-        Request::SnapshotFiles { .. } => "snapshot-files",
-        Request::SnapshotRead { .. } => "snapshot-read",
-        Request::ReadIndex => "read-index",
-        Request::Join(_) => "join",
-        Request::InitCluster { .. } => "init",
-        Request::Status => "status",
-        Request::TransferLeader { .. } => "transfer-leader",
-        Request::Heartbeat(_) => "heartbeat",
-        Request::Repair(_) => "repair",
-        Request::DrainPlan(_) => "drain-plan",
-        Request::ScrubNow(_) => "scrub-now",
-        Request::VerifyShards { .. } => "verify-shards",
-        Request::Health => "health",
-        _ => "other",
-    }
-}
-
-/// A moment to be waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Trap {
-    /// A repair is under way: a task is handed out, a shard is written, new homes are proposed.
-    Repair,
-    /// A replica takes a snapshot.
-    Snapshot,
-}
-
-/// What happens then.
-pub type Sprung = Box<dyn FnOnce(HostId, HostId) + Send>;
-
-impl Trap {
-    fn catches(self, request: &Request) -> bool {
-        match (self, request) {
-            (Self::Repair, Request::Repair(_)) => true,
-            (Self::Repair, Request::PutShard(put)) => put.repair,
-            (Self::Repair, Request::Propose(commands)) => {
-                commands.iter().any(|command| matches!(command, Command::Reseat(_)))
-            }
-            (Self::Snapshot, Request::SnapshotRead { .. }) => true,
-            _ => false,
-        }
-    }
 }
 
 /// One host's view of the network.
