@@ -39,6 +39,12 @@ const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
 /// Virtual time in which everything must be whole again, the work of people included.
 const HEAL_WITHIN: Duration = Duration::from_secs(90);
 /// Jumps of the clock after which nothing may be left that nothing names.
+///
+/// What the sweeps after the first jump find is watched from then on and goes after the second: nearly all runs need no more.
+/// But copies may come to be later that count as old, for their age is that of their stripe's last reseat: a repair that was
+/// handed out while a site was dark writes its copy seconds later, and the log refuses the new home, for the clock has jumped
+/// meanwhile or the stripe is whole. Sweeps find that copy after the second jump first, and it is ripe after the third. Such a
+/// repair may take some rounds to end, so there are more.
 const JUMPS_MAX: i64 = 6;
 /// One hour of the clock of the wall.
 const HOUR_MILLIS: i64 = 3_600_000;
