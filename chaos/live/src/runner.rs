@@ -23,7 +23,7 @@ use pacsvault_core::{
 use pacsvault_ports::peer::{Reply, Request};
 
 use crate::{
-    driver::{Driver, Inject},
+    driver::{Ability, Driver, Inject},
     eyes::Eyes,
     history::Recorder,
     record::FaultRecord,
@@ -279,7 +279,7 @@ impl<'a> Runner<'a> {
         let sites: BTreeSet<String> = nodes.iter().filter_map(|name| site_of(name)).collect();
         let name = match who {
             // The network is cut around sites, whoever is meant.
-            _ if fault.needs() == crate::driver::Ability::Network => {
+            _ if matches!(fault.needs(), Ability::Network | Ability::Links) => {
                 format!("site {}", sites.iter().cloned().collect::<Vec<_>>().join(", "))
             }
             Who::Site(_) | Who::Node(_) | Who::Everything => who.to_string(),
@@ -412,7 +412,7 @@ impl<'a> Runner<'a> {
 
     /// Makes the network do what all faults in force together say.
     fn shape(&mut self) -> anyhow::Result<()> {
-        let able = self.driver.abilities().contains(&crate::driver::Ability::Network);
+        let able = self.driver.abilities().contains(&Ability::Network);
         let topology = self.grown();
         let all = self.active.iter().map(|one| one.fault.conditions(&topology, &one.sites));
         let conditions = merged(all);

@@ -299,7 +299,9 @@ impl Driver for Local {
         } else {
             able.insert(Ability::Fill);
         }
-        able.extend(self.wan.is_some().then_some(Ability::Network));
+        if self.wan.is_some() {
+            able.extend([Ability::Network, Ability::Links]);
+        }
         able.extend(self.injects.then_some(Ability::Inject));
         able.extend(self.previous.then_some(Ability::Upgrade));
         able

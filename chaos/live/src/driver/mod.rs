@@ -23,8 +23,10 @@ pub enum Ability {
     Kill,
     /// Stop nodes in mid-air and let them go on.
     Pause,
-    /// Shape and cut links.
+    /// Cut links, both ways.
     Network,
+    /// Slow links down, lose packets on them, and cut them one way.
+    Links,
     /// Take all data from a node.
     Wipe,
     /// Flip bytes in a node's files.
@@ -47,6 +49,7 @@ impl fmt::Display for Ability {
             Self::Kill => "kill nodes",
             Self::Pause => "pause nodes",
             Self::Network => "cut the network",
+            Self::Links => "slow links down and cut them one way",
             Self::Wipe => "wipe nodes",
             Self::Damage => "damage files",
             Self::Fill => "fill disks",

@@ -56,7 +56,7 @@ pub(super) const ALL: &[Scenario] = &[
         line: "a site hears the others and is not heard, or the other way round",
         does: "Links are cut in one direction only, around the leader's site or one drawn by the seed.",
         holds: "Writes and reads through the sites that reach each other are back within 20 s.",
-        essential: &[Ability::Network],
+        essential: &[Ability::Links],
         draw: asymmetric,
         ..THREE
     },
@@ -179,12 +179,12 @@ fn away(draw: &mut Draw) -> Fault {
 /// A small fault that takes nobody away.
 fn trouble(draw: &mut Draw, who: Who) -> Beside {
     let after = draw.millis(300..2500);
-    let network = draw.can(Ability::Network);
+    let links = draw.can(Ability::Links);
     let inject = draw.can(Ability::Inject);
     let fault = match draw.below(4) {
         0 if inject => Fault::SlowDisk { delay_ms: 5 + draw.below(40) as u64 },
         1 if inject => Fault::Clock { step_ms: [-3_600_000, -90_000, -1_500, 700, 45_000, 7_200_000][draw.below(6)] },
-        2 if inject && !network => Fault::SlowDisk { delay_ms: 20 },
+        2 if inject && !links => Fault::SlowDisk { delay_ms: 20 },
         _ => Fault::Slow {
             delay_ms: draw.below(80) as u64,
             jitter_ms: draw.below(40) as u64,
@@ -308,7 +308,7 @@ fn disk_full(draw: &mut Draw) -> Step {
 fn slow_site(draw: &mut Draw) -> Step {
     let site = draw.site();
     let fault = match draw.below(4) {
-        0 | 1 if draw.can(Ability::Network) => Fault::Slow {
+        0 | 1 if draw.can(Ability::Links) => Fault::Slow {
             delay_ms: 50 + draw.below(400) as u64,
             jitter_ms: draw.below(100) as u64,
             loss_per_mille: u16::try_from(draw.below(30)).unwrap_or(0),
@@ -386,7 +386,7 @@ mod tests {
 
     fn everything() -> BTreeSet<Ability> {
         use Ability::*;
-        [Kill, Pause, Network, Wipe, Damage, Fill, Inject, Add, Upgrade, Volumes].into()
+        [Kill, Pause, Network, Links, Wipe, Damage, Fill, Inject, Add, Upgrade, Volumes].into()
     }
 
     fn topology(scenario: &Scenario) -> Topology {
@@ -421,6 +421,27 @@ mod tests {
                 assert!(needs.is_subset(&able), "{} asks for {needs:?}", scenario.name);
             }
         }
+    }
+
+    #[test]
+    fn who_only_cuts_both_ways_is_asked_for_nothing_else() {
+        let able: BTreeSet<Ability> = [Ability::Kill, Ability::Pause, Ability::Network].into();
+        let mut cuts = 0;
+        for scenario in ALL.iter().filter(|scenario| scenario.essential.iter().all(|one| able.contains(one))) {
+            for seed in 0..20 {
+                let topology = topology(scenario);
+                for step in scenario.plan(seed, 2.0, &topology, &able).steps {
+                    let faults = step.beside.iter().map(|beside| &beside.fault).chain([&step.fault]);
+                    let sites = [topology.storing()[0].clone()].into();
+                    for links in faults.map(|fault| fault.conditions(&topology, &sites).links) {
+                        cuts += links.len();
+                        let both = |((from, to), _): (&(String, String), _)| links[&(to.clone(), from.clone())].cut;
+                        assert!(links.iter().all(both), "{}", scenario.name);
+                    }
+                }
+            }
+        }
+        assert!(cuts > 0);
     }
 
     #[test]

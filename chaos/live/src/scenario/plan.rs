@@ -179,7 +179,8 @@ impl Fault {
         match self {
             Self::Kill => Ability::Kill,
             Self::Pause => Ability::Pause,
-            Self::Isolate | Self::Deafen | Self::Mute | Self::Split | Self::Slow { .. } => Ability::Network,
+            Self::Isolate | Self::Split => Ability::Network,
+            Self::Deafen | Self::Mute | Self::Slow { .. } => Ability::Links,
             Self::Wipe => Ability::Wipe,
             Self::Rot { .. } => Ability::Damage,
             Self::Fill => Ability::Fill,
