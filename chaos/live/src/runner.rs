@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use pacsvault_core::{
     catalog::{
         Command,
@@ -108,8 +108,10 @@ impl<'a> Runner<'a> {
             }
             if let Err(error) = self.step(step) {
                 self.say(&format!("FAILED {error:#}"));
-                self.lift_all()?;
-                return Err(error);
+                return match self.lift_all() {
+                    Ok(()) => Err(error),
+                    Err(lifting) => Err(anyhow!("{error:#}; and not everything was lifted: {lifting:#}")),
+                };
             }
         }
         Ok(())
@@ -432,17 +434,18 @@ impl<'a> Runner<'a> {
     /// Ends all faults, the last one first.
     ///
     /// # Errors
-    /// One cannot be ended.
+    /// One cannot be ended; the others are.
     pub fn lift_all(&mut self) -> anyhow::Result<()> {
+        let mut all = Ok(());
         while let Some(active) = self.active.pop() {
             let lifted = self.lift(&active);
             let now = self.eyes.now_ms();
             if let Some(record) = self.faults.get_mut(active.index) {
                 record.ended_ms = Some(now);
             }
-            lifted.with_context(|| format!("lifting: {}", active.fault.kind()))?;
+            all = all.and(lifted.with_context(|| format!("lifting: {}", active.fault.kind())));
         }
-        Ok(())
+        all
     }
 
     fn lift(&mut self, active: &Active) -> anyhow::Result<()> {
