@@ -18,15 +18,19 @@ fn missing() -> Vec<&'static str> {
     packages
 }
 
+/// Whether a file of this name is the C library that RocksDB's bindings are made with. `libclang-cpp` is another one, which
+/// packages bring along that need neither.
+fn is_libclang(name: &str) -> bool {
+    name.starts_with("libclang") && name.contains(".so") && !name.starts_with("libclang-cpp")
+}
+
 fn has_libclang() -> bool {
     if std::env::var_os("LIBCLANG_PATH").is_some() {
         return true;
     }
     let holds = |dir: &Path| {
         let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-        entries
-            .map(|entry| entry.file_name().to_string_lossy().into_owned())
-            .any(|name| name.starts_with("libclang") && name.contains(".so"))
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).any(|name| is_libclang(&name))
     };
     let llvm = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let mut dirs: Vec<_> = llvm
@@ -64,4 +68,19 @@ pub fn run() -> anyhow::Result<()> {
         .env("DEBIAN_FRONTEND", "noninteractive");
     tools::run(&mut command)?;
     if missing().is_empty() { Ok(()) } else { bail!("still missing after the installation: {}", missing().join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_libclang;
+
+    #[test]
+    fn the_cpp_library_does_not_stand_in_for_libclang() {
+        assert!(["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-19.so.1"].into_iter().all(is_libclang));
+        assert!(
+            ["libclang-cpp.so.14", "libclang-cpp.so", "libclang.a", "libLLVM-14.so"]
+                .into_iter()
+                .all(|name| !is_libclang(name))
+        );
+    }
 }
