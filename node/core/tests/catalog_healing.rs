@@ -263,6 +263,25 @@ fn emptying_a_volume_may_cost_what_exceeds_the_contract_and_the_record_says_so()
     assert!(!record.degraded, "it keeps its contract");
 }
 
+/// What a drain plans when a shard in place must make room: simulated seed 603 waited for ever where it was refused.
+#[test]
+fn emptying_a_volume_may_spread_other_shards_anew_in_the_same_step() {
+    let (mut replica, id) = stored();
+    replica.add_spare(2);
+    let two_nodes = Failures { sites: 0, nodes: 2 };
+    let spread = [(0, volume(3)), (5, spare(2))];
+    let weak = refused_reseat(&mut replica, id, &spread);
+    assert!(matches!(weak, Rejection::TooWeak { .. }), "not without an operator's word: {weak}");
+    let drain = Command::SetDrain { target: DrainTarget::Node(NodeId(1)), draining: true };
+    assert_eq!(replica.one(START, drain), Outcome::Done);
+    let broken = refused_reseat(&mut replica, id, &[(0, volume(1)), (5, spare(2))]);
+    assert!(matches!(broken, Rejection::TooWeak { .. }), "never below the contract: {broken}");
+    done_reseat(&mut replica, id, &spread);
+    let record = present(&replica, id);
+    assert!(!covers(&record.survives, &Contract::one(two_nodes)), "{:?}", record.survives);
+    assert!(!record.degraded, "it keeps its contract");
+}
+
 #[test]
 fn a_degraded_record_is_raised_once_all_its_stripes_keep_the_contract() {
     let mut replica = Replica::upgraded();

@@ -270,8 +270,8 @@ fn check_target(layout: &Layout, target: VolumeId, already: bool) -> Result<(), 
 }
 
 /// Everything that the shards that count survived before, they must survive after. An operator who has volumes emptied
-/// accepts that what exceeds the contract of the profile goes with them: then the contract itself is the measure. Answers
-/// what is left of what was survived in that case.
+/// accepts that what exceeds the contract of the profile goes with them: then the contract itself is the measure, also for
+/// the shards that must make room in the same step. Answers what is left of what was survived in that case.
 fn check_no_weaker(
     layout: &Layout,
     seal: &Seal,
@@ -288,7 +288,7 @@ fn check_no_weaker(
     let drained = reseat
         .moves
         .iter()
-        .all(|(shard, _)| before.placement.get(usize::from(shard.0)).is_some_and(|old| layout.draining(*old)));
+        .any(|(shard, _)| before.placement.get(usize::from(shard.0)).is_some_and(|old| layout.draining(*old)));
     let promised = layout.profiles.get(&seal.profile).is_some_and(|profile| covers(&now, &profile.contract));
     match claims(before).into_iter().find(|one| !covers(&now, &Contract::one(*one))) {
         None => Ok(None),
