@@ -42,6 +42,7 @@ pub const TAGS: &[&str] = &[
     "recovery: learner promoted",
     "recovery: log tail truncated",
     "recovery: lost shards made again",
+    "recovery: mark in a segment written anew",
     "recovery: mark of an earlier recovery read",
     "recovery: miss proven by the leader",
     "recovery: newer version put in force",

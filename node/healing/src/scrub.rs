@@ -129,7 +129,7 @@ impl Scrub<'_> {
         let page = self.kept.volume.list(self.history.cursor(), PAGE_SHARDS).await.map_err(Fault::from)?;
         if page.is_empty() {
             // What only the next start would read.
-            self.kept.volume.mend_heads().await.map_err(Fault::from)?;
+            self.kept.volume.mend_guides().await.map_err(Fault::from)?;
             self.history.finish();
             self.save().await;
             self.counted = None;

@@ -19,7 +19,10 @@ use pacsvault_core::{
 };
 use pacsvault_ports::disk::DiskFile;
 
-use crate::format::{RECORD_ALIGN, SegmentHeader, Tombstone};
+use crate::{
+    format::{RECORD_ALIGN, SegmentHeader, Tombstone},
+    mend::Guide,
+};
 
 /// Least gain for which compaction empties a segment that is more than half in use: far more than its batches are padded by.
 const GAIN_BYTES_MIN: u64 = 64 << 10;
@@ -108,12 +111,25 @@ pub(crate) struct Segment {
     pub(crate) restated: bool,
     /// What its head says; `None` when recovery could not tell.
     pub(crate) head: Option<SegmentHeader>,
+    /// Where lives of the volume begin in it.
+    pub(crate) marks: Vec<Guide>,
 }
 
 impl Segment {
     pub(crate) fn new(file: Arc<dyn DiskFile>, len: u64) -> Self {
-        let targets = BTreeMap::new();
-        Self { file, len, live: 0, live_bytes: 0, targets, damaged: false, left: None, restated: false, head: None }
+        let (targets, marks) = (BTreeMap::new(), Vec::new());
+        Self {
+            file,
+            len,
+            live: 0,
+            live_bytes: 0,
+            targets,
+            damaged: false,
+            left: None,
+            restated: false,
+            head: None,
+            marks,
+        }
     }
 
     /// Bytes that compaction would have to write, at most: a tombstone alone in its record takes one unit.

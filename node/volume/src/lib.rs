@@ -20,8 +20,8 @@
 //! with the catalog; none makes the volume refuse to open.
 //!
 //! Rooms: [`format`] (bytes), `walk` (following a segment's records), `recover` (open), [`store`] (what is held; reading and
-//! proving), `index` (what is where, and what holds a segment back), `writer` (appending), `segment` (its files), `heads`
-//! (their heads, looked at again), `compact` (getting space back), `note` (small durable files for those who use the volume), [`worker`] (the async handle with group
+//! proving), `index` (what is where, and what holds a segment back), `writer` (appending), `segment` (its files), `mend`
+//! (what leads through them, looked at again), `compact` (getting space back), `note` (small durable files for those who use the volume), [`worker`] (the async handle with group
 //! commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
 
 mod compact;
@@ -29,8 +29,8 @@ mod crash;
 mod error;
 pub mod file_disk;
 pub mod format;
-mod heads;
 mod index;
+mod mend;
 mod note;
 mod recover;
 mod segment;

@@ -28,6 +28,7 @@ use crate::{
         spare_name,
     },
     index::{Place, Segment, Table},
+    mend::Guide,
     note,
     store::{IDENTITY_PART, Options, Owner, POISON_NAME, Store, segment_bytes, to_usize},
     walk::Walk,
@@ -260,6 +261,9 @@ impl Scan {
             pacsvault_core::sometimes!("recovery: mark of an earlier recovery read");
             if let Some(payload) = payload_of(&held, &mut self.report.read_bytes) {
                 let voids: Vec<(u64, u64)> = decode_voids(&payload).collect();
+                if let Some(segment) = self.table.segments.get_mut(&stamp.sequence) {
+                    segment.marks.push(Guide::mark(&held.record, &payload));
+                }
                 self.held.retain(|held| !voids.contains(&(held.record.stamp.sequence, held.record.stamp.offset)));
                 // Before it wrote this mark, that life had read and synced all that went before.
                 self.prove(stamp.batch.saturating_sub(1));

@@ -150,9 +150,9 @@ impl Volume {
         self.beside(move |store| store.compact_step(bytes_max))
     }
 
-    /// Looks at the heads of segments, and mends them; see [`Store::mend_heads`].
-    pub fn mend_heads(&self) -> BoxFuture<'static, Result<u64, Error>> {
-        self.beside(Store::mend_heads)
+    /// Looks at heads and marks of segments, and mends them; see [`Store::mend_guides`].
+    pub fn mend_guides(&self) -> BoxFuture<'static, Result<u64, Error>> {
+        self.beside(Store::mend_guides)
     }
 
     /// A note saved before, if it is whole; see [`Store::load_note`].

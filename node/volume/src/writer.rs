@@ -21,6 +21,7 @@ use crate::{
     error::Error,
     format::{Body, Record, SECTOR_BYTES, Tombstone, align, check_shard, encode_voids, header_bytes},
     index::Place,
+    mend::Guide,
     store::{Done, Op, Purpose, Store, sync_data, to_usize},
 };
 
@@ -477,7 +478,11 @@ impl Store {
         for planned in batch {
             let stamp = planned.record.stamp;
             match planned.effect {
-                Effect::Mark => {}
+                Effect::Mark => {
+                    if let Some(segment) = table.segments.get_mut(&stamp.sequence) {
+                        segment.marks.push(Guide::mark(&planned.record, &planned.payload));
+                    }
+                }
                 Effect::Store(id, digest) | Effect::Move(id, digest) => {
                     let place = Place::new(stamp.sequence, stamp.offset, planned.record.span_bytes)
                         .expect("segments and spans stay within the index's bounds");

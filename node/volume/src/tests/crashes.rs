@@ -206,7 +206,7 @@ fn what_was_acknowledged_survives_a_crash_at_every_call() {
         include_str!("../recover.rs"),
         include_str!("../segment.rs"),
         include_str!("../note.rs"),
-        include_str!("../heads.rs"),
+        include_str!("../mend.rs"),
     ];
     let tags = |source: &'static str| source.split("CRASH(").skip(1).map(|rest| rest.split(')').next().unwrap());
     let tags: BTreeSet<&str> = sources.into_iter().flat_map(tags).collect();
@@ -288,7 +288,7 @@ fn planted(crossed: &mut BTreeSet<&'static str>) {
     };
     cross(&rotten_head, &|disk| {
         if let Ok((store, _)) = open(disk, 2)
-            && let Ok(mended) = store.mend_heads()
+            && let Ok(mended) = store.mend_guides()
         {
             assert_eq!((mended, store.list(None, 30)), (1, (1..=3).map(id).collect::<Vec<_>>()));
         }

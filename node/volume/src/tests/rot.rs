@@ -266,6 +266,32 @@ fn small(number: u64) -> usize {
     super::crashes::small(number)
 }
 
+/// A mark says which life wrote what follows it. Both copies of it rot: once in the life that wrote them, once in the next.
+#[test]
+fn marks_that_rot_in_use_are_mended_before_the_next_start_needs_them() {
+    for (reopened, unreadable) in [(false, false), (true, false), (false, true), (true, true)] {
+        let disk = formatted();
+        put(&open(&disk, 1).unwrap().0, 1, 5_000).unwrap();
+        let (mut store, _) = open(&disk, 2).unwrap();
+        (2..=4).for_each(|number| put(&store, number, 5_000).unwrap());
+        if reopened {
+            store = open(&disk, 3).unwrap().0;
+        }
+        let segment = segment_files(&disk).remove(0);
+        // Behind two heads lies the record of the first life, in two sectors; then the mark, twice.
+        for at in [4 * 4096 + 100, 5 * 4096 + 100] {
+            assert!(if unreadable { disk.fail_reads_at(&segment, at) } else { disk.flip(&segment, at, 1) });
+        }
+        assert_eq!(open(&disk.survivors(3), 4).unwrap().1.shards, 1, "the second life is not found");
+        assert!((2..=4).all(|number| store.verify(id(number)).is_ok()), "no shard is damaged");
+
+        assert_eq!(store.mend_guides().unwrap(), 2);
+        assert_eq!(store.mend_guides().unwrap(), 0, "all are sound");
+        let (after, found) = open(&disk.survivors(3), 4).unwrap();
+        assert_eq!((found.shards, after.list(None, 100)), (4, (1..=4).map(id).collect::<Vec<_>>()));
+    }
+}
+
 /// Of both copies and of the first record, by which a segment without a head is known.
 #[test]
 fn heads_that_rot_in_use_are_mended_before_the_next_start_needs_them() {
@@ -288,8 +314,8 @@ fn heads_that_rot_in_use_are_mended_before_the_next_start_needs_them() {
         let (_, unmended) = open(&disk.survivors(3), 4).unwrap();
         assert_eq!((unmended.shards, unmended.damaged_segments), (0, segments.len() as u64));
 
-        assert_eq!(store.mend_heads().unwrap(), 2 * segments.len() as u64);
-        assert_eq!(store.mend_heads().unwrap(), 0, "all are sound");
+        assert_eq!(store.mend_guides().unwrap(), 2 * segments.len() as u64);
+        assert_eq!(store.mend_guides().unwrap(), 0, "all are sound");
         let (after, found) = open(&disk.survivors(3), 4).unwrap();
         let first_of_each = held.len() - segments.len();
         assert_eq!((after.list(None, 100).len(), found.shards), (first_of_each, first_of_each as u64));
