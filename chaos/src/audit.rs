@@ -203,13 +203,18 @@ fn converged(cluster: &Cluster) -> Result<(), String> {
     Ok(())
 }
 
-/// Voters must be such that any one site may vanish.
+/// Voters that are there must be such that any one site may vanish: one whose machine is no more counts against every majority.
 fn spread(cluster: &Cluster, voters: &[NodeId]) -> Result<(), String> {
-    for site in 0..SITES {
+    let present = |site: usize| {
         let inside = cluster.of_site(site).into_iter().filter_map(|at| cluster.replica(at));
-        let lost = inside.filter(|replica| voters.contains(&replica.status().node)).count();
-        if (voters.len() - lost) * 2 <= voters.len() {
-            return Err(format!("without site {site} the voters {voters:?} have no majority"));
+        inside.filter(|replica| voters.contains(&replica.status().node)).count()
+    };
+    let all: usize = (0..SITES).map(present).sum();
+    for site in 0..SITES {
+        if (all - present(site)) * 2 <= voters.len() {
+            return Err(format!(
+                "without site {site} the voters {voters:?}, {all} of which are there, have no majority"
+            ));
         }
     }
     Ok(())

@@ -25,7 +25,7 @@ use pacsvault_ports::{
 };
 use pacsvault_service::{Front, LocalFirst, Node, OwnVolume, Profile, ReplicaStarter};
 use pacsvault_simdisk::SimDisk;
-use pacsvault_simkv::SimKvMedia;
+use pacsvault_simkv::{INJECTED, SimKvMedia};
 use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
 
 use crate::{
@@ -315,10 +315,9 @@ impl Cluster {
         let task = async move {
             let sim = cluster.sim.clone();
             if let Err(why) = cluster.run(at, life, &node, &stores).await {
-                // The process exits; the supervisor tries again.
-                sim.hit("node ended by itself");
-                sim.event("node ended", &[at as u64], || why);
-                std::panic::resume_unwind(Box::new(PowerLost));
+                // No fault is meant to do that: those that stop a node do so from outside, or through its stores.
+                sim.event("node ended", &[at as u64], || why.clone());
+                panic!("machine {at}: its node ended by itself: {why}");
             }
         };
         self.sim.spawn(life, Box::pin(task));
@@ -506,8 +505,9 @@ async fn stop_when_fatal(sim: Sim, at: usize, life: Life, node: Arc<Node>) {
         sim.sleep(life, Duration::from_millis(100)).await;
         let fatal = node.replica().and_then(|replica| replica.status().fatal);
         if let Some(why) = fatal {
+            sim.event("fatal", &[at as u64], || why.clone());
+            assert!(why.contains(INJECTED), "machine {at}: consensus stopped, and no fault was injected: {why}");
             sim.hit("process stopped itself after a failed store");
-            sim.event("fatal", &[at as u64], || why);
             std::panic::resume_unwind(Box::new(PowerLost));
         }
     }

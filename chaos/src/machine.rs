@@ -13,6 +13,7 @@ use std::{
 
 use pacsvault_core::{
     ids::{Incarnation, NodeName, VolumeId},
+    layout::VolumeState,
     shard::ShardId,
 };
 use pacsvault_ports::peer::Fault;
@@ -117,10 +118,12 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// What each of its volumes holds now.
+    /// What each of its volumes holds now. Not of a poisoned one: what its last batch put or deleted was answered with an
+    /// error, and may be found there or not.
     pub(crate) fn held(&self) -> BTreeMap<VolumeId, BTreeSet<ShardId>> {
         let held = |volume: &Arc<Volume>| (volume.id(), volume.store().list(None, usize::MAX).into_iter().collect());
-        self.stores.get().into_iter().flatten().map(held).collect()
+        let sound = |volume: &&Arc<Volume>| volume.store().status().state != VolumeState::Fenced;
+        self.stores.get().into_iter().flatten().filter(sound).map(held).collect()
     }
 }
 

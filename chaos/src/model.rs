@@ -67,6 +67,16 @@ struct Deletion {
     refused: bool,
 }
 
+impl Deletion {
+    /// Nobody waits for it any more. It may still be done, but one of all versions names those that it looked up before: it
+    /// hides nothing of an attempt that begins later.
+    fn given_up(&mut self, at: Moment) {
+        if self.version.is_none() {
+            self.ended = Some(at);
+        }
+    }
+}
+
 /// One read as it was asked.
 #[derive(Debug, Clone)]
 pub struct Question {
@@ -136,7 +146,14 @@ impl Model {
     pub fn died(&mut self, session: Session) {
         let at = self.tick();
         let open = |operation: &&mut Operation| operation.session == session && operation.ended.is_none();
-        self.history.operations.iter_mut().filter(open).for_each(|operation| operation.ended = Some(at));
+        let mut ended = Vec::new();
+        for operation in self.history.operations.iter_mut().filter(open) {
+            operation.ended = Some(at);
+            ended.push(operation.number);
+        }
+        for deletion in self.deletions.iter_mut().filter(|one| ended.contains(&(one.operation as u64))) {
+            deletion.given_up(at);
+        }
     }
 
     /// A read was answered.
@@ -220,7 +237,8 @@ impl Model {
 
     /// Nobody knows what became of a delete.
     pub fn delete_unknown(&mut self, delete: usize) {
-        self.ends(self.deletions[delete].operation, Answer::Unknown);
+        let at = self.ends(self.deletions[delete].operation, Answer::Unknown);
+        self.deletions[delete].given_up(at);
     }
 
     /// A delete was answered with "nothing was done".

@@ -101,6 +101,11 @@ impl SimDisk {
         self.state().names.get(name).map(|inode| inode.spoil(offset / SECTOR_BYTES as u64)).is_some()
     }
 
+    /// True when the sector at `offset` of `name` holds anything but zeros: where rot can hurt.
+    pub fn is_written_at(&self, name: &str, offset: u64) -> bool {
+        self.state().names.get(name).is_some_and(|inode| inode.is_written(offset / SECTOR_BYTES as u64))
+    }
+
     /// Flips bit `bit` (0 to 7) of the byte at `offset` of `name`: rot, durable at once. False if there is no such byte.
     pub fn flip(&self, name: &str, offset: u64, bit: u8) -> bool {
         self.state().names.get(name).is_some_and(|inode| inode.flip(offset, bit))

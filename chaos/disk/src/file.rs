@@ -231,6 +231,11 @@ impl Inode {
         Self::with(content)
     }
 
+    /// True when the sector holds anything but zeros.
+    pub(crate) fn is_written(&self, sector: u64) -> bool {
+        self.content().visible.contains_key(&sector)
+    }
+
     pub(crate) fn spoil(&self, sector: u64) {
         self.content().spoilt.insert(sector);
     }

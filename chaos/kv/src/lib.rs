@@ -24,6 +24,9 @@ use crate::install::{Incoming, SimInstall};
 /// Content in order.
 pub type Content = BTreeMap<Vec<u8>, Vec<u8>>;
 
+/// What an injected failure says.
+pub const INJECTED: &str = "injected failure";
+
 /// Where an injected failure strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -134,7 +137,7 @@ impl State {
                     // The effect stays, its result is lost.
                     let _ = work(self);
                 }
-                let error = error(step, "injected failure");
+                let error = error(step, INJECTED);
                 self.failed = Some(error.clone());
                 Err(error)
             }

@@ -98,6 +98,26 @@ fn a_delete_that_was_over_before_a_write_does_not_excuse_its_loss() {
 }
 
 #[test]
+fn a_delete_given_up_excuses_only_what_it_may_have_looked_up() {
+    let name = name();
+    type GiveUp = fn(&mut Model, usize);
+    let ways: [GiveUp; 2] = [|model, delete| model.delete_unknown(delete), |model, _| model.died(7)];
+    for give_up in ways {
+        for version in [None, Some(2)] {
+            let mut model = Model::default();
+            put(&mut model, 1, 1);
+            let delete = model.begin_delete(7, (0, &name), version);
+            give_up(&mut model, delete);
+            put(&mut model, 2, 2);
+            let alive: Vec<u32> = model.must_live().iter().map(|(_, sealed)| sealed.version.0).collect();
+            // One of a version by its number may come late, and meet it.
+            let expected = if version.is_none() { vec![2] } else { vec![1] };
+            assert_eq!(alive, expected, "{version:?}");
+        }
+    }
+}
+
+#[test]
 fn a_refused_write_that_shows_is_caught() {
     let mut model = Model::default();
     let put = model.begin_put(1, (0, &name()), Bytes::from_static(b"x"), instance(1));

@@ -13,6 +13,8 @@ use crate::{rng::SimRng, scenario::Fault};
 
 /// How many write calls ahead a write is chosen to be lied about.
 const WRITES_AHEAD: u64 = 12;
+/// Most places looked at for one where something was written: segments are mostly room that no write has reached.
+const DRAWS: usize = 8;
 
 impl Nemesis {
     /// The machine that damage goes to: now and then one beside those that are damaged already, where that is allowed.
@@ -34,7 +36,8 @@ impl Nemesis {
         if !self.cluster.may_damage_volume(at, id) {
             return;
         }
-        self.cluster.hurt().insert(id);
+        // A full disk and a failing call lose nothing that was synced: what was durable there must stay so.
+        let newly = !matches!(kind, Fault::FullVolume | Fault::FailingVolumeSync) && self.cluster.hurt().insert(id);
         let done = match kind {
             Fault::BitRot => strike_sectors(&disk, rng, 12, |rng, name, offset| {
                 disk.flip(name, offset, u8::try_from(rng.below(8)).unwrap_or(0))
@@ -69,6 +72,8 @@ impl Nemesis {
         };
         if done {
             self.cluster.sim.hit(kind.name());
+        } else if newly {
+            self.cluster.hurt().remove(&id);
         }
     }
 
@@ -77,7 +82,7 @@ impl Nemesis {
     }
 }
 
-/// Strikes up to `most` places of segments, here and there; true when one was hit.
+/// Strikes up to `most` places of segments, here and there, mostly where something was written; true when one was hit.
 pub(crate) fn strike_sectors(
     disk: &SimDisk,
     rng: &mut SimRng,
@@ -94,7 +99,10 @@ pub(crate) fn strike_sectors(
         let name = rng.pick(&segments);
         let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0);
         // What was written lies at the beginning.
-        let offset = if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
+        let mut draw = || if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
+        let drawn = draw();
+        let written = |offset: &u64| disk.is_written_at(name, *offset);
+        let offset = std::iter::once(drawn).chain((1..DRAWS).map(|_| draw())).find(written).unwrap_or(drawn);
         done |= strike(rng, name, offset);
     }
     done
