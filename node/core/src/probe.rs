@@ -109,6 +109,7 @@ pub const BUGS: &[&str] = &[
     "deleted-lives",
     "judgements-kept",
     "lost-fence",
+    "lost-window",
     "miss-unproven",
     "orphans-swept-at-once",
     "poison-ignored",

@@ -462,7 +462,7 @@ fn same_content(view: &dyn View, seal: &Seal, live: Option<&SealedMessage>) -> R
 pub(super) fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rejection> {
     let horizon = now.0.saturating_sub(WRITE_WINDOW_MILLIS);
     // PLANTED BUG: an attempt may come however late.
-    if began.0 < horizon && !crate::probe::planted("lost-fence") {
+    if began.0 < horizon && !crate::probe::planted("lost-window") {
         crate::sometimes!("recovery: seal refused: the attempt has expired");
         return Err(Rejection::WindowClosed { began: began.0, horizon });
     }
@@ -481,6 +481,10 @@ pub(super) fn check_window(began: WallMillis, now: WallMillis) -> Result<(), Rej
 /// Shards on a fenced volume, or of a removed node, are gone for good: the coordinator must place again. A node that
 /// is down returns; its shards just do not count now.
 pub(super) fn check_fences(seal: &Seal, layout: &Layout) -> Result<(), Rejection> {
+    if crate::probe::planted("lost-fence") {
+        // PLANTED BUG: what lies on a volume that was given up counts.
+        return Ok(());
+    }
     let mut held = seal.stripes.iter().flat_map(persisted);
     let gone = held.find(|held| {
         let fenced = layout.volumes.get(&held.volume).is_none_or(|volume| volume.state == VolumeState::Fenced);
