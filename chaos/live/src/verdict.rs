@@ -15,7 +15,7 @@ use pacsvault_core::{
     ids::{Digest, InstanceId, ObjectKey, VersionNumber},
     receipt::Receipt,
 };
-use pacsvault_judge::{Answer, Call, History};
+use pacsvault_judge::{Answer, Call, History, Verdict};
 use pacsvault_ports::peer::Freshness;
 
 use crate::{
@@ -159,9 +159,15 @@ pub async fn equal(eyes: &Arc<Eyes>, nodes: usize) -> Result<String, String> {
     }
 }
 
-/// Judges the history.
+/// Judges the history. What the judge could not decide is not passed.
+///
+/// # Errors
+/// Broken promises, and objects whose search came to no end.
 pub fn judged(history: &History) -> Result<String, String> {
-    let verdict = pacsvault_judge::check(history);
+    told(&pacsvault_judge::check(history))
+}
+
+fn told(verdict: &Verdict) -> Result<String, String> {
     let figures = format!(
         "{} operations on {} keys, {} states searched, {} undecided",
         verdict.operations,
@@ -169,15 +175,53 @@ pub fn judged(history: &History) -> Result<String, String> {
         verdict.states_searched,
         verdict.undecided.len()
     );
-    if verdict.violations.is_empty() {
+    if verdict.passed() {
         return Ok(figures);
     }
-    let told: Vec<String> = verdict.violations.iter().map(ToString::to_string).collect();
-    Err(format!("{figures}; {}", some(&told)))
+    let broken = verdict.violations.iter().map(ToString::to_string);
+    let undecided = verdict.undecided.iter().map(|why| format!("undecided: {why}"));
+    Err(format!("{figures}; {}", some(&broken.chain(undecided).collect::<Vec<_>>())))
 }
 
 /// Nothing was seen that breaks a promise by itself.
 pub fn unbroken(recorder: &Recorder) -> Result<String, String> {
     let broken = recorder.all_broken();
     if broken.is_empty() { Ok("no damaged byte, no refusal for good".to_owned()) } else { Err(some(&broken)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use pacsvault_judge::Operation;
+
+    use super::*;
+
+    /// Puts of one key that all overlap, and a read of a version that none of them tells: a search with many states.
+    fn crowded() -> History {
+        let operation = |number: u64, call: Call, answer: Answer| Operation {
+            number,
+            session: number,
+            key: "main/1.2/1.2/1.2".to_owned(),
+            call,
+            started: 0,
+            ended: Some(10),
+            answer,
+        };
+        let put = |number: u64| {
+            let call = Call::Put { attempt: format!("i{number}"), content: format!("c{number}"), size_bytes: 1 };
+            operation(number, call, Answer::Unknown)
+        };
+        let get = Call::Get { version: None, linearizable: true };
+        let found = Answer::Found { version: 3, content: "c1".to_owned() };
+        let operations = (1..=6).map(put).chain([operation(7, get, found)]).collect();
+        History { operations }
+    }
+
+    #[test]
+    fn what_the_judge_could_not_decide_is_not_passed() {
+        assert!(judged(&crowded()).is_ok());
+        let verdict = pacsvault_judge::check_within(&crowded(), 1);
+        assert!(verdict.violations.is_empty() && verdict.undecided.len() == 1, "{verdict:?}");
+        let why = told(&verdict).expect_err("undecided");
+        assert!(why.contains("1 undecided") && why.contains("main/1.2/1.2/1.2"), "{why}");
+    }
 }
