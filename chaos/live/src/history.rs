@@ -82,16 +82,19 @@ impl Recorder {
         number
     }
 
-    /// It was answered, with so many bytes of content.
+    /// It was answered, with so many bytes of content stored, or read and compared.
     pub fn end(&self, number: u64, answer: Answer, bytes: u64) {
         let ended = self.now_us();
         let mut state = self.state();
-        let Some(mut operation) = state.open.remove(&number) else { return };
-        operation.ended = Some(ended);
-        operation.answer = answer;
-        state.moments.push(Moment::of(&operation, bytes));
-        state.keep(&operation);
-        state.done.push(operation);
+        if let Some(operation) = state.end(number, answer, ended) {
+            state.moments.extend(Moment::of(&operation, bytes));
+        }
+    }
+
+    /// A listing told so of it: for the judge alone, as one listing is many of these and reads no content.
+    pub fn listed(&self, number: u64, answer: Answer) {
+        let ended = self.now_us();
+        self.state().end(number, answer, ended);
     }
 
     /// Content that may be stored from now on.
@@ -143,7 +146,7 @@ impl Recorder {
         self.state().moments.clone()
     }
 
-    /// Acknowledged writes and answered reads that began at or after a moment.
+    /// Acknowledged writes, and reads whose bytes were compared, that began at or after a moment.
     pub fn served_since(&self, at_us: u64) -> (u64, u64) {
         let state = self.state();
         let since = state.moments.iter().rev().take_while(|moment| moment.ended_us >= at_us);
@@ -183,6 +186,15 @@ impl Recorder {
 }
 
 impl State {
+    fn end(&mut self, number: u64, answer: Answer, ended: u64) -> Option<Operation> {
+        let mut operation = self.open.remove(&number)?;
+        operation.ended = Some(ended);
+        operation.answer = answer;
+        self.keep(&operation);
+        self.done.push(operation.clone());
+        Some(operation)
+    }
+
     fn keep(&mut self, operation: &Operation) {
         let Some(file) = &mut self.file else { return };
         let line = serde_json::to_string(operation).map_err(std::io::Error::from);
@@ -190,5 +202,29 @@ impl State {
             self.file_error = Some(error.to_string());
             self.file = None;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listings_and_misses_are_judged_and_are_no_service() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let recorder = Recorder::new(Instant::now(), &dir.path().join("history.jsonl")).expect("a file");
+        let get = || Call::Get { version: None, linearizable: true };
+        let found = || Answer::Found { version: 1, content: "c".into() };
+        for _ in 0..20 {
+            recorder.listed(recorder.begin(1, "main/1.2/1.2/1.2", get()), found());
+            recorder.listed(recorder.begin(1, "main/1.2/1.2/1.3", get()), Answer::Unknown);
+            recorder.end(recorder.begin(1, "main/1.2/1.2/1.4", get()), Answer::Missing, 0);
+            recorder.end(recorder.begin(1, "main/1.2/1.2/1.4", Call::Delete { version: None }), Answer::Missing, 0);
+        }
+        assert_eq!(recorder.served_since(0), (0, 0));
+        assert!(recorder.moments().is_empty());
+        recorder.end(recorder.begin(1, "main/1.2/1.2/1.2", get()), found(), 5);
+        assert_eq!(recorder.served_since(0), (0, 1));
+        assert_eq!(recorder.history().expect("kept").operations.len(), 81);
     }
 }

@@ -288,7 +288,7 @@ impl Worker {
                 Some(sealed) => found(sealed),
                 None => Answer::Missing,
             };
-            self.recorder.end(number, answer, 0);
+            self.recorder.listed(number, answer);
         }
     }
 
@@ -304,7 +304,7 @@ impl Worker {
 }
 
 /// Reads the whole, or a part that `wish` decides, and compares every byte with what was written. Returns what was found,
-/// and how many bytes.
+/// and how many bytes were the same.
 pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, wish: Option<u64>) -> (Answer, u64) {
     let key = query.key.to_string();
     let mut query = query;
@@ -327,7 +327,7 @@ pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, 
     let Some(content) = recorder.content(&sealed.seal.digest.to_string()) else {
         recorder
             .broken(format!("{key} version {} has content that nobody wrote: {}", sealed.version, sealed.seal.digest));
-        return (found(&sealed), bytes.len() as u64);
+        return (found(&sealed), 0);
     };
     let whole = content.bytes();
     let from = usize::try_from(offset).unwrap_or(usize::MAX).min(whole.len());
@@ -335,6 +335,7 @@ pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, 
         len.map_or(whole.len(), |len| whole.len().min(from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX))));
     if bytes != whole.slice(from..to) {
         recorder.broken(format!("{key} version {}: bytes {from}..{to} are not those written", sealed.version));
+        return (found(&sealed), 0);
     }
     (found(&sealed), bytes.len() as u64)
 }

@@ -12,7 +12,7 @@ use crate::{
 /// Length of a sample.
 const SAMPLE_MS: u64 = 1_000;
 
-/// One operation that ended.
+/// One operation that ended and says whether clients are served: a write, or a read of content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
     /// When it began.
@@ -23,7 +23,7 @@ pub struct Moment {
     pub write: bool,
     /// A delete.
     pub delete: bool,
-    /// Acknowledged, or answered.
+    /// Acknowledged, or bytes were handed out and compared.
     pub good: bool,
     /// Refused, not unknown.
     pub refused: bool,
@@ -32,17 +32,24 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Of an operation that ended.
-    pub fn of(operation: &Operation, bytes: u64) -> Self {
-        Self {
+    /// Of an operation that ended with so many bytes stored, or read and compared. `None`: it moved nothing, so it is no
+    /// evidence that clients are served; a read that found nothing or no byte, a delete that had nothing to delete.
+    pub fn of(operation: &Operation, bytes: u64) -> Option<Self> {
+        let good = match &operation.answer {
+            Answer::Stored { .. } | Answer::Deleted { .. } => true,
+            Answer::Found { .. } if bytes > 0 => true,
+            Answer::Found { .. } | Answer::Missing => return None,
+            Answer::Refused | Answer::Unknown => false,
+        };
+        Some(Self {
             started_us: operation.started,
             ended_us: operation.ended.unwrap_or(operation.started),
             write: !matches!(operation.call, Call::Get { .. }),
             delete: matches!(operation.call, Call::Delete { .. }),
-            good: !matches!(operation.answer, Answer::Refused | Answer::Unknown),
+            good,
             refused: operation.answer == Answer::Refused,
             bytes,
-        }
+        })
     }
 }
 
@@ -175,6 +182,26 @@ mod tests {
             refused: !good,
             bytes: 10,
         }
+    }
+
+    #[test]
+    fn what_moved_nothing_is_no_service() {
+        let moment = |call: Call, answer: Answer, bytes| {
+            let key = "main/1.2/1.2/1.2".to_owned();
+            let operation = Operation { number: 1, session: 1, key, call, started: 1, ended: Some(2), answer };
+            Moment::of(&operation, bytes).map(|moment| (moment.write, moment.good))
+        };
+        let get = || Call::Get { version: None, linearizable: true };
+        let delete = || Call::Delete { version: None };
+        let put = Call::Put { attempt: "i".into(), content: "c".into(), size_bytes: 0 };
+        let found = || Answer::Found { version: 1, content: "c".into() };
+        assert_eq!(moment(get(), Answer::Missing, 0), None);
+        assert_eq!(moment(get(), found(), 0), None);
+        assert_eq!(moment(delete(), Answer::Missing, 0), None);
+        assert_eq!(moment(get(), found(), 7), Some((false, true)));
+        assert_eq!(moment(get(), Answer::Unknown, 0), Some((false, false)));
+        assert_eq!(moment(delete(), Answer::Deleted { versions: vec![1] }, 0), Some((true, true)));
+        assert_eq!(moment(put, Answer::Stored { version: 1, attempt: "i".into(), first: true }, 0), Some((true, true)));
     }
 
     #[test]

@@ -81,7 +81,7 @@ pub struct Sample {
     pub writes_refused: u64,
     /// Writes whose outcome nobody knew.
     pub writes_unknown: u64,
-    /// Reads answered, also with "there is none".
+    /// Reads whose bytes were handed out and compared.
     pub reads_ok: u64,
     /// Reads not answered.
     pub reads_failed: u64,
@@ -170,7 +170,7 @@ pub struct Totals {
     pub writes_refused: u64,
     /// Writes whose outcome nobody knew.
     pub writes_unknown: u64,
-    /// Reads answered.
+    /// Reads whose bytes were handed out and compared.
     pub reads_ok: u64,
     /// Reads not answered.
     pub reads_failed: u64,
