@@ -408,6 +408,7 @@ impl Nemesis {
             machine.fuse.light(0);
             machine.log.fail_at(u64::MAX, pacsvault_simkv::Fault::Before);
         }
+        self.drop_caches();
         for at in 0..self.cluster.count() {
             if let Some(life) = self.cluster.life(at) {
                 self.cluster.sim.jump_wall(life, 0);
@@ -416,6 +417,19 @@ impl Nemesis {
                 self.cluster.sim.set_rate(life, usual);
             }
             self.cluster.start(at);
+        }
+    }
+
+    /// Takes the power from every machine with a disk that confirmed a write and kept it in its cache alone. No reading of a
+    /// running node shows what is lost so; the next start does, and only what is seen is repaired. The loss was booked when
+    /// the disk was told to lie.
+    fn drop_caches(&self) {
+        for at in 0..self.cluster.count() {
+            let owes = self.cluster.machines()[at].volumes.iter().any(|volume| volume.disk.owes_cached());
+            if owes {
+                self.cluster.sim.hit("machine restarted whose disk kept a write in its cache alone");
+                self.cluster.stop(at, Stop::Power);
+            }
         }
     }
 }

@@ -83,6 +83,12 @@ impl SimDisk {
         self.state().faults.lies
     }
 
+    /// Whether readers still see what a [`WriteLie::OnlyCached`] confirmed: no reading tells it from what is there, until the
+    /// cache is gone.
+    pub fn owes_cached(&self) -> bool {
+        self.state().names.values().any(|inode| inode.owes_cached())
+    }
+
     /// Lets the sector at `offset` of `name` read as it was before it was last synced. False if there is no such file, or it
     /// never was different.
     pub fn read_stale_at(&self, name: &str, offset: u64, lasts: Stale) -> bool {

@@ -202,6 +202,11 @@ impl Inode {
         true
     }
 
+    /// Whether readers see sectors that the medium never got.
+    pub(crate) fn owes_cached(&self) -> bool {
+        !self.content().cached.is_empty()
+    }
+
     pub(crate) fn freshen(&self) {
         self.content().stale.clear();
     }

@@ -203,8 +203,10 @@ fn a_lost_write_is_seen_only_as_long_as_a_cache_lives() {
         file.write_at(10, &[&[2; 10]]).unwrap();
         file.sync_data().unwrap();
         assert_eq!(read(&disk, "a", 10, 1), [seen], "{lie:?}");
+        assert_eq!(disk.owes_cached(), lie == WriteLie::OnlyCached);
         assert_eq!(read(&disk.survivors(1), "a", 10, 1), [1], "{lie:?}: the medium never got it");
-        assert_eq!(read(&disk.restart(), "a", 10, 1), [1]);
+        let restarted = disk.restart();
+        assert_eq!((read(&restarted, "a", 10, 1), restarted.owes_cached()), (vec![1], false));
     }
 }
 
