@@ -357,6 +357,7 @@ impl Peer for SimPeer {
 }
 
 /// One call on its way.
+#[derive(Clone)]
 struct Exchange {
     net: Arc<Net>,
     from: HostId,
@@ -416,7 +417,7 @@ impl Exchange {
         }
         let (reply, replied) = oneshot::channel();
         let (_cancel, cancelled) = oneshot::channel();
-        self.deliver(to, request, reply, cancelled);
+        self.deliver(to, request, reply, Some(cancelled));
         self.answer(to, replied).await
     }
 
@@ -446,19 +447,9 @@ impl Exchange {
     ) -> Result<Reply, Fault> {
         let (reply, replied) = oneshot::channel();
         let (_cancel, cancelled) = oneshot::channel();
-        let late = Self {
-            net: Arc::clone(&self.net),
-            from: self.from,
-            caller: self.caller.clone(),
-            to: Ok(to),
-            address: self.address.clone(),
-        };
-        let task = async move {
-            if late.net.arrive(Passage::Waits(released)).await {
-                late.deliver(to, request, reply, cancelled);
-            }
-        };
-        self.net.sim.spawn(Life::HARNESS, Box::pin(task));
+        let net = Arc::clone(&self.net);
+        let arrives = async move { net.arrive(Passage::Waits(released)).await };
+        self.deliver_once(arrives, to, request, reply, Some(cancelled));
         self.answer(to, replied).await
     }
 
@@ -466,31 +457,40 @@ impl Exchange {
     fn deliver_again_later(&self, to: HostId, request: Request) {
         let sim = self.net.sim.clone();
         let held = sim.random(|rng| if rng.chance(500) { Duration::ZERO } else { rng.micros(0, 3_000_000) });
-        let again = Self {
-            net: Arc::clone(&self.net),
-            from: self.from,
-            caller: self.caller.clone(),
-            to: Ok(to),
-            address: self.address.clone(),
+        let arrives = async move {
+            sim.sleep(Life::HARNESS, held).await;
+            true
         };
-        let task = async move {
-            again.net.sim.sleep(Life::HARNESS, held).await;
-            let (reply, _) = oneshot::channel();
-            // Nobody is there to cancel it.
-            let (keep, cancelled) = oneshot::channel();
-            again.deliver(to, request, reply, cancelled);
-            forget(keep).await;
-        };
-        sim.spawn(Life::HARNESS, Box::pin(task));
+        let (reply, _) = oneshot::channel();
+        self.deliver_once(arrives, to, request, reply, None);
     }
 
-    /// Starts the request in the callee's life. Its answer, if it gets through, goes to `reply`.
+    /// Delivers a request once `arrives` says that it has arrived, whatever becomes of this call meanwhile.
+    fn deliver_once(
+        &self,
+        arrives: impl Future<Output = bool> + Send + 'static,
+        to: HostId,
+        request: Request,
+        reply: oneshot::Sender<Result<Reply, Fault>>,
+        cancelled: Option<oneshot::Receiver<()>>,
+    ) {
+        let late = self.clone();
+        let task = async move {
+            if arrives.await {
+                late.deliver(to, request, reply, cancelled);
+            }
+        };
+        self.net.sim.spawn(Life::HARNESS, Box::pin(task));
+    }
+
+    /// Starts the request in the callee's life. Its answer, if it gets through, goes to `reply`. Nobody can cancel it without
+    /// `cancelled`.
     fn deliver(
         &self,
         to: HostId,
         request: Request,
         reply: oneshot::Sender<Result<Reply, Fault>>,
-        cancelled: oneshot::Receiver<()>,
+        cancelled: Option<oneshot::Receiver<()>>,
     ) {
         let running = match &self.net.state().hosts[to.0].service {
             Ok((life, service)) => Some((*life, Arc::clone(service))),
@@ -536,18 +536,13 @@ impl Exchange {
 }
 
 /// Resolves when the caller has stopped waiting and the callee can know.
-async fn cancellation(net: Arc<Net>, from: HostId, to: HostId, cancelled: oneshot::Receiver<()>) {
+async fn cancellation(net: Arc<Net>, from: HostId, to: HostId, cancelled: Option<oneshot::Receiver<()>>) {
+    let Some(cancelled) = cancelled else { return std::future::pending().await };
     // Either way the caller no longer holds its end.
     let _ = cancelled.await;
     if !net.travel(from, to).await {
         std::future::pending::<()>().await;
     }
-}
-
-/// Holds a cancellation handle for longer than any call lasts.
-async fn forget(keep: oneshot::Sender<()>) {
-    Sim::current().sleep(Life::HARNESS, Duration::from_secs(60)).await;
-    drop(keep);
 }
 
 #[cfg(test)]

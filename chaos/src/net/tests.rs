@@ -171,3 +171,15 @@ fn a_slow_link_is_slow_in_its_direction_until_it_is_not() {
         assert!(world.call(50).await.is_ok());
     });
 }
+
+#[test]
+fn a_request_that_is_repeated_runs_twice_to_the_end_though_its_caller_gives_up() {
+    let world = World::new(300);
+    world.sim.clone().block_on(async {
+        world.net.set_weather(Weather { duplicate_per_mille: 1_000, ..Weather::fair() });
+        assert!(world.call(100).await.is_err());
+        world.pause(5_000).await;
+        assert_eq!(world.counted(), [2, 1], "the call itself was cancelled, its copy was not");
+    });
+    world.sim.end();
+}
