@@ -98,7 +98,7 @@ impl Atlas {
     }
 
     /// Whether some clause of the promise covers all these machines.
-    fn covered(&self, machines: impl IntoIterator<Item = usize>) -> bool {
+    pub fn covered(&self, machines: impl IntoIterator<Item = usize>) -> bool {
         let machines: BTreeSet<usize> = machines.into_iter().collect();
         self.promise.failures().iter().any(|clause| self.clause_covers(*clause, &machines))
     }

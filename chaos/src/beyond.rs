@@ -16,6 +16,8 @@ use pacsvault_ports::{
 };
 
 use crate::{
+    atlas::Atlas,
+    cluster::Stop,
     exec::Life,
     nemesis::Nemesis,
     proof::{Standing, newest, standing},
@@ -48,8 +50,8 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
         pause(work, 500).await;
     }
     cluster.sim.hit(match how {
-        Beyond::Rot => "beyond: two sites rotten",
-        Beyond::Replace => "beyond: the volumes of two sites replaced",
+        Beyond::Rot => "beyond: sites rotten",
+        Beyond::Replace => "beyond: the volumes of sites replaced",
         Beyond::JustTooMuch => "beyond: one machine more replaced than the contract covers",
     });
     let reader = work.client(rng.index(SITES)).coordinator();
@@ -65,26 +67,38 @@ async fn pause(work: &Work, millis: u64) {
     work.cluster.sim.sleep(Life::HARNESS, Duration::from_millis(millis)).await;
 }
 
-/// Machines that hold volumes, all of two sites, or as many as no clause of the contract covers.
+/// Machines that hold volumes, more of them than any clause of a contract covers: whole sites, two at least, or one machine
+/// after the other until it is just too much. Where two sites may be lost, some of the third go with them.
 fn victims(work: &Work, how: Beyond, rng: &mut SimRng) -> Vec<usize> {
     let cluster = &work.cluster;
     let first = rng.index(SITES);
     let storing = (0..SITES).map(|site| (site + first) % SITES).filter(|site| !cluster.scenario.is_witness(*site));
     let machines: Vec<Vec<usize>> = storing.map(|site| cluster.of_site(site)).collect();
-    let clause = cluster.scenario.profile.contract.failures()[0];
-    match how {
-        Beyond::Rot | Beyond::Replace => machines.into_iter().take(2).flatten().collect(),
-        Beyond::JustTooMuch => {
-            let (sites, rest) = machines.split_at(usize::from(clause.sites).min(machines.len()));
-            let more = rest.iter().flatten().take(usize::from(clause.nodes) + 1);
-            sites.iter().flatten().chain(more).copied().collect()
+    let sites: Vec<usize> = cluster.machines().iter().map(|machine| machine.site).collect();
+    too_many(&machines, how, &Atlas::new(sites, cluster.scenario.profile.contract.clone()))
+}
+
+/// Of the machines of each site as many as the contract of `ledger` does not cover.
+fn too_many(machines: &[Vec<usize>], how: Beyond, ledger: &Atlas) -> Vec<usize> {
+    let steps: Vec<Vec<usize>> = match how {
+        Beyond::Rot | Beyond::Replace => machines.to_vec(),
+        Beyond::JustTooMuch => machines.iter().flatten().map(|at| vec![*at]).collect(),
+    };
+    let least = if how == Beyond::JustTooMuch { 1 } else { 2 };
+    let mut victims = Vec::new();
+    for (taken, step) in steps.into_iter().enumerate() {
+        if taken >= least && !ledger.covered(victims.iter().copied()) {
+            break;
         }
+        victims.extend(step);
     }
+    victims
 }
 
 fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
     let cluster = &work.cluster;
-    for at in victims(work, how, rng) {
+    let victims = victims(work, how, rng);
+    for &at in &victims {
         let volumes: Vec<_> = {
             let machines = cluster.machines();
             machines[at].volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect()
@@ -102,6 +116,14 @@ fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
                 let nemesis = Arc::clone(nemesis);
                 nemesis.operator.clone().begin(|operator| operator.replace(nemesis, at, id));
             }
+        }
+    }
+    // What a running node remembers of its volumes is true of what they were.
+    if how == Beyond::Rot && rng.chance(500) {
+        cluster.sim.hit("beyond: restarted on rotten volumes");
+        for at in victims {
+            nemesis.down(at, Stop::Power);
+            nemesis.up(at);
         }
     }
 }
@@ -235,4 +257,26 @@ fn untold(work: &Work) -> Option<String> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use pacsvault_core::layout::{Contract, Failures};
+
+    use super::*;
+
+    #[test]
+    fn as_much_is_destroyed_as_no_clause_covers() {
+        let machines: Vec<Vec<usize>> = vec![vec![0, 1], vec![2, 3], vec![4, 5]];
+        let ledger = |sites, nodes| Atlas::new(vec![0, 0, 1, 1, 2, 2], Contract::one(Failures { sites, nodes }));
+        let count = |how, sites, nodes| too_many(&machines, how, &ledger(sites, nodes)).len();
+        assert_eq!(count(Beyond::JustTooMuch, 1, 0), 3);
+        assert_eq!(count(Beyond::JustTooMuch, 1, 1), 4);
+        assert_eq!(count(Beyond::JustTooMuch, 2, 0), 5, "of the third site as well");
+        assert_eq!(count(Beyond::Replace, 1, 0), 4);
+        assert_eq!(count(Beyond::Rot, 2, 0), 6, "two sites are covered");
+        let alternatives = Contract::new(vec![Failures { sites: 1, nodes: 0 }, Failures { sites: 0, nodes: 2 }]);
+        let ledger = Atlas::new(vec![0, 0, 1, 1, 2, 2], alternatives.expect("two clauses"));
+        assert_eq!(too_many(&machines, Beyond::JustTooMuch, &ledger), [0, 1, 2]);
+    }
 }

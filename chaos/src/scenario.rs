@@ -120,11 +120,11 @@ pub enum Encore {
 /// Destruction that no contract covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beyond {
-    /// All volumes of two sites rot.
+    /// All volumes of two sites rot, of three where two may be lost.
     Rot,
-    /// All volumes of two sites are replaced by empty ones.
+    /// All volumes of so many sites are replaced by empty ones.
     Replace,
-    /// One volume too many is replaced.
+    /// Those of one machine too many are replaced.
     JustTooMuch,
 }
 
