@@ -12,32 +12,33 @@ use std::{
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
-    ids::{ClusterId, NodeId, SiteName, VolumeId},
+    ids::{ClusterId, SiteName, VolumeId},
     layout::Roles,
     shard::ShardId,
 };
 use pacsvault_ports::{
-    BoxFuture,
     disk::Disk,
     env::{SharedEnv, blocking},
-    kv::Kv,
-    peer::{Caller, Class, Fault, Peer, Reply, Request, Service, Target},
+    peer::{Caller, Peer, Reply, Request, Service, Target},
 };
 use pacsvault_service::{Front, LocalFirst, Node, OwnVolume, Profile, ReplicaStarter};
 use pacsvault_simdisk::SimDisk;
-use pacsvault_simkv::{INJECTED, SimKvMedia};
+use pacsvault_simkv::INJECTED;
 use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
 
 use crate::{
     atlas::{Atlas, Part},
     env::SimEnv,
     exec::{Life, PowerLost, Sim},
-    faulty::{Lie, LyingDisk, LyingKv, LyingPeer, MortalDisk, hasty_sweeper},
-    machine::{CAPACITY_BYTES, Fuse, Machine, Running, SimVolume, id_bytes},
+    faulty::{Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
+    machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
-    runtime::SimRuntime,
     scenario::{PlantedBug, SITES, Scenario},
 };
+
+mod starter;
+
+use starter::Starter;
 
 /// How a machine goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -510,49 +511,5 @@ async fn stop_when_fatal(sim: Sim, at: usize, life: Life, node: Arc<Node>) {
             sim.hit("process stopped itself after a failed store");
             std::panic::resume_unwind(Box::new(PowerLost));
         }
-    }
-}
-
-struct Starter {
-    profile: Profile,
-    env: SharedEnv,
-    peer: Arc<dyn Peer>,
-    log: SimKvMedia,
-    state: SimKvMedia,
-    fuse: Arc<Fuse>,
-    scenario: Scenario,
-}
-
-impl ReplicaStarter for Starter {
-    fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>> {
-        let lie = self.scenario.bug == Some(PlantedBug::LogAcksBeforeSync);
-        let log: Arc<dyn Kv> = Arc::new(LyingKv { inner: self.log.open(), fuse: Arc::clone(&self.fuse), lie });
-        let state: Arc<dyn Kv> =
-            Arc::new(LyingKv { inner: self.state.open(), fuse: Arc::clone(&self.fuse), lie: false });
-        let profile = &self.profile;
-        let mut options = pacsvault_consensus::Options::new(
-            node,
-            profile.cluster,
-            profile.incarnation,
-            (profile.name.clone(), profile.site.clone()),
-            profile.address.clone(),
-        );
-        options.snapshot_every = self.scenario.snapshot_every;
-        options.log_keep = self.scenario.log_keep;
-        options.deadline = Duration::from_secs(4);
-        options.voter_grace = self.scenario.pace.voter_grace;
-        options.preferred_site = self.scenario.pace.preferred_leader_site.clone();
-        options.leader_settle = Duration::from_secs(2);
-        let knobs = &self.scenario.knobs;
-        options.payload_entries_max = knobs.payload_entries_max;
-        options.cache_bytes_max = knobs.cache_bytes_max;
-        options.linger = Duration::from_micros(knobs.linger_micros);
-        options.compare_every = Duration::from_millis(knobs.compare_every_millis);
-        let (env, peer) = (self.env.clone(), Arc::clone(&self.peer));
-        Box::pin(async move {
-            let started = pacsvault_consensus::start::<SimRuntime>(options, env, peer, log, state).await;
-            let replica = started.map_err(|error| Fault::new(Class::Bug, "PV-CONSENSUS", error.to_string()))?;
-            Ok(Arc::new(replica) as Arc<dyn Replica>)
-        })
     }
 }
