@@ -12,6 +12,7 @@ use std::{
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
+    catalog::query,
     ids::{ClusterId, SiteName, VolumeId},
     layout::Roles,
     shard::ShardId,
@@ -28,11 +29,13 @@ use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume}
 
 use crate::{
     atlas::{Atlas, Part},
+    chronicle::Chronicle,
     env::SimEnv,
     exec::{Life, PowerLost, Sim},
-    faulty::{Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
+    faulty::{Heard, Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
     machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
+    proof::newest,
     scenario::{PlantedBug, SITES, Scenario},
 };
 
@@ -57,6 +60,8 @@ pub struct Cluster {
     pub net: Arc<Net>,
     /// What was drawn.
     pub scenario: Scenario,
+    /// What the logs say.
+    pub chronicle: Arc<Chronicle>,
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
     hurt: Mutex<BTreeSet<VolumeId>>,
@@ -96,6 +101,7 @@ impl Cluster {
             sim: sim.clone(),
             net,
             scenario,
+            chronicle: Arc::default(),
             id,
             machines: Mutex::new(machines),
             hurt: Mutex::default(),
@@ -347,7 +353,7 @@ impl Cluster {
         let mut volumes = BTreeMap::new();
         let mut stores = Vec::new();
         for (id, disk) in disks {
-            let disk = MortalDisk(disk);
+            let disk = MortalDisk { disk, heard: self.hears_deletions(id) };
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
             let identity = Identity { cluster: self.id, node, incarnation, volume: id };
             let disk: Arc<dyn Disk> = match self.scenario.bug {
@@ -380,6 +386,20 @@ impl Cluster {
         }
         self.sim.spawn(life, Box::pin(stop_when_fatal(self.sim.clone(), at, life, Arc::clone(&node))));
         node.run().await.map_err(|fault| format!("{}: {fault}", fault.code))
+    }
+
+    /// Holds each deletion that volume `id` writes to the logs.
+    fn hears_deletions(self: &Arc<Self>, id: VolumeId) -> Heard {
+        let cluster = Arc::downgrade(self);
+        Arc::new(move |parts| {
+            let Some(cluster) = cluster.upgrade() else { return };
+            let sealed = |instance| query::by_instance(newest(&cluster)?.view().as_ref(), instance).ok();
+            match cluster.chronicle.deletes(parts, sealed) {
+                Ok(0) => {}
+                Ok(_) => cluster.sim.hit("deletion held to the logs"),
+                Err(why) => panic!("volume {id} deletes without a log entry: {why}"),
+            }
+        })
     }
 
     /// A volume that no fault has hurt holds after a restart what it held before: what was deleted stays so.
@@ -434,6 +454,7 @@ impl Cluster {
             log: machine.log.clone(),
             state: machine.state.clone(),
             fuse: Arc::clone(&machine.fuse),
+            chronicle: Arc::clone(&self.chronicle),
             scenario: self.scenario.clone(),
         })
     }

@@ -1,6 +1,6 @@
 //! Ports that lie and a sweeper in a hurry, for planted bugs; ports that burn a machine's fuse.
 //!
-//! **Invariants.** Without a planted bug they change nothing but when the power goes.
+//! **Invariants.** Without a planted bug they change nothing but when the power goes, and judges hear what is written.
 
 use std::{
     io,
@@ -26,16 +26,26 @@ use pacsvault_simdisk::SimDisk;
 use pacsvault_volume::Volume;
 
 use crate::{
+    chronicle::Chronicle,
     exec::{Life, PowerLost, Sim},
     machine::Fuse,
     scenario::PlantedBug,
 };
 
+/// Hears the parts of each write of a volume before they are written.
+pub type Heard = Arc<dyn Fn(&[&[u8]]) + Send + Sync>;
+
 /// A disk whose death ends the life that uses it: a node without power sees no error, it sees nothing.
-pub struct MortalDisk(pub SimDisk);
+pub struct MortalDisk {
+    /// The disk.
+    pub disk: SimDisk,
+    /// Who hears what is written.
+    pub heard: Heard,
+}
 
 struct MortalFile {
     disk: SimDisk,
+    heard: Heard,
     file: Arc<dyn DiskFile>,
     /// A sync has failed.
     failed: AtomicBool,
@@ -51,7 +61,8 @@ fn alive<T>(disk: &SimDisk, result: io::Result<T>) -> io::Result<T> {
 
 impl MortalDisk {
     fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        Arc::new(MortalFile { disk: self.0.clone(), file, failed: AtomicBool::new(false) })
+        let (disk, heard) = (self.disk.clone(), Arc::clone(&self.heard));
+        Arc::new(MortalFile { disk, heard, file, failed: AtomicBool::new(false) })
     }
 }
 
@@ -61,6 +72,7 @@ impl DiskFile for MortalFile {
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        (self.heard)(parts);
         alive(&self.disk, self.file.write_at(offset, parts))
     }
 
@@ -79,31 +91,31 @@ impl DiskFile for MortalFile {
 
 impl Disk for MortalDisk {
     fn create(&self, name: &str, len_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        alive(&self.0, self.0.create(name, len_bytes)).map(|file| self.file(file))
+        alive(&self.disk, self.disk.create(name, len_bytes)).map(|file| self.file(file))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        alive(&self.0, self.0.open(name)).map(|file| self.file(file))
+        alive(&self.disk, self.disk.open(name)).map(|file| self.file(file))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
-        alive(&self.0, self.0.names())
+        alive(&self.disk, self.disk.names())
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        alive(&self.0, self.0.rename(from, to))
+        alive(&self.disk, self.disk.rename(from, to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        alive(&self.0, self.0.remove(name))
+        alive(&self.disk, self.disk.remove(name))
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        alive(&self.0, self.0.sync_names())
+        alive(&self.disk, self.disk.sync_names())
     }
 
     fn space(&self) -> io::Result<Space> {
-        alive(&self.0, self.0.space())
+        alive(&self.disk, self.disk.space())
     }
 }
 
@@ -201,6 +213,8 @@ pub struct LyingKv {
     pub fuse: Arc<Fuse>,
     /// Whether to lie.
     pub lie: bool,
+    /// Who hears what is written to a log.
+    pub chronicle: Option<Arc<Chronicle>>,
 }
 
 impl Kv for LyingKv {
@@ -218,6 +232,9 @@ impl Kv for LyingKv {
 
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError> {
         self.fuse.burn();
+        if let Some(chronicle) = &self.chronicle {
+            chronicle.appended(&batch);
+        }
         // PLANTED BUG, when `lie`: reported durable, merely written.
         self.inner.write(batch, if self.lie { Durability::Buffered } else { durability })
     }

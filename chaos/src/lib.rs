@@ -4,13 +4,14 @@
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
-//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`model`], [`proof`], [`rows`] and
+//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`chronicle`], [`model`], [`proof`], [`rows`] and
 //! [`audit`] judge it, [`run`] reports, [`coverage`] says what should have been met; [`trace`] tells a run, [`overrides`] change one by hand, [`minimise`] makes a
 //! failing one small.
 
 pub mod atlas;
 pub mod audit;
 pub mod beyond;
+pub mod chronicle;
 pub mod cluster;
 pub mod coverage;
 pub mod env;
@@ -30,5 +31,7 @@ pub mod rows;
 pub mod run;
 pub mod runtime;
 pub mod scenario;
+#[cfg(test)]
+mod testing;
 pub mod trace;
 pub mod workload;

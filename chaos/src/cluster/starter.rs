@@ -16,6 +16,7 @@ use pacsvault_service::{Profile, ReplicaStarter};
 use pacsvault_simkv::SimKvMedia;
 
 use crate::{
+    chronicle::Chronicle,
     faulty::LyingKv,
     machine::Fuse,
     runtime::SimRuntime,
@@ -30,15 +31,19 @@ pub(super) struct Starter {
     pub(super) log: SimKvMedia,
     pub(super) state: SimKvMedia,
     pub(super) fuse: Arc<Fuse>,
+    pub(super) chronicle: Arc<Chronicle>,
     pub(super) scenario: Scenario,
 }
 
 impl ReplicaStarter for Starter {
     fn start(&self, node: NodeId) -> BoxFuture<'static, Result<Arc<dyn Replica>, Fault>> {
         let lie = self.scenario.bug == Some(PlantedBug::LogAcksBeforeSync);
-        let log: Arc<dyn Kv> = Arc::new(LyingKv { inner: self.log.open(), fuse: Arc::clone(&self.fuse), lie });
-        let state: Arc<dyn Kv> =
-            Arc::new(LyingKv { inner: self.state.open(), fuse: Arc::clone(&self.fuse), lie: false });
+        let store = |inner: Arc<dyn Kv>, lie, chronicle| {
+            let fuse = Arc::clone(&self.fuse);
+            Arc::new(LyingKv { inner, fuse, lie, chronicle }) as Arc<dyn Kv>
+        };
+        let log = store(self.log.open(), lie, Some(Arc::clone(&self.chronicle)));
+        let state = store(self.state.open(), false, None);
         let profile = &self.profile;
         let mut options = pacsvault_consensus::Options::new(
             node,

@@ -1,51 +1,7 @@
 //! Each rule catches the history made to break it, and none condemns a fine one.
 
-use pacsvault_core::{
-    catalog::{Seal, command::Reserved},
-    ids::{LayoutVersion, LogIndex, Term, VersionNumber, WallMillis},
-    layout::profile::{Code, Contract, Failures},
-};
-
 use super::*;
-
-fn instance(number: u8) -> InstanceId {
-    InstanceId([number; 16])
-}
-
-fn name() -> ObjectKey {
-    "t/1.2/3/4".parse().expect("a key")
-}
-
-fn record(number: u8, version: u32, content: &[u8]) -> SealedInstance {
-    let seal = Seal {
-        instance: instance(number),
-        key: name(),
-        size_bytes: content.len() as u64,
-        digest: Digest::of(content),
-        profile: "standard".parse().expect("a name"),
-        profile_version: 1,
-        code: Code::new(2, 1).expect("a code"),
-        layout: LayoutVersion(1),
-        stripes: Vec::new(),
-        media_type: String::new(),
-        attributes: Vec::new(),
-        strict: false,
-        coordinator: String::new(),
-        reserved: Reserved::default(),
-    };
-    SealedInstance {
-        seal,
-        version: VersionNumber(version),
-        contract: Contract::one(Failures { sites: 1, nodes: 0 }),
-        survives: Vec::new(),
-        degraded: false,
-        term: Term(1),
-        index: LogIndex(1),
-        time: WallMillis(1),
-        deleted: None,
-        moved: std::collections::BTreeMap::new(),
-    }
-}
+use crate::testing::{instance, name, record};
 
 fn put(model: &mut Model, number: u8, version: u32) -> usize {
     let content = Bytes::from(vec![number; 4]);

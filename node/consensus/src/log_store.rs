@@ -20,11 +20,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use futures::{StreamExt, channel::oneshot, stream};
 use openraft::{
     AsyncRuntime, LogState, OptionalSend, RaftLogReader, base::BoxStream, storage::IOFlushed, storage::RaftLogStorage,
 };
-use pacsvault_core::ids::LogIndex;
+use pacsvault_core::ids::{LogIndex, Term};
 use pacsvault_ports::{
     crash,
     env::{SharedEnv, blocking},
@@ -33,7 +34,7 @@ use pacsvault_ports::{
 
 use crate::{
     options::Error,
-    rows::{EntryRow, LogIdRow, RowError, VoteRow, entry, entry_row, read, stored},
+    rows::{EntryRow, LogIdRow, PayloadRow, RowError, VoteRow, entry, entry_row, read, stored},
     types::{Entry, LogId, Types, Vote},
 };
 
@@ -109,6 +110,20 @@ struct Shared {
     durable: Arc<dyn Durable>,
     cache_bytes_max: usize,
     payload_bytes_max: usize,
+}
+
+/// What a row of the log's store says, for whoever looks on: term and index of an entry, and its commands unless it is
+/// consensus' own. `None` for what is no entry.
+pub fn commands_of(key: &[u8], value: &[u8]) -> Option<(Term, LogIndex, Option<Bytes>)> {
+    if key.first() != Some(&ENTRY) {
+        return None;
+    }
+    let row: EntryRow = read(Bytes::copy_from_slice(value)).ok()?;
+    let commands = match row.payload? {
+        PayloadRow::Normal(commands) => Some(commands),
+        PayloadRow::Blank(_) | PayloadRow::Membership(_) => None,
+    };
+    Some((Term(row.term), LogIndex(row.index), commands))
 }
 
 /// The log of one replica. Clones share it.

@@ -236,7 +236,10 @@ pub(crate) fn snapshot_meta(last: Option<LogIdRow>, row: MembershipRow) -> Resul
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use pacsvault_core::ids::{LogIndex, Term};
+
     use super::*;
+    use crate::log_store::commands_of;
 
     fn joint() -> Membership {
         let member = |n: u8| Member {
@@ -261,6 +264,17 @@ mod tests {
             let again = entry(read(stored(&entry_row(&first))).expect("readable")).expect("an entry");
             assert_eq!(first, again);
         }
+    }
+
+    #[test]
+    fn who_looks_on_reads_commands_from_rows_of_entries() {
+        let row = |payload| stored(&entry_row(&Entry { log_id: log_id(7, 42), payload }));
+        let told = |commands| Some((Term(7), LogIndex(42), commands));
+        let commands = Bytes::from_static(b"commands");
+        assert_eq!(commands_of(b"e00000042", &row(EntryPayload::Normal(Data(commands.clone())))), told(Some(commands)));
+        assert_eq!(commands_of(b"e00000042", &row(EntryPayload::Blank)), told(None));
+        assert_eq!(commands_of(b"c", &row(EntryPayload::Blank)), None);
+        assert_eq!(commands_of(b"e00000042", b"\x02"), None);
     }
 
     #[test]

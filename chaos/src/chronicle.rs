@@ -1,0 +1,177 @@
+//! What the logs of all replicas say, and whether it allows a volume to delete what it deletes.
+//!
+//! Entries are read as replicas append them, tombstones as volumes write them: none is missed because its log was purged, or its
+//! segment reused, before somebody looked.
+//!
+//! **Invariants.** Nothing is asked of the code under test but the formats of what it writes, and the catalog for what became of
+//! an instance. An index may have had several entries, of leaders that were deposed: any of them may be the one that counts, so
+//! that nothing is condemned wrongly.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use pacsvault_consensus::log_store::commands_of;
+use pacsvault_core::{
+    catalog::{Command, SealedInstance, wire::decode_entry},
+    ids::{InstanceId, LogIndex, ObjectKey, StripeIndex, Term, VersionNumber, WallMillis},
+    limits::WRITE_WINDOW_MILLIS,
+    shard::ShardId,
+};
+use pacsvault_ports::kv::{Batch, Change};
+use pacsvault_volume::format::{Body, RECORD_MAGIC, Record, Tombstone};
+
+/// What an entry may allow to delete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Allows {
+    /// Versions of a key.
+    Delete(ObjectKey, Option<VersionNumber>),
+    /// A former encoding.
+    Replace(InstanceId),
+    /// Copies of a sealed instance that lie elsewhere than its record says.
+    Seal(InstanceId),
+    /// Copies of a stripe that lie elsewhere than it was reseated to.
+    Reseat(InstanceId, StripeIndex),
+}
+
+#[derive(Default)]
+struct Known {
+    /// By index and term.
+    entries: BTreeMap<(LogIndex, Term), Vec<Allows>>,
+    /// The latest time that an entry at each index has.
+    times: BTreeMap<LogIndex, WallMillis>,
+    replaced: BTreeSet<InstanceId>,
+    /// Deletions that were allowed: compaction writes them again.
+    allowed: BTreeSet<(ShardId, LogIndex)>,
+}
+
+/// All logs of one run.
+#[derive(Default)]
+pub struct Chronicle(Mutex<Known>);
+
+fn allows(command: Command) -> Option<Allows> {
+    match command {
+        Command::Delete { key, version } => Some(Allows::Delete(key, version)),
+        Command::Replace(replace) => Some(Allows::Replace(replace.replaces)),
+        Command::Seal(seal) => Some(Allows::Seal(seal.instance)),
+        Command::Reseat(reseat) => Some(Allows::Reseat(reseat.instance, reseat.stripe)),
+        _ => None,
+    }
+}
+
+impl Chronicle {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A replica writes this to its log.
+    pub fn appended(&self, batch: &Batch) {
+        for change in &batch.changes {
+            let Change::Put(key, value) = change else { continue };
+            let Some((term, index, commands)) = commands_of(key, value) else { continue };
+            self.entry(term, index, commands.as_deref());
+        }
+    }
+
+    fn entry(&self, term: Term, index: LogIndex, commands: Option<&[u8]>) {
+        let mut known = self.known();
+        if known.entries.contains_key(&(index, term)) {
+            return;
+        }
+        let entry = commands.and_then(|bytes| decode_entry(bytes).ok());
+        if let Some(entry) = &entry {
+            let time = known.times.entry(index).or_insert(entry.time);
+            *time = entry.time.max(*time);
+        }
+        let list: Vec<Allows> = entry.into_iter().flat_map(|entry| entry.commands).filter_map(allows).collect();
+        let replaced = list.iter().filter_map(|one| if let Allows::Replace(old) = one { Some(*old) } else { None });
+        known.replaced.extend(replaced.collect::<Vec<_>>());
+        known.entries.insert((index, term), list);
+    }
+
+    /// Whether some entry, perhaps not of the log that counts, puts another encoding in the place of this one.
+    pub fn replaces(&self, instance: InstanceId) -> bool {
+        self.known().replaced.contains(&instance)
+    }
+
+    /// Holds what a volume is about to write to the logs: every shard that it deletes must be one that the entry at the index
+    /// given with the deletion allows to. `sealed` answers what the catalog knows of an instance; where it cannot be asked,
+    /// nothing is judged. Answers how many were.
+    ///
+    /// # Errors
+    /// The first deletion that nothing allows.
+    pub fn deletes(
+        &self,
+        parts: &[&[u8]],
+        sealed: impl Fn(InstanceId) -> Option<Option<SealedInstance>>,
+    ) -> Result<u64, String> {
+        let mut held = 0;
+        for (authority, shard) in deletions(parts) {
+            // A damaged or superseded record gives way to the same shard: no content is deleted.
+            if authority == LogIndex(0) || self.known().allowed.contains(&(shard, authority)) {
+                continue;
+            }
+            let Some(sealed) = sealed(shard.instance) else { continue };
+            self.check(shard, authority, sealed.as_ref())?;
+            self.known().allowed.insert((shard, authority));
+            held += 1;
+        }
+        Ok(held)
+    }
+
+    /// Whether the entry at `authority` allows to delete this shard, whose instance the catalog knows as `sealed`.
+    fn check(&self, shard: ShardId, authority: LogIndex, sealed: Option<&SealedInstance>) -> Result<(), String> {
+        let known = self.known();
+        let list = known.entries.range((authority, Term(0))..=(authority, Term(u64::MAX)));
+        let allowed = |one: &Allows| match (one, sealed) {
+            (Allows::Delete(key, version), Some(sealed)) => {
+                let named = sealed.seal.key == *key && version.is_none_or(|only| only == sealed.version);
+                named && sealed.deleted == Some(authority)
+            }
+            (Allows::Replace(old), Some(sealed)) => *old == shard.instance && sealed.deleted == Some(authority),
+            (Allows::Seal(instance), Some(sealed)) => *instance == shard.instance && sealed.index == authority,
+            (Allows::Reseat(instance, stripe), Some(_)) => (*instance, *stripe) == (shard.instance, shard.stripe),
+            (_, None) => false,
+        };
+        let mut some = false;
+        for (_, entry) in list {
+            some = true;
+            if entry.iter().any(allowed) {
+                return Ok(());
+            }
+        }
+        let refused = |why: String| Err(format!("shard {shard} is deleted by authority of entry {authority}: {why}"));
+        if !some {
+            return refused("no log has that entry".to_owned());
+        }
+        if sealed.is_some() {
+            return refused("it does not concern that shard, which was sealed".to_owned());
+        }
+        // Catalog time is the latest of all entries so far.
+        let time = known.times.range(..=authority).map(|(_, time)| time.0).max().unwrap_or(0);
+        let horizon = time.saturating_sub(WRITE_WINDOW_MILLIS);
+        if shard.instance.time().0 >= horizon {
+            return refused(format!("at {time} ms its attempt could still be sealed"));
+        }
+        Ok(())
+    }
+}
+
+/// What these parts of a write delete, and on which authority.
+fn deletions(parts: &[&[u8]]) -> Vec<(LogIndex, ShardId)> {
+    let mut found = Vec::new();
+    for (at, part) in parts.iter().enumerate() {
+        if !part.starts_with(RECORD_MAGIC) {
+            continue;
+        }
+        let Ok(Record { body: Body::Tombstones { authority }, .. }) = Record::decode(part) else { continue };
+        // The payload follows its header as a part of its own.
+        let payload = parts.get(at + 1).copied().unwrap_or_default();
+        found.extend(Tombstone::decode_all(payload).map(|tombstone| (authority, tombstone.id)));
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests;
