@@ -11,7 +11,6 @@ use pacsvault_core::{
     catalog::StripeSeal,
     ids::{Digest, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId},
     layout::Failures,
-    limits::WRITE_WINDOW_MILLIS,
     shard::ShardId,
 };
 use pacsvault_ports::peer::{Class, Freshness};
@@ -21,10 +20,11 @@ use crate::{
     beyond,
     cluster::{Cluster, Stop},
     exec::Life,
+    leftovers,
     model::{Model, Question},
     nemesis::Nemesis,
     operator::{AfterDrain, Operator},
-    proof::{Leak, Why, newest, record, survivor, whole},
+    proof::{Why, newest, record, survivor, whole},
     rng::SimRng,
     rows,
     run::phase,
@@ -38,16 +38,6 @@ const CHECKED_PER_MILLE: u64 = 350;
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
 /// Virtual time in which everything must be whole again, the work of people included.
 const HEAL_WITHIN: Duration = Duration::from_secs(90);
-/// Jumps of the clock after which nothing may be left that nothing names.
-///
-/// What the sweeps after the first jump find is watched from then on and goes after the second: nearly all runs need no more.
-/// But copies may come to be later that count as old, for their age is that of their stripe's last reseat: a repair that was
-/// handed out while a site was dark writes its copy seconds later, and the log refuses the new home, for the clock has jumped
-/// meanwhile or the stripe is whole. Sweeps find that copy after the second jump first, and it is ripe after the third. Such a
-/// repair may take some rounds to end, so there are more.
-const JUMPS_MAX: i64 = 6;
-/// One hour of the clock of the wall.
-const HOUR_MILLIS: i64 = 3_600_000;
 /// How often people have everything verified meanwhile.
 const SCRUB_EVERY: Duration = Duration::from_secs(10);
 
@@ -326,7 +316,7 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
     let (operator, at) = (&nemesis.operator, rng.index(cluster.count()));
     match cluster.scenario.encore {
         Encore::Nothing => return,
-        Encore::Sweep if heals(work, nemesis).await => return sweeps(work, rng).await,
+        Encore::Sweep if heals(work, nemesis).await => return leftovers::swept(work, rng).await,
         Encore::Sweep => return,
         Encore::Wipe => {
             cluster.may_damage(at);
@@ -357,64 +347,9 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
     }
 }
 
-/// So much time passes that whatever nothing names must be gone: copies left behind, deleted versions, attempts given up.
-///
-/// Each jump is longer than the sweeper waits before it believes that nobody can name a copy any more, the second one longer
-/// than for attempts; after each there is time for two passes. Some copies outlive two jumps. A write that a mover asks for
-/// starts the watch over a copy anew, which would explain it, but that it is the reason is not shown: counted.
-async fn sweeps(work: &Arc<Work>, rng: &mut SimRng) {
-    let cluster = &work.cluster;
-    let rest = cluster.scenario.sweep_every * 3;
-    let Some(before) = newest(cluster).map(|replica| (replica.status().applied, replica.catalog_time())) else {
-        return work.violation("no replica runs when everything was whole");
-    };
-    cluster.sim.hit("encore: shards looked for that nothing names");
-    let mut due = Vec::new();
-    for jump in 0..JUMPS_MAX {
-        // Catalog time may be an hour ahead already; it moves with what is written.
-        let day = if jump == 0 { 0 } else { i64::try_from(WRITE_WINDOW_MILLIS).expect("a day") };
-        let ahead = day + 2 * HOUR_MILLIS * (jump + 1);
-        for at in 0..cluster.count() {
-            if let Some(life) = cluster.life(at) {
-                cluster.sim.jump_wall(life, ahead);
-            }
-        }
-        if !takes_a_write(work, rng.index(SITES), ahead, rng).await {
-            work.violation("the healed cluster does not take a write hours later".to_owned());
-        }
-        cluster.sim.sleep(Life::HARNESS, rest).await;
-        let found = match whole(work) {
-            Ok(found) => found,
-            Err(why) => return work.violation(format!("what was whole is not, hours later: {why}")),
-        };
-        // What came to be since is too young.
-        due = found.leaks;
-        due.retain(|leak| match leak.why {
-            Why::Elsewhere(since) | Why::Deleted(since) => since <= before.0,
-            Why::Unsealed => leak.shard.instance.time() < before.1,
-        });
-        for leak in &due {
-            cluster.sim.event("leak", &[], || format!("{leak:?} after jump {jump}"));
-        }
-        match (jump, due.is_empty()) {
-            (0, _) | (_, false) => {}
-            (1, true) => return cluster.sim.hit("encore: all was swept that nothing names"),
-            (_, true) => return cluster.sim.hit("encore: all was swept, after more than two jumps"),
-        }
-    }
-    let homes = homes(cluster);
-    for Leak { shard, volume, why } in due {
-        work.violation(format!(
-            "shard {shard} on volume {volume} of machine {:?} was never swept: {why:?}, everything was whole at {}",
-            homes.get(&volume).map(|home| home.0),
-            before.0
-        ));
-    }
-}
-
 /// Tries a few times: a store that failed before the end may be noticed only by the next write to it, and its node
 /// must then start again.
-async fn takes_a_write(work: &Arc<Work>, site: usize, ahead_millis: i64, rng: &mut SimRng) -> bool {
+pub(crate) async fn takes_a_write(work: &Arc<Work>, site: usize, ahead_millis: i64, rng: &mut SimRng) -> bool {
     let mut client = work.client(site);
     client.set_clock(ahead_millis);
     for _ in 0..5 {

@@ -4,7 +4,7 @@
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
-//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`chronicle`], [`model`], [`proof`], [`rows`] and
+//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`chronicle`], [`model`], [`proof`], [`rows`], [`leftovers`] and
 //! [`audit`] judge it, [`run`] reports, [`coverage`] says what should have been met; [`trace`] tells a run, [`overrides`] change one by hand, [`minimise`] makes a
 //! failing one small.
 
@@ -17,6 +17,7 @@ pub mod coverage;
 pub mod env;
 pub mod exec;
 mod faulty;
+pub mod leftovers;
 pub mod machine;
 pub mod minimise;
 pub mod model;

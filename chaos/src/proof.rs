@@ -163,7 +163,7 @@ pub enum Why {
 }
 
 /// A shard that nothing names.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leak {
     /// Which.
     pub shard: ShardId,
@@ -312,3 +312,6 @@ pub(crate) fn standing(work: &Work) -> Option<Vec<Standing>> {
     };
     Some(live.into_iter().filter_map(of).collect())
 }
+
+#[cfg(test)]
+mod tests;
