@@ -27,16 +27,16 @@ pub enum Part {
 pub struct Atlas {
     /// The site of each machine.
     sites: Vec<usize>,
-    promise: Contract,
+    promises: Vec<Contract>,
     damage: BTreeMap<usize, BTreeSet<Part>>,
     away: BTreeSet<usize>,
 }
 
 impl Atlas {
-    /// Nothing is damaged. `promise` is what every acknowledged stripe survives, however bad the times were when it was
-    /// written: the weakest floor of the profiles in use.
-    pub fn new(sites: Vec<usize>, promise: Contract) -> Self {
-        Self { sites, promise, damage: BTreeMap::new(), away: BTreeSet::new() }
+    /// Nothing is damaged. `promises` are what acknowledged stripes survive, however bad the times were when they were written:
+    /// the floors of the profiles in use.
+    pub fn new(sites: Vec<usize>, promises: Vec<Contract>) -> Self {
+        Self { sites, promises, damage: BTreeMap::new(), away: BTreeSet::new() }
     }
 
     /// A machine was added to `site`.
@@ -97,10 +97,11 @@ impl Atlas {
         self.away.clear();
     }
 
-    /// Whether some clause of the promise covers all these machines.
+    /// Whether of each promise some clause covers all these machines.
     pub fn covered(&self, machines: impl IntoIterator<Item = usize>) -> bool {
         let machines: BTreeSet<usize> = machines.into_iter().collect();
-        self.promise.failures().iter().any(|clause| self.clause_covers(*clause, &machines))
+        let kept = |promise: &Contract| promise.failures().iter().any(|clause| self.clause_covers(*clause, &machines));
+        self.promises.iter().all(kept)
     }
 
     fn clause_covers(&self, clause: Failures, machines: &BTreeSet<usize>) -> bool {
@@ -129,7 +130,17 @@ mod tests {
 
     /// Three sites of two machines.
     fn atlas(promise: Failures) -> Atlas {
-        Atlas::new(vec![0, 0, 1, 1, 2, 2], Contract::one(promise))
+        Atlas::new(vec![0, 0, 1, 1, 2, 2], vec![Contract::one(promise)])
+    }
+
+    #[test]
+    fn what_one_of_two_promises_does_not_cover_is_not_inside() {
+        let promises = [SITE, Failures { sites: 0, nodes: 2 }].map(Contract::one).to_vec();
+        let mut atlas = Atlas::new(vec![0, 0, 0, 1, 1, 1], promises);
+        assert!(atlas.damage(0, volume(1), VOTERS));
+        assert!(!atlas.damage(3, volume(2), VOTERS), "two nodes, and not of one site");
+        assert!(atlas.damage(1, volume(3), VOTERS));
+        assert!(!atlas.damage(2, volume(4), VOTERS), "of one site, and three nodes");
     }
 
     #[test]

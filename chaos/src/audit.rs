@@ -6,11 +6,11 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use pacsvault_coordinator::{Coordinator, GetQuery, ShardFinding, Stored};
+use pacsvault_coordinator::{Coordinator, GetQuery, ShardCheck, ShardFinding, Stored};
 use pacsvault_core::{
-    catalog::StripeSeal,
+    catalog::{SealedInstance, StripeSeal},
     ids::{Digest, LogIndex, NodeId, ShardIndex, StripeIndex, VersionNumber, VolumeId},
-    layout::Failures,
+    layout::{Failures, survival::covers},
     shard::ShardId,
 };
 use pacsvault_ports::peer::{Class, Freshness};
@@ -24,7 +24,8 @@ use crate::{
     model::{Model, Question},
     nemesis::Nemesis,
     operator::{AfterDrain, Operator},
-    proof::{Why, newest, record, survivor, whole},
+    proof::{Why, kept, newest, record, survivor, whole},
+    recoding,
     rng::SimRng,
     rows,
     run::phase,
@@ -82,10 +83,16 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
     if stored.receipt.survives != stored.sealed.survives || stored.receipt.degraded != stored.sealed.degraded {
         work.violation("a receipt differs from the catalog's record");
     }
-    if !stored.sealed.degraded
-        && !pacsvault_core::layout::survival::covers(&stored.sealed.survives, &cluster.scenario.profile.contract)
-    {
-        work.violation("a receipt that is not degraded does not cover its contract");
+    let named = cluster.scenario.profiles().find(|profile| profile.name == stored.sealed.seal.profile);
+    match named {
+        Some(profile) if profile.contract != stored.sealed.contract => {
+            work.violation("a receipt tells another contract than its profile has");
+        }
+        Some(profile) if !stored.sealed.degraded && !covers(&stored.sealed.survives, &profile.contract) => {
+            work.violation("a receipt that is not degraded does not cover its contract");
+        }
+        Some(_) => {}
+        None => work.violation("a receipt names a profile that there is not"),
     }
     if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE))
         || work.model(|model| model.may_be_gone(key, &stored.sealed))
@@ -96,6 +103,11 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
     let now = newest(cluster).and_then(|replica| record(replica.as_ref(), stored.sealed.seal.instance));
     if now.is_some_and(|now| now.moved != stored.sealed.moved) {
         cluster.sim.hit("receipt of what has moved since");
+        return;
+    }
+    // So may re-encoding, and who knows of it may be away with the shards that it freed: the log tells.
+    if cluster.chronicle.replaces(stored.sealed.seal.instance) {
+        cluster.sim.hit("receipt of what has another encoding since");
         return;
     }
     cluster.sim.hit("receipt checked on the disks");
@@ -210,7 +222,7 @@ fn spread(cluster: &Cluster, voters: &[NodeId]) -> Result<(), String> {
     Ok(())
 }
 
-async fn wait_converged(work: &Work) -> bool {
+pub(crate) async fn wait_converged(work: &Work) -> bool {
     let sim = &work.cluster.sim;
     let end = sim.now() + CONVERGE_WITHIN;
     loop {
@@ -235,7 +247,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     let sim = &work.cluster.sim;
     phase(sim, "healing");
     nemesis.heal();
-    if !heals(work, nemesis).await || !wait_converged(work).await {
+    if !heals(work, nemesis).await || !recoding::done(work, nemesis).await || !wait_converged(work).await {
         return;
     }
     phase(sim, "writing and reading again");
@@ -269,7 +281,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
 }
 
 /// People and nodes repair everything, in time.
-async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
+pub(crate) async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
     let (sim, operator) = (&work.cluster.sim, &nemesis.operator);
     let began = sim.now();
     let mut scrubbed = Duration::ZERO;
@@ -318,6 +330,9 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
         Encore::Nothing => return,
         Encore::Sweep if heals(work, nemesis).await => return leftovers::swept(work, rng).await,
         Encore::Sweep => return,
+        Encore::Recode => {
+            operator.begin(Operator::recode_all);
+        }
         Encore::Wipe => {
             cluster.may_damage(at);
             let nemesis = Arc::clone(nemesis);
@@ -338,12 +353,17 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
     cluster.sim.hit(match cluster.scenario.encore {
         Encore::Wipe => "encore: a machine wiped",
         Encore::WipeSite => "encore: a site wiped",
+        Encore::Recode => "encore: all studies in another profile",
         _ => "encore: a node drained and removed",
     });
-    if heals(work, nemesis).await && wait_converged(work).await {
+    if heals(work, nemesis).await && recoding::done(work, nemesis).await && wait_converged(work).await {
         let reader = work.client(rng.index(SITES)).coordinator();
         read_all(work, &reader, "after the encore").await;
         verify_all(work, &reader).await;
+        if cluster.scenario.encore == Encore::Recode {
+            // What the former encodings left must go as well.
+            leftovers::swept(work, rng).await;
+        }
     }
 }
 
@@ -364,34 +384,39 @@ pub(crate) async fn takes_a_write(work: &Arc<Work>, site: usize, ahead_millis: i
 
 /// Reads every acknowledged version that nobody may have deleted, byte for byte.
 async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str) {
-    for (key, sealed) in work.model(|model| model.must_live()) {
-        read_version(work, reader, key, sealed.version, Some(when)).await;
+    for live in work.model(|model| model.must_live()) {
+        read_version(work, reader, live.key, live.acked.version, Some(when)).await;
     }
 }
 
 /// Has every shard of what must live proven by its node.
 async fn verify_all(work: &Arc<Work>, reader: &Coordinator) {
-    for (key, sealed) in work.model(|model| model.must_live()) {
-        // Where its shards are now.
-        let now = newest(&work.cluster).and_then(|replica| record(replica.as_ref(), sealed.seal.instance));
+    for live in work.model(|model| model.must_live()) {
+        let (key, version) = (live.key, live.acked.version);
+        // How it is kept now, and where.
+        let now = newest(&work.cluster).and_then(|replica| kept(replica.as_ref(), &live));
         let Some(sealed) = now else { return work.violation(format!("key {key} has lost its record")) };
-        let checks = match reader.verify(&sealed).await {
-            Ok(checks) => checks,
-            Err(fault) => return work.violation(format!("key {key} cannot be verified: {} {fault}", fault.code)),
-        };
-        for check in checks {
-            let (stripe, shard, version) = (check.stripe, check.shard, sealed.version);
-            match check.finding {
-                ShardFinding::Proven => {}
-                ShardFinding::Missing => {
-                    work.violation(format!("shard {stripe}/{shard} of version {version} of key {key} is missing"));
-                }
-                ShardFinding::Away(why) | ShardFinding::Damaged(why) => {
-                    work.violation(format!("shard {stripe}/{shard} of version {version} of key {key}: {why}"));
-                }
-            }
+        for what in unproven(reader, &sealed).await {
+            work.violation(format!("version {version} of key {key}: {what}"));
         }
     }
+}
+
+/// Shards of this record that their nodes cannot prove.
+async fn unproven(reader: &Coordinator, sealed: &SealedInstance) -> Vec<String> {
+    let checks = match reader.verify(sealed).await {
+        Ok(checks) => checks,
+        Err(fault) => return vec![format!("cannot be verified: {} {fault}", fault.code)],
+    };
+    let told = |check: ShardCheck| {
+        let why = match check.finding {
+            ShardFinding::Proven => return None,
+            ShardFinding::Missing => "missing".to_owned(),
+            ShardFinding::Away(why) | ShardFinding::Damaged(why) => why,
+        };
+        Some(format!("shard {}/{}: {why}", check.stripe, check.shard))
+    };
+    checks.into_iter().filter_map(told).collect()
 }
 
 /// Reads every version there is, acknowledged or not: nothing may be half visible.

@@ -75,11 +75,13 @@ fn victims(work: &Work, how: Beyond, rng: &mut SimRng) -> Vec<usize> {
     let storing = (0..SITES).map(|site| (site + first) % SITES).filter(|site| !cluster.scenario.is_witness(*site));
     let machines: Vec<Vec<usize>> = storing.map(|site| cluster.of_site(site)).collect();
     let sites: Vec<usize> = cluster.machines().iter().map(|machine| machine.site).collect();
-    too_many(&machines, how, &Atlas::new(sites, cluster.scenario.profile.contract.clone()))
+    // One that covers it is enough to read what is kept in it: all must be left behind.
+    let ledgers = cluster.scenario.profiles().map(|profile| Atlas::new(sites.clone(), vec![profile.contract.clone()]));
+    too_many(&machines, how, &ledgers.collect::<Vec<_>>())
 }
 
-/// Of the machines of each site as many as the contract of `ledger` does not cover.
-fn too_many(machines: &[Vec<usize>], how: Beyond, ledger: &Atlas) -> Vec<usize> {
+/// Of the machines of each site as many as no contract covers, each in a ledger of its own.
+fn too_many(machines: &[Vec<usize>], how: Beyond, ledgers: &[Atlas]) -> Vec<usize> {
     let steps: Vec<Vec<usize>> = match how {
         Beyond::Rot | Beyond::Replace => machines.to_vec(),
         Beyond::JustTooMuch => machines.iter().flatten().map(|at| vec![*at]).collect(),
@@ -87,7 +89,7 @@ fn too_many(machines: &[Vec<usize>], how: Beyond, ledger: &Atlas) -> Vec<usize> 
     let least = if how == Beyond::JustTooMuch { 1 } else { 2 };
     let mut victims = Vec::new();
     for (taken, step) in steps.into_iter().enumerate() {
-        if taken >= least && !ledger.covered(victims.iter().copied()) {
+        if taken >= least && !ledgers.iter().any(|ledger| ledger.covered(victims.iter().copied())) {
             break;
         }
         victims.extend(step);
@@ -268,15 +270,16 @@ mod tests {
     #[test]
     fn as_much_is_destroyed_as_no_clause_covers() {
         let machines: Vec<Vec<usize>> = vec![vec![0, 1], vec![2, 3], vec![4, 5]];
-        let ledger = |sites, nodes| Atlas::new(vec![0, 0, 1, 1, 2, 2], Contract::one(Failures { sites, nodes }));
-        let count = |how, sites, nodes| too_many(&machines, how, &ledger(sites, nodes)).len();
+        let ledger = |sites, nodes| Atlas::new(vec![0, 0, 1, 1, 2, 2], vec![Contract::one(Failures { sites, nodes })]);
+        let count = |how, sites, nodes| too_many(&machines, how, &[ledger(sites, nodes)]).len();
         assert_eq!(count(Beyond::JustTooMuch, 1, 0), 3);
         assert_eq!(count(Beyond::JustTooMuch, 1, 1), 4);
         assert_eq!(count(Beyond::JustTooMuch, 2, 0), 5, "of the third site as well");
         assert_eq!(count(Beyond::Replace, 1, 0), 4);
         assert_eq!(count(Beyond::Rot, 2, 0), 6, "two sites are covered");
         let alternatives = Contract::new(vec![Failures { sites: 1, nodes: 0 }, Failures { sites: 0, nodes: 2 }]);
-        let ledger = Atlas::new(vec![0, 0, 1, 1, 2, 2], alternatives.expect("two clauses"));
-        assert_eq!(too_many(&machines, Beyond::JustTooMuch, &ledger), [0, 1, 2]);
+        let either = Atlas::new(vec![0, 0, 1, 1, 2, 2], vec![alternatives.expect("two clauses")]);
+        assert_eq!(too_many(&machines, Beyond::JustTooMuch, &[either]), [0, 1, 2]);
+        assert_eq!(too_many(&machines, Beyond::JustTooMuch, &[ledger(1, 0), ledger(1, 1)]), [0, 1, 2, 3]);
     }
 }

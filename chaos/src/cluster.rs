@@ -13,7 +13,7 @@ use std::{
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::query,
-    ids::{ClusterId, SiteName, VolumeId},
+    ids::{ClusterId, ProfileName, SiteName, Uid, VolumeId},
     layout::Roles,
     shard::ShardId,
 };
@@ -68,6 +68,8 @@ pub struct Cluster {
     atlas: Mutex<Atlas>,
     /// Volumes of machines that were wiped or removed: where they were.
     gone: Mutex<BTreeMap<VolumeId, (usize, usize)>>,
+    /// In which profiles people ever wanted the instances of a study, other than their writers'.
+    asked: Mutex<BTreeMap<Uid, BTreeSet<ProfileName>>>,
     operator: HostId,
 }
 
@@ -94,7 +96,7 @@ impl Cluster {
             machines.iter_mut().for_each(|machine| machine.format = 1);
         }
         let sites = machines.iter().map(|machine| machine.site).collect();
-        let atlas = Atlas::new(sites, scenario.profile.floor.clone());
+        let atlas = Atlas::new(sites, scenario.profiles().map(|profile| profile.floor.clone()).collect());
         let operator = net.add_host("operator", 0);
         let id = ClusterId(id_bytes(sim));
         Arc::new(Self {
@@ -107,6 +109,7 @@ impl Cluster {
             hurt: Mutex::default(),
             atlas: Mutex::new(atlas),
             gone: Mutex::default(),
+            asked: Mutex::default(),
             operator,
         })
     }
@@ -151,6 +154,17 @@ impl Cluster {
         let statuses = (0..self.count()).filter_map(|at| Some(self.replica(at)?.status()));
         let mut leading = statuses.filter(|status| status.leader == Some(status.node) && !status.joint);
         leading.next().map_or(0, |status| status.voters.len())
+    }
+
+    /// People are about to ask for the instances of `study` in this profile.
+    pub fn ask(&self, study: &Uid, profile: &ProfileName) {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.entry(study.clone()).or_default().insert(profile.clone());
+    }
+
+    /// In which profiles people ever asked for the instances of `study`.
+    pub fn asked(&self, study: &Uid) -> BTreeSet<ProfileName> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).get(study).cloned().unwrap_or_default()
     }
 
     /// Everything was proven whole: all damage is made good.
@@ -466,7 +480,7 @@ impl Cluster {
     pub async fn found(self: &Arc<Self>) -> Result<(), String> {
         (0..self.count()).for_each(|at| self.start(at));
         let operator = self.operator();
-        let request = Request::InitCluster { profiles: vec![self.scenario.profile.clone()] };
+        let request = Request::InitCluster { profiles: self.scenario.profiles().cloned().collect() };
         let mut last = String::new();
         for _ in 0..120 {
             let known = self.replica(0).and_then(|replica| replica.layout());

@@ -16,7 +16,9 @@ pub const SEEDS_FOR_ALL: usize = 1_000;
 const MARKS: &[&str] = &[
     "beyond: restarted on rotten volumes",
     "deletion held to the logs",
+    "encore: all studies in another profile",
     "machine restarted whose disk kept a write in its cache alone",
+    "other encoding of what was acknowledged proven on the disks",
 ];
 
 /// Why marks are not asked for that are rare: at most one of the first 300 seeds met each.

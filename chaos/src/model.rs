@@ -5,6 +5,8 @@
 //!
 //! **Rules** (a broken one is a violation, kept in [`Model::violations`]):
 //! - A visible version is one attempt's whole content, byte for byte; an attempt has at most one version, a version one attempt.
+//! - A version may get other encodings of its content, under instance ids that are nobody's attempt, where people asked for a
+//!   profile; such an id is of one version for ever. A version first seen in another encoding is of some attempt with that content.
 //! - A refused write is never visible, a refused delete never hides anything. An unknown one may be either, for ever.
 //! - An acknowledged write that nobody may have deleted is readable for ever.
 
@@ -58,6 +60,25 @@ pub struct Attempt {
     operation: usize,
 }
 
+/// What is known of a version that was seen.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    digest: Digest,
+    /// Whose it is, once its first encoding was seen.
+    attempt: Option<InstanceId>,
+}
+
+/// A version that was acknowledged and that nobody may have deleted.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// Of which key.
+    pub key: usize,
+    /// The record of the newest receipt for it.
+    pub acked: SealedInstance,
+    /// Its content.
+    pub content: Bytes,
+}
+
 struct Deletion {
     operation: usize,
     key: usize,
@@ -98,7 +119,10 @@ pub struct Model {
     moment: Moment,
     attempts: Vec<Attempt>,
     deletions: Vec<Deletion>,
-    versions: BTreeMap<(usize, u32), InstanceId>,
+    versions: BTreeMap<(usize, u32), Seen>,
+    /// Versions in other encodings than their attempts made, by instance.
+    encodings: BTreeMap<InstanceId, (usize, u32)>,
+    recodes: bool,
     history: History,
     /// What went wrong, in order.
     pub violations: Vec<String>,
@@ -109,6 +133,11 @@ impl Model {
     pub fn tick(&mut self) -> Moment {
         self.moment += 1;
         self.moment
+    }
+
+    /// From now on versions may be found in other encodings.
+    pub fn expect_other_encodings(&mut self) {
+        self.recodes = true;
     }
 
     /// Notes a violation.
@@ -213,7 +242,7 @@ impl Model {
     /// A write was answered with "nothing is stored".
     pub fn put_refused(&mut self, put: usize) {
         let instance = self.attempts[put].instance;
-        if self.versions.values().any(|seen| *seen == instance) {
+        if self.versions.values().any(|seen| seen.attempt == Some(instance)) {
             self.violation(format!("attempt {instance} was visible before it was refused"));
         }
         self.attempts[put].fate = Fate::Refused;
@@ -247,13 +276,21 @@ impl Model {
         self.deletions[delete].refused = true;
     }
 
-    /// A record was seen under `key`: it must be some attempt's, always the same one's. Answers that attempt's number.
+    /// A record was seen under `key`: it must be some attempt's, always the same one's, or another encoding of it. Answers the
+    /// number of an attempt with its content.
     pub fn observe(&mut self, key: usize, sealed: &SealedInstance) -> Option<usize> {
+        let instance = sealed.seal.instance;
+        match self.attempts.iter().position(|attempt| attempt.instance == instance) {
+            Some(at) => {
+                self.observe_attempt(at, key, sealed);
+                Some(at)
+            }
+            None => self.observe_encoding(key, sealed),
+        }
+    }
+
+    fn observe_attempt(&mut self, at: usize, key: usize, sealed: &SealedInstance) {
         let (instance, version) = (sealed.seal.instance, sealed.version.0);
-        let Some(at) = self.attempts.iter().position(|attempt| attempt.instance == instance) else {
-            self.violation(format!("version {version} of key {key} is of attempt {instance}, which nobody made"));
-            return None;
-        };
         let attempt = &self.attempts[at];
         let mut wrong = Vec::new();
         if attempt.key != key || attempt.digest != sealed.seal.digest {
@@ -262,17 +299,49 @@ impl Model {
         if matches!(attempt.fate, Fate::Refused) {
             wrong.push(format!("attempt {instance} was refused and is visible as version {version} of key {key}"));
         }
-        if let Some(other) = self.versions.insert((key, version), instance)
-            && other != instance
-        {
+        let seen = self.versions.entry((key, version)).or_insert(Seen { digest: attempt.digest, attempt: None });
+        if *seen.attempt.get_or_insert(instance) != instance || seen.digest != attempt.digest {
+            let other = seen.attempt.map_or_else(|| "another encoding".to_owned(), |other| other.to_string());
             wrong.push(format!("version {version} of key {key} was {other} and is {instance}"));
         }
-        let twice = self.versions.iter().find(|((_, known), seen)| **seen == instance && *known != version);
-        if let Some(((_, known), _)) = twice {
+        let other = |((_, known), seen): &(&(usize, u32), &Seen)| seen.attempt == Some(instance) && *known != version;
+        if let Some(((_, known), _)) = self.versions.iter().find(other) {
             wrong.push(format!("attempt {instance} is version {known} and version {version} of key {key}"));
         }
         wrong.into_iter().for_each(|text| self.violation(text));
-        Some(at)
+    }
+
+    /// A record that is nobody's attempt: the version's content again, which some attempt wrote that was not refused.
+    fn observe_encoding(&mut self, key: usize, sealed: &SealedInstance) -> Option<usize> {
+        let (instance, version, digest) = (sealed.seal.instance, sealed.version.0, sealed.seal.digest);
+        if !self.recodes {
+            self.violation(format!("version {version} of key {key} is of attempt {instance}, which nobody made"));
+            return None;
+        }
+        if *self.encodings.entry(instance).or_insert((key, version)) != (key, version) {
+            self.violation(format!(
+                "encoding {instance} is of two versions, one of them version {version} of key {key}"
+            ));
+        }
+        let seen = *self.versions.entry((key, version)).or_insert(Seen { digest, attempt: None });
+        if seen.digest != digest {
+            self.violation(format!("version {version} of key {key} has other content in encoding {instance}"));
+            return None;
+        }
+        let elsewhere = |attempt: &Attempt| {
+            let of =
+                |(at, seen): (&(usize, u32), &Seen)| seen.attempt == Some(attempt.instance) && *at != (key, version);
+            self.versions.iter().any(of)
+        };
+        let wrote = |attempt: &Attempt| {
+            let its = seen.attempt.is_none_or(|known| known == attempt.instance) && !elsewhere(attempt);
+            its && attempt.key == key && attempt.digest == digest && !matches!(attempt.fate, Fate::Refused)
+        };
+        let at = self.attempts.iter().position(wrote);
+        if at.is_none() {
+            self.violation(format!("version {version} of key {key} is encoding {instance} of what nobody wrote"));
+        }
+        at
     }
 
     /// Bytes of a visible version were read from `offset`.
@@ -299,26 +368,32 @@ impl Model {
     /// Whether some delete may have hidden this record by now.
     pub fn may_be_gone(&mut self, key: usize, sealed: &SealedInstance) -> bool {
         let now = self.tick();
-        let began = self.began(sealed.seal.instance);
+        let began = self.began(key, sealed);
         self.may_be_deleted(key, sealed.version.0, began, now)
     }
 
-    fn began(&self, instance: InstanceId) -> Moment {
-        let of = |attempt: &&Attempt| attempt.instance == instance;
-        self.attempts.iter().find(of).map_or(Moment::MAX, |attempt| attempt.started)
+    /// When the attempt began that made this record's version; of another encoding: the first one that can have made it.
+    fn began(&self, key: usize, sealed: &SealedInstance) -> Moment {
+        let instance = sealed.seal.instance;
+        if let Some(attempt) = self.attempts.iter().find(|attempt| attempt.instance == instance) {
+            return attempt.started;
+        }
+        let same = |attempt: &&Attempt| attempt.key == key && attempt.digest == sealed.seal.digest;
+        self.attempts.iter().filter(same).map(|attempt| attempt.started).min().unwrap_or(Moment::MAX)
     }
 
-    /// Every acknowledged version that nobody may have deleted: `(key, record)`, each once.
-    pub fn must_live(&self) -> Vec<(usize, SealedInstance)> {
+    /// Every acknowledged version that nobody may have deleted, each once.
+    pub fn must_live(&self) -> Vec<Live> {
         let mut live = BTreeMap::new();
         for attempt in &self.attempts {
             let Fate::Acked { sealed, .. } = &attempt.fate else { continue };
-            let began = self.began(sealed.seal.instance).min(attempt.started);
+            let began = self.began(attempt.key, sealed).min(attempt.started);
             if !self.may_be_deleted(attempt.key, sealed.version.0, began, Moment::MAX) {
-                live.insert((attempt.key, sealed.version.0), (**sealed).clone());
+                let (key, acked, content) = (attempt.key, (**sealed).clone(), attempt.content.clone());
+                live.insert((key, sealed.version.0), Live { key, acked, content });
             }
         }
-        live.into_iter().map(|((key, _), sealed)| (key, sealed)).collect()
+        live.into_values().collect()
     }
 
     /// Highest version of `key` ever seen.

@@ -214,7 +214,8 @@ impl Nemesis {
             | Fault::DrainNode
             | Fault::DrainVolume
             | Fault::AddNode
-            | Fault::ScrubNow => self.operate(kind, one, rng),
+            | Fault::ScrubNow
+            | Fault::ChangeProfile => self.operate(kind, one, rng),
         }
     }
 
@@ -291,6 +292,8 @@ impl Nemesis {
                 operator.add(self, site);
             }
             Fault::ScrubNow => operator.begin(Operator::scrub),
+            // Counted when it is accepted.
+            Fault::ChangeProfile => return operator.begin(Operator::change_profile),
             _ => return,
         }
         cluster.sim.hit(kind.name());

@@ -15,7 +15,7 @@ use pacsvault_consensus::Status;
 use pacsvault_core::{
     catalog::{Command, Outcome, Rejection, command::DrainTarget},
     health::report::Health,
-    ids::{NodeId, VolumeId},
+    ids::{NodeId, ProfileName, VolumeId},
     layout::{NodeState, VolumeState},
 };
 use pacsvault_ports::peer::{Reply, Request};
@@ -25,6 +25,8 @@ use crate::{
     cluster::{Cluster, Stop},
     exec::Life,
     nemesis::Nemesis,
+    scenario::Fault,
+    workload::key_name,
 };
 
 /// Between two tries.
@@ -248,6 +250,39 @@ impl Operator {
             // Refused for ever when it was fenced meanwhile.
             self.propose(Command::SetDrain { target, draining: false }).await;
         }
+    }
+
+    /// A study is to be kept in a drawn profile from now on, or in that of its writers.
+    pub async fn change_profile(self: Arc<Self>) {
+        let profiles: Vec<ProfileName> = self.cluster.scenario.profiles().map(|profile| profile.name.clone()).collect();
+        let (key, wanted) = self.cluster.sim.random(|rng| (rng.index(2), rng.index(profiles.len() + 1)));
+        let command = self.set_profile(key, profiles.get(wanted).cloned());
+        match self.propose(command).await {
+            // The version of commands that has it may not be in force yet.
+            Some(Outcome::Rejected(why)) => {
+                self.cluster.sim.hit("operator: change of a profile refused");
+                self.cluster.sim.event("operator refused", &[], || format!("change of a profile: {why}"));
+            }
+            Some(_) => self.cluster.sim.hit(Fault::ChangeProfile.name()),
+            None => {}
+        }
+    }
+
+    /// Has every study kept in the other profile.
+    pub async fn recode_all(self: Arc<Self>) {
+        let Some(other) = self.cluster.scenario.other.as_ref().map(|other| other.name.clone()) else { return };
+        for key in 0..2 {
+            self.insist(self.set_profile(key, Some(other.clone()))).await;
+        }
+    }
+
+    /// The order to keep the study of `key` in this profile; noted before it is given.
+    fn set_profile(&self, key: usize, profile: Option<ProfileName>) -> Command {
+        let name = key_name(key);
+        if let Some(profile) = &profile {
+            self.cluster.ask(&name.study, profile);
+        }
+        Command::SetStudyProfile { tenant: name.tenant, study: name.study, profile }
     }
 
     /// A disk of machine `at` is replaced by an empty one.

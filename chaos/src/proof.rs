@@ -14,8 +14,8 @@ use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::{SealedInstance, query},
     codec::Coder,
-    ids::{InstanceId, LogIndex, ShardIndex, StripeIndex, VolumeId},
-    layout::{Layout, NodeState},
+    ids::{InstanceId, LogIndex, ProfileName, ShardIndex, StripeIndex, VersionNumber, VolumeId},
+    layout::{Contract, Layout, NodeState, Profile, survival::covers},
     shard::ShardId,
 };
 use pacsvault_ports::peer::Freshness;
@@ -25,8 +25,9 @@ use crate::{
     audit::{Lies, homes, persisted, survives},
     cluster::Cluster,
     exec::Life,
+    model::Live,
     rng::SimRng,
-    workload::Work,
+    workload::{Work, key_name},
 };
 
 /// Between two looks behind the catalog while faults go on.
@@ -62,9 +63,14 @@ pub(crate) fn newest(cluster: &Cluster) -> Option<Arc<dyn Replica>> {
     replicas.max_by_key(|replica| replica.status().applied)
 }
 
-/// The record of an instance in this replica's catalog.
+/// The record of an instance in this replica's catalog, deleted or not.
 pub(crate) fn record(replica: &dyn Replica, instance: InstanceId) -> Option<SealedInstance> {
     query::by_instance(replica.view().as_ref(), instance).ok().flatten()
+}
+
+/// How a version is kept now, by this replica's catalog: perhaps in another encoding than its receipt says.
+pub(crate) fn kept(replica: &dyn Replica, live: &Live) -> Option<SealedInstance> {
+    query::lookup(replica.view().as_ref(), &key_name(live.key), Some(live.acked.version)).ok().flatten()
 }
 
 /// Shards of each stripe of the content, made again.
@@ -107,10 +113,15 @@ fn named(sealed: &SealedInstance) -> Named {
     sealed.seal.stripes.iter().zip(0_u32..).flat_map(of).collect()
 }
 
-fn all_named(work: &Work, replica: &dyn Replica) -> BTreeMap<InstanceId, Named> {
+/// All that must live, as it is kept now, and its names.
+fn all_named(work: &Work, replica: &dyn Replica) -> BTreeMap<(usize, VersionNumber), (Live, SealedInstance, Named)> {
     let live = work.model(|model| model.must_live());
-    let records = live.iter().filter_map(|(_, sealed)| record(replica, sealed.seal.instance));
-    records.filter(|record| record.deleted.is_none()).map(|record| (record.seal.instance, named(&record))).collect()
+    let of = |live: Live| {
+        let record = kept(replica, &live)?;
+        let names = named(&record);
+        Some(((live.key, live.acked.version), (live, record, names)))
+    };
+    live.into_iter().filter_map(of).collect()
 }
 
 /// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte.
@@ -129,13 +140,9 @@ pub async fn watch_promises(work: Arc<Work>) {
         }
         let after = all_named(&work, replica.as_ref());
         cluster.sim.hit("catalog compared with the disks");
-        let contents = contents(&work);
-        for (instance, names) in &before {
-            let (Some(still), Some(record)) = (after.get(instance), record(replica.as_ref(), *instance)) else {
-                continue;
-            };
-            let Some(content) = contents.get(instance) else { continue };
-            let shards = expected(content, &record);
+        for (version, (live, record, names)) in &before {
+            let Some((_, _, still)) = after.get(version) else { continue };
+            let shards = expected(&live.content, record);
             for (id, volume, _) in names.intersection(still).filter(|(_, volume, _)| !hurt.contains(volume)) {
                 let bytes = &shards[id.stripe.0 as usize][usize::from(id.shard.0)];
                 if let Err(why) = sound(&stores, *volume, *id, bytes) {
@@ -145,10 +152,6 @@ pub async fn watch_promises(work: Arc<Work>) {
             }
         }
     }
-}
-
-fn contents(work: &Work) -> BTreeMap<InstanceId, Bytes> {
-    work.model(|model| model.attempts().iter().map(|attempt| (attempt.instance, attempt.content.clone())).collect())
 }
 
 /// Why nothing names a shard that lies on a volume.
@@ -197,12 +200,12 @@ pub fn whole(work: &Work) -> Result<Whole, String> {
     if count > 0 {
         return Err(format!("{count} stripes are set aside, such as {asides:?}"));
     }
-    let live = work.model(|model| model.must_live());
-    let mut records = BTreeMap::new();
-    for (key, sealed) in live {
-        let instance = sealed.seal.instance;
-        let now = record(replica.as_ref(), instance).filter(|record| record.deleted.is_none());
-        let now = now.ok_or_else(|| format!("version {} of key {key} has no record", sealed.version))?;
+    let mut records = Vec::new();
+    for live in work.model(|model| model.must_live()) {
+        let (key, version) = (live.key, live.acked.version);
+        let now =
+            kept(replica.as_ref(), &live).ok_or_else(|| format!("version {version} of key {key} has no record"))?;
+        let instance = now.seal.instance;
         for (stripe, index) in now.seal.stripes.iter().zip(0_u32..) {
             let name = format!("stripe {instance}/{index} on {:?}", stripe.placement);
             if stripe.persisted.count_ones() as usize != now.seal.code.total() {
@@ -212,22 +215,24 @@ pub fn whole(work: &Work) -> Result<Whole, String> {
                 return Err(format!("{name} counts on volume {volume}, which does not count"));
             }
         }
-        records.insert(instance, now);
+        records.push((live, now));
     }
     prove(work, &records)?;
     Ok(Whole { leaks: leaks(cluster, replica.as_ref(), &layout)? })
 }
 
-fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<(), String> {
+fn prove(work: &Work, records: &[(Live, SealedInstance)]) -> Result<(), String> {
     let cluster = &work.cluster;
-    let (homes, stores, contents) = (homes(cluster), survivors(cluster), contents(work));
+    let (homes, stores) = (homes(cluster), survivors(cluster));
     cluster.sim.hit("everything proven on the disks");
-    for (instance, record) in records {
-        let content = contents.get(instance).ok_or("a record of nobody's attempt")?;
-        for ((stripe, index), shards) in record.seal.stripes.iter().zip(0_u32..).zip(expected(content, record)) {
+    for (live, record) in records {
+        let instance = record.seal.instance;
+        let asked = cluster.asked(&record.seal.key.study);
+        let owed = promised(&live.acked, record, &asked, cluster.scenario.profiles())?;
+        for ((stripe, index), shards) in record.seal.stripes.iter().zip(0_u32..).zip(expected(&live.content, record)) {
             let mut lies: Vec<Lies> = Vec::new();
             for (shard, volume) in persisted(stripe) {
-                let id = ShardId { instance: *instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
+                let id = ShardId { instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
                 sound(&stores, volume, id, &shards[usize::from(shard)])
                     .map_err(|why| format!("shard {id} on volume {volume}: {why}"))?;
                 let (at, site) = homes[&volume];
@@ -236,14 +241,48 @@ fn prove(work: &Work, records: &BTreeMap<InstanceId, SealedInstance>) -> Result<
             if stripe.placement.iter().collect::<BTreeSet<_>>().len() < stripe.placement.len() {
                 cluster.sim.hit("two shards of a healed stripe on one volume");
             }
-            for failures in cluster.scenario.profile.contract.failures() {
+            for failures in owed.iter().flat_map(|contract| contract.failures()) {
                 if !survives(&lies, record.seal.code.data(), *failures, cluster.count()) {
                     return Err(format!("stripe {instance}/{index} does not survive {failures}: {lies:?}"));
                 }
             }
         }
+        if instance != live.acked.seal.instance {
+            cluster.sim.hit("other encoding of what was acknowledged proven on the disks");
+        }
     }
     Ok(())
+}
+
+/// What a version must keep that was acknowledged as `acked` and is kept as `record` now: the contract of the profile it is in,
+/// and that of its receipt's profile, unless people asked for one that promises less.
+///
+/// # Errors
+/// It is not that content, or kept in a profile that neither its writer nor anybody asked for.
+fn promised<'a>(
+    acked: &SealedInstance,
+    record: &SealedInstance,
+    asked: &BTreeSet<ProfileName>,
+    profiles: impl Iterator<Item = &'a Profile> + Clone,
+) -> Result<Vec<Contract>, String> {
+    let of = |what: &str| format!("version {} of {}: {what}", acked.version, acked.seal.key);
+    let (was, is) = (&acked.seal, &record.seal);
+    if (&was.key, was.digest, was.size_bytes, acked.version) != (&is.key, is.digest, is.size_bytes, record.version) {
+        return Err(of("its record is of other content than its receipt"));
+    }
+    if was.profile != is.profile && !asked.contains(&is.profile) {
+        return Err(of(&format!("it is kept in profile {}, which nobody asked for", is.profile)));
+    }
+    let contract = |name: &ProfileName| {
+        let profile = profiles.clone().find(|profile| profile.name == *name);
+        profile.map(|profile| profile.contract.clone()).ok_or_else(|| of(&format!("there is no profile {name}")))
+    };
+    let (receipt, present) = (contract(&was.profile)?, contract(&is.profile)?);
+    let mut weaker = false;
+    for name in asked {
+        weaker |= !covers(contract(name)?.failures(), &receipt);
+    }
+    Ok(if weaker { vec![present] } else { vec![present, receipt] })
 }
 
 /// Looks through all volumes that the catalog counts.
@@ -287,11 +326,10 @@ pub(crate) struct Standing {
 /// What is left on the disks of all that must live; `None` when no replica runs.
 pub(crate) fn standing(work: &Work) -> Option<Vec<Standing>> {
     let replica = newest(&work.cluster)?;
-    let (stores, contents) = (survivors(&work.cluster), contents(work));
-    let live = work.model(|model| model.must_live());
-    let of = |(key, sealed): (usize, SealedInstance)| {
-        let sealed = record(replica.as_ref(), sealed.seal.instance)?;
-        let shards = expected(contents.get(&sealed.seal.instance)?, &sealed);
+    let stores = survivors(&work.cluster);
+    let of = |live: Live| {
+        let sealed = kept(replica.as_ref(), &live)?;
+        let shards = expected(&live.content, &sealed);
         let (mut readable, mut lost) = (true, Vec::new());
         for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
             let bytes = &shards[index as usize];
@@ -308,9 +346,9 @@ pub(crate) fn standing(work: &Work) -> Option<Vec<Standing>> {
                 lost.push(StripeIndex(index));
             }
         }
-        Some(Standing { key, sealed, readable, lost })
+        Some(Standing { key: live.key, sealed, readable, lost })
     };
-    Some(live.into_iter().filter_map(of).collect())
+    Some(work.model(|model| model.must_live()).into_iter().filter_map(of).collect())
 }
 
 #[cfg(test)]

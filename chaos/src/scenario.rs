@@ -115,6 +115,8 @@ pub enum Encore {
     WipeSite,
     /// A node is drained, removed and replaced.
     Retire,
+    /// All studies are kept in the other profile from now on.
+    Recode,
 }
 
 /// Destruction that no contract covers.
@@ -143,6 +145,8 @@ pub struct Scenario {
     pub volumes_per_node: usize,
     /// The default profile.
     pub profile: Profile,
+    /// Another one, of another code, which studies can be given.
+    pub other: Option<Profile>,
     /// Content bytes per stripe.
     pub stripe_bytes: u64,
     /// One-way latency between sites, in microseconds.
@@ -191,10 +195,20 @@ impl Scenario {
         self.faults.contains(&fault) && !self.muted.contains(&fault)
     }
 
-    /// Sets nodes per site, and the profile that suits them; no witness.
+    /// All profiles.
+    pub fn profiles(&self) -> impl Iterator<Item = &Profile> + Clone {
+        [&self.profile].into_iter().chain(&self.other)
+    }
+
+    /// Sets nodes per site, and the profile that suits them; no witness, and no other profile.
     pub fn resize(&mut self, nodes_per_site: usize) {
         (self.nodes_per_site, self.witness, self.extra_nodes) = (nodes_per_site, false, [0; SITES]);
         self.profile = profile_for(nodes_per_site, false);
+        self.other = None;
+        self.faults.remove(&Fault::ChangeProfile);
+        if self.encore == Encore::Recode {
+            self.encore = Encore::Nothing;
+        }
         if nodes_per_site == 1 {
             self.faults.remove(&Fault::FailingVolumeSync);
             self.faults.remove(&Fault::FullVolume);
@@ -222,7 +236,9 @@ impl Scenario {
             .map(|a| (0..SITES).map(|b| if a == b { 80 } else { far + 300 * (a + b) as u64 }).collect())
             .collect();
         let density = *rng.pick(&[150, 300, 300, 600]);
-        let mut faults: BTreeSet<Fault> = FAULTS.into_iter().filter(|_| rng.chance(density)).collect();
+        // The last one needs another profile, and comes with it.
+        let alone = FAULTS.into_iter().filter(|fault| *fault != Fault::ChangeProfile);
+        let mut faults: BTreeSet<Fault> = alone.filter(|_| rng.chance(density)).collect();
         // Most bugs need a crash; one run in ten is without faults.
         if rng.chance(900) {
             faults.insert(*rng.pick(&[Fault::Crash, Fault::PowerLoss, Fault::SitePowerLoss, Fault::TotalPowerLoss]));
@@ -241,6 +257,7 @@ impl Scenario {
             witness,
             volumes_per_node: if nodes_per_site >= 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
             profile: profile_for(nodes_per_site, witness),
+            other: None,
             stripe_bytes: *rng.pick(&[256, 1_000, 4_096]),
             latency_micros,
             snapshot_every: rng.range(5, 60),
@@ -272,6 +289,18 @@ impl Scenario {
             skipped: BTreeSet::new(),
         };
         scenario.profile = swarm::draw_profile(rng, scenario.profile.clone(), &scenario);
+        // From a generator of its own: runs without it are as they were.
+        let rng = &mut SimRng::new(splitmix(seed ^ 0x0e4c_0de5));
+        scenario.other = swarm::draw_other(rng, &scenario);
+        if scenario.other.is_some() {
+            let faulty = !scenario.faults.is_empty();
+            if faulty && rng.chance(700) {
+                scenario.faults.insert(Fault::ChangeProfile);
+            }
+            if rng.chance(200) {
+                scenario.encore = Encore::Recode;
+            }
+        }
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario
     }
@@ -334,6 +363,10 @@ mod tests {
         let some = |what: fn(&Scenario) -> bool| (0..300).any(|seed| what(&Scenario::draw(seed)));
         assert!(some(|it| it.witness) && some(|it| it.upgrade) && some(|it| it.extra_nodes.contains(&1)));
         assert!(some(|it| it.profile.floor == it.profile.contract));
+        assert!(some(|it| it.encore == Encore::Recode));
+        let others = (0..300).map(Scenario::draw).filter_map(|it| Some((it.profile.clone(), it.other?)));
+        assert!(others.clone().count() > 50 && others.clone().all(|(one, other)| one.code != other.code));
+        assert!(others.clone().any(|(one, other)| one.contract != other.contract));
         for beyond in [Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch] {
             assert!((0..300).any(|seed| Scenario::draw(seed).beyond == Some(beyond)), "{beyond:?}");
         }

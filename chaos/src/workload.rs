@@ -93,7 +93,11 @@ pub fn key_name(key: usize) -> ObjectKey {
 impl Work {
     /// Nothing done yet.
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { cluster, model: Mutex::default(), next_session: Mutex::new(0) })
+        let work = Self { cluster, model: Mutex::default(), next_session: Mutex::new(0) };
+        if work.cluster.scenario.other.is_some() {
+            work.model(Model::expect_other_encodings);
+        }
+        Arc::new(work)
     }
 
     fn both(&self) -> MutexGuard<'_, (Model, Figures)> {

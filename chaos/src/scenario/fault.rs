@@ -92,10 +92,12 @@ pub enum Fault {
     PausedLeader,
     /// A node's monotonic clock runs far too fast or too slow for a while.
     ClockRate,
+    /// A study is to be kept in another profile from now on, or in that of its writers again.
+    ChangeProfile,
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 42] = [
+pub const FAULTS: [Fault; 43] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -138,6 +140,7 @@ pub const FAULTS: [Fault; 42] = [
     Fault::PausedNode,
     Fault::PausedLeader,
     Fault::ClockRate,
+    Fault::ChangeProfile,
 ];
 
 impl Fault {
@@ -186,6 +189,7 @@ impl Fault {
             Self::PausedNode => "fault: node paused",
             Self::PausedLeader => "fault: leader paused",
             Self::ClockRate => "fault: clock rate wrong",
+            Self::ChangeProfile => "operator: changes the profile of a study",
         }
     }
 }

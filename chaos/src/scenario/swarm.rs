@@ -106,10 +106,14 @@ pub(super) fn draw_extra(rng: &mut SimRng, nodes_per_site: usize) -> [usize; SIT
     extra
 }
 
+fn topology(scenario: &Scenario) -> Topology {
+    let sites = (0..SITES).filter(|site| !scenario.is_witness(*site));
+    Topology::with_nodes(sites.map(|site| (site_name(site), scenario.nodes_of(site))))
+}
+
 /// A profile that can keep its contract on this topology: the usual one, or another. `usual` can.
 pub(super) fn draw_profile(rng: &mut SimRng, usual: Profile, scenario: &Scenario) -> Profile {
-    let sites = (0..SITES).filter(|site| !scenario.is_witness(*site));
-    let topology = Topology::with_nodes(sites.map(|site| (site_name(site), scenario.nodes_of(site))));
+    let topology = topology(scenario);
     let mut profile = usual.clone();
     if rng.chance(500) {
         let possible: Vec<Profile> =
@@ -123,6 +127,20 @@ pub(super) fn draw_profile(rng: &mut SimRng, usual: Profile, scenario: &Scenario
         profile.floor = profile.contract.clone();
     }
     profile
+}
+
+/// In half of the runs: a profile of another code for some studies, which this topology can keep as well.
+pub(super) fn draw_other(rng: &mut SimRng, scenario: &Scenario) -> Option<Profile> {
+    let (first, topology) = (&scenario.profile, topology(scenario));
+    let fits = |other: &Profile| other.code != first.code && check_possible(other, &topology).is_ok();
+    let possible: Vec<Profile> = others(first).into_iter().filter(fits).collect();
+    if possible.is_empty() || !rng.chance(500) {
+        return None;
+    }
+    let mut other = Profile { name: "other".parse().expect("a valid name"), ..rng.pick(&possible).clone() };
+    let strict = first.floor == first.contract;
+    other.floor = if strict { other.contract.clone() } else { first.floor.clone() };
+    Some(other)
 }
 
 fn others(usual: &Profile) -> Vec<Profile> {
