@@ -49,13 +49,11 @@ const BOUNDS: &[(&str, u64)] = &[
 ];
 
 /// Bugs that are not found, and why that is so. To be looked at again whenever an oracle is added.
-const NOT_FOUND: &[(&str, &str)] = &[
-    (
-        "reseat-without-compare",
-        "what a late mover overwrites is named where it is durable, and `not_after` keeps it from naming what was swept: the \
+const NOT_FOUND: &[(&str, &str)] = &[(
+    "reseat-without-compare",
+    "what a late mover overwrites is named where it is durable, and `not_after` keeps it from naming what was swept: the \
          comparison spares work, and is a second line of defence",
-    ),
-];
+)];
 
 /// How a bug was found.
 struct Found {

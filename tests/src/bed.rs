@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -67,7 +67,12 @@ pub fn bin_dir() -> anyhow::Result<PathBuf> {
 pub fn turn(tmp: &str) -> anyhow::Result<File> {
     fs::create_dir_all(tmp)?;
     let path = Path::new(tmp).join("one-cluster.lock");
-    let file = File::options().create(true).truncate(false).write(true).open(path)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
+    match file.try_lock() {
+        Ok(()) => return Ok(file),
+        Err(TryLockError::WouldBlock) => eprintln!("waiting for the cluster that holds {}", path.display()),
+        Err(TryLockError::Error(error)) => return Err(error).context("cannot lock this machine for one cluster"),
+    }
     file.lock().context("cannot wait for this machine's other clusters")?;
     Ok(file)
 }

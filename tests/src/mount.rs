@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{ErrorKind, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -40,9 +40,12 @@ impl SmallDisk {
         Ok(written)
     }
 
-    /// Gives that space back.
+    /// Gives that space back, if it was taken.
     pub fn relieve(&self) -> anyhow::Result<()> {
-        fs::remove_file(self.path.join(FILLER)).context("cannot remove the filler")
+        match fs::remove_file(self.path.join(FILLER)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context("cannot remove the filler"),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! What clients asked and were told: the record that the judge works from.
 //!
-//! One operation is one line of JSON, so that a history can be written as it happens, cut off by a crash, and read again.
+//! A line of JSON is one operation, so that a history can be written as it happens, cut off by a crash, and read again: once when
+//! it begins, without an end, and once when it ended. Whatever an answer speaks of was then begun on an earlier line.
 //!
 //! **Invariants of a history that [`History::faults`] accepts.** Operations have distinct numbers, attempts distinct names. An
 //! operation that was answered ended, not before it began. Its answer is one that its call can have.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     io::{BufRead, Write},
 };
@@ -148,6 +149,12 @@ impl Operation {
         self.answer != Answer::Unknown
     }
 
+    /// Whether this is the line written when `ended` began.
+    fn is_begin_of(&self, ended: &Self) -> bool {
+        let begun = |of: &Self| Self { ended: None, answer: Answer::Unknown, ..of.clone() };
+        self.ended.is_none() && ended.ended.is_some() && begun(self) == begun(ended)
+    }
+
     /// What is wrong with it on its own.
     fn fault(&self) -> Option<String> {
         let number = self.number;
@@ -217,22 +224,29 @@ pub(crate) fn short(content: &str) -> &str {
 }
 
 impl History {
-    /// Reads operations, one JSON object on each line; empty lines are passed over.
+    /// Reads operations, one JSON object on each line; empty lines are passed over. An operation's end replaces its beginning.
     ///
     /// # Errors
     /// The first line that is no operation, or what contradicts itself.
     pub fn read(lines: impl BufRead) -> Result<Self, Error> {
-        let mut operations = Vec::new();
+        let mut operations: Vec<Operation> = Vec::new();
+        let mut open = BTreeMap::new();
         for (text, line) in lines.lines().zip(1..) {
             let text = text.map_err(|source| Error::Read { line, source })?;
             if text.trim().is_empty() {
                 continue;
             }
-            let parsed = serde_json::from_str(&text).map_err(|source| {
+            let parsed: Operation = serde_json::from_str(&text).map_err(|source| {
                 let text = text.chars().take(TEXT_CHARS).collect();
                 Error::Parse { line, text, source }
             })?;
-            operations.push(parsed);
+            match open.get(&parsed.number).and_then(|at: &usize| operations.get_mut(*at)) {
+                Some(begun) if begun.is_begin_of(&parsed) => *begun = parsed,
+                _ => {
+                    open.insert(parsed.number, operations.len());
+                    operations.push(parsed);
+                }
+            }
         }
         let history = Self { operations };
         match history.faults().into_iter().next() {

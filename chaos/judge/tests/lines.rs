@@ -28,6 +28,20 @@ fn the_format_of_a_line_stays() {
 }
 
 #[test]
+fn an_end_replaces_its_beginning_and_nothing_else() {
+    let begun =
+        r#"{"number":1,"session":2,"key":"k","call":{"delete":{"version":null}},"started":9,"answer":"unknown"}"#;
+    let ended = begun.replace("\"unknown\"", "\"refused\"").replace("\"started\":9", "\"started\":9,\"ended\":12");
+    let history = History::read(format!("{begun}\n{ended}\n").as_bytes()).expect("one operation");
+    assert_eq!((history.operations.len(), &history.operations[0].answer), (1, &Answer::Refused));
+    let other = ended.replace("\"k\"", "\"l\"");
+    for two in [format!("{begun}\n{other}"), format!("{begun}\n{ended}\n{ended}"), format!("{ended}\n{begun}")] {
+        let error = History::read(two.as_bytes()).expect_err("two operations of one number");
+        assert!(error.to_string().contains("two operations have number 1"), "{error}");
+    }
+}
+
+#[test]
 fn a_bad_line_is_named() {
     let good =
         r#"{"number":1,"session":2,"key":"k","call":{"delete":{"version":null}},"started":9,"answer":"unknown"}"#;

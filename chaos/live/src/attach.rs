@@ -3,12 +3,7 @@
 //! **Invariants.** Nothing is written outside the tenant of the client's configuration. What the driver cannot do is refused
 //! before anything is harmed.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs,
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context, ensure};
 use pacsvault_client::{Client, Config, Mode};
@@ -17,6 +12,8 @@ use tokio::runtime::Handle;
 
 use crate::{
     driver::Driver,
+    interrupt::Interrupt,
+    record::NodeInfo,
     scenario::Topology,
     stage::{SESSIONS, Stage},
 };
@@ -30,10 +27,10 @@ const LAYOUT_WITHIN: Duration = Duration::from_secs(20);
 /// The cluster does not answer, the certificate may not write, or driver and cluster name nodes differently.
 pub fn stage(
     driver: Box<dyn Driver>,
-    network: &str,
     config: &Config,
     out: PathBuf,
     runtime: &Handle,
+    interrupt: &Interrupt,
 ) -> anyhow::Result<Stage> {
     let _inside = runtime.enter();
     let first = Client::connect(config.clone())?;
@@ -43,24 +40,17 @@ pub fn stage(
     );
     let layout = runtime.block_on(async { tokio::time::timeout(LAYOUT_WITHIN, first.layout()).await });
     let layout = layout.context("the cluster does not tell its layout")??;
-    let members = layout.nodes.values().filter(|node| node.state != NodeState::Removed);
-    let addresses: BTreeMap<String, String> =
-        members.map(|node| (node.name.to_string(), node.address.clone())).collect();
+    let members: Vec<_> = layout.nodes.values().filter(|node| node.state != NodeState::Removed).collect();
+    let addresses = members.iter().map(|node| (node.name.to_string(), node.address.clone())).collect();
+    let known =
+        members.iter().map(|node| NodeInfo { name: node.name.to_string(), site: node.site.to_string() }).collect();
+    same(&known, &driver.nodes().into_iter().collect())?;
     let mut topology = Topology::default();
-    for node in driver.nodes() {
-        ensure!(
-            addresses.contains_key(&node.name),
-            "the driver knows a node {}, the cluster has {:?}",
-            node.name,
-            addresses.keys()
-        );
-        topology.sites.entry(node.site).or_default().push(node.name);
+    for NodeInfo { name, site } in known {
+        topology.sites.entry(site).or_default().push(name);
     }
     for (site, nodes) in &topology.sites {
-        let stores = |name: &String| {
-            let mut members = layout.nodes.values().filter(|node| node.name.as_str() == name && node.roles.storage);
-            members.any(|node| node.state != NodeState::Removed)
-        };
+        let stores = |name: &String| members.iter().any(|node| node.name.as_str() == name && node.roles.storage);
         if !nodes.iter().any(stores) {
             topology.witnesses.insert(site.clone());
         }
@@ -85,8 +75,45 @@ pub fn stage(
         readers: sites.iter().take(2).map(of_site).collect::<anyhow::Result<_>>()?,
         ca_pem: fs::read_to_string(&config.ca).with_context(|| format!("cannot read {}", config.ca.display()))?,
         runtime: runtime.clone(),
-        network: network.to_owned(),
+        network: "kubernetes".to_owned(),
         wan_ms: Vec::new(),
+        sha256: String::new(),
+        command: String::new(),
+        interrupt: interrupt.clone(),
         out,
     })
+}
+
+/// Refuses when driver and cluster do not mean the same nodes in the same sites: a cut would be another one than its name says.
+fn same(cluster: &BTreeSet<NodeInfo>, driver: &BTreeSet<NodeInfo>) -> anyhow::Result<()> {
+    let shown = |some: BTreeSet<&NodeInfo>| {
+        let shown: Vec<String> = some.into_iter().map(|node| format!("{} in site {}", node.name, node.site)).collect();
+        if shown.is_empty() { "nothing else".to_owned() } else { shown.join(", ") }
+    };
+    ensure!(
+        cluster == driver,
+        "the cluster has {}, where the driver finds {}: correct the selector, or the labels of pods",
+        shown(cluster.difference(driver).collect()),
+        shown(driver.difference(cluster).collect())
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_that_only_one_of_them_knows_are_named() {
+        let nodes = |of: &[(&str, &str)]| -> BTreeSet<NodeInfo> {
+            of.iter().map(|(name, site)| NodeInfo { name: (*name).into(), site: (*site).into() }).collect()
+        };
+        let cluster = nodes(&[("a1", "a"), ("b1", "b")]);
+        same(&cluster, &cluster).expect("the same");
+        let other = same(&cluster, &nodes(&[("a1", "a"), ("b1", "c")])).expect_err("another site").to_string();
+        assert!(other.contains("has b1 in site b, where the driver finds b1 in site c"), "{other}");
+        let fewer = same(&cluster, &nodes(&[("a1", "a")])).expect_err("one is missing").to_string();
+        assert!(fewer.contains("has b1 in site b, where the driver finds nothing else"), "{fewer}");
+        assert!(same(&nodes(&[("a1", "a")]), &cluster).is_err(), "the other way round");
+    }
 }

@@ -52,6 +52,8 @@ pub struct Look {
     pub up: BTreeSet<String>,
     /// Version of commands in force.
     pub format: u32,
+    /// What nodes call their programs.
+    pub versions: BTreeSet<String>,
     /// Content bytes that survive 0, 1, 2, 3 or more further losses.
     pub by_distance: Option<[u64; 4]>,
     /// Content bytes whose contract is not kept.
@@ -152,6 +154,7 @@ impl Eyes {
         };
         for (name, status) in &statuses {
             look.applied.insert(name.clone(), (status.applied, status.state_digest.to_string()));
+            look.versions.insert(status.binary_version.clone());
         }
         if let Some(name) = &look.leader.clone()
             && let Some(address) = addresses.get(name)

@@ -7,13 +7,13 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     driver::{
         Ability, Driver,
         kubectl::{Kubectl, Options},
     },
+    interrupt::Interrupt,
     net::{Conditions, LinkState},
     record::NodeInfo,
     report,
@@ -57,13 +57,16 @@ pub struct Attach {
     /// Labels of the pods.
     #[arg(long, default_value = "app.kubernetes.io/name=pacsvault")]
     selector: String,
+    /// Container of the node in these pods; the pod's default one when absent.
+    #[arg(long)]
+    container: Option<String>,
     /// Context of kubectl's configuration.
     #[arg(long)]
     context: Option<String>,
     /// The program.
     #[arg(long, default_value = "kubectl")]
     kubectl: PathBuf,
-    /// Only remove what an earlier run left behind.
+    /// Only remove the policies that an earlier run left behind, and have paused nodes go on.
     #[arg(long, conflicts_with_all = ["cut", "kill", "pause"])]
     clean: bool,
     /// Print the commands that change something, and do not run them.
@@ -87,11 +90,12 @@ impl Attach {
     /// Breaks what was asked for, waits, and lifts it.
     ///
     /// # Errors
-    /// The driver cannot do it, or `kubectl` fails.
+    /// The driver cannot do it, `kubectl` fails, or a signal ended it before its time; all is lifted then.
     pub fn run(&self) -> anyhow::Result<bool> {
         let mut options = Options::new(&self.namespace, &self.selector);
         (options.program, options.context, options.dry_run) =
             (self.kubectl.clone(), self.context.clone(), self.dry_run);
+        options.container = self.container.clone();
         if self.clean {
             let removed = Kubectl::clean(&options)?;
             println!("{} policies removed", removed.len());
@@ -117,8 +121,8 @@ impl Attach {
             return Ok(true);
         }
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime
-            .block_on(plan.carry_out(&mut driver, Duration::from_secs(if self.dry_run { 0 } else { self.seconds })))?;
+        let lasts = Duration::from_secs(if self.dry_run { 0 } else { self.seconds });
+        runtime.block_on(plan.carry_out(&mut driver, lasts, &Interrupt::listen()?))?;
         Ok(true)
     }
 }
@@ -148,31 +152,28 @@ impl Plan {
         Ok(())
     }
 
-    async fn carry_out(&self, driver: &mut dyn Driver, lasts: Duration) -> anyhow::Result<()> {
-        // From here on neither signal ends the process by itself.
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let broken = self.begin(driver);
+    async fn carry_out(&self, driver: &mut dyn Driver, lasts: Duration, interrupt: &Interrupt) -> anyhow::Result<()> {
+        let broken = self.begin(driver, interrupt);
         if broken.is_ok() {
             println!("broken for {} s; Ctrl-C lifts it at once", lasts.as_secs());
-            tokio::select! {
-                () = tokio::time::sleep(lasts) => {}
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+            // Told below.
+            let _ = interrupt.or(tokio::time::sleep(lasts)).await;
         }
         let lifted = self.lift(driver);
         broken.and(lifted)?;
         println!("lifted; every node is ready");
-        Ok(())
+        Ok(interrupt.check()?)
     }
 
-    fn begin(&self, driver: &mut dyn Driver) -> anyhow::Result<()> {
+    fn begin(&self, driver: &mut dyn Driver, interrupt: &Interrupt) -> anyhow::Result<()> {
         if !self.conditions.links.is_empty() {
             driver.shape(&self.conditions)?;
         }
+        interrupt.check()?;
         if !self.pause.is_empty() {
             driver.pause(&self.pause)?;
         }
+        interrupt.check()?;
         if !self.kill.is_empty() {
             driver.kill(&self.kill)?;
         }
@@ -232,6 +233,7 @@ fn conditions(nodes: &[NodeInfo], cuts: &[String]) -> anyhow::Result<Conditions>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::interrupt::Interrupted;
 
     fn nodes() -> Vec<NodeInfo> {
         ["a1", "a2", "b1", "c1"].map(|name| NodeInfo { name: name.into(), site: name[..1].into() }).into()
@@ -280,7 +282,7 @@ mod tests {
         let mut driver = Noting::default();
         let plan = plan(&["a"], &["site:b", "c1"], &[]).expect("a plan");
         plan.possible(&driver.abilities()).expect("possible");
-        plan.carry_out(&mut driver, Duration::ZERO).await.expect("done");
+        plan.carry_out(&mut driver, Duration::ZERO, &Interrupt::fixed(None)).await.expect("done");
         assert_eq!(driver.0, ["shape 8", "kill b1 c1", "shape 0", "start b1 c1"]);
     }
 
@@ -289,8 +291,19 @@ mod tests {
         let mut driver = Noting::default();
         let plan = plan(&["a:c"], &["b1"], &["a1"]).expect("a plan");
         assert!(plan.possible(&driver.abilities()).is_err(), "known before anything is done");
-        assert!(plan.carry_out(&mut driver, Duration::from_secs(3600)).await.is_err());
+        let never = Interrupt::fixed(None);
+        assert!(plan.carry_out(&mut driver, Duration::from_secs(3600), &never).await.is_err());
         assert_eq!(driver.0, ["shape 4", "shape 0", "start b1"]);
+    }
+
+    #[tokio::test]
+    async fn who_is_interrupted_lifts_all_begins_no_more_and_says_so() {
+        let mut driver = Noting::default();
+        let plan = plan(&["a"], &["c1"], &[]).expect("a plan");
+        let told = Interrupt::fixed(Some(Interrupted::TERMINATE));
+        let error = plan.carry_out(&mut driver, Duration::from_secs(3600), &told).await.expect_err("was told");
+        assert_eq!(error.downcast_ref(), Some(&Interrupted::TERMINATE));
+        assert_eq!(driver.0, ["shape 8", "shape 0", "start c1"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The record of a run while it is made: operations for the judge, moments for the plots, promises for the proof.
 //!
 //! **Invariants.** An operation is known from before it is sent. What never ended is in the history as unknown. Operations are
-//! written to the file as they end, so that a run that is cut off leaves them.
+//! written to the file when they begin and when they end, in this order, and the file is handed to the system every second: of a
+//! run that is cut off, a history of all but the last second is left that can be judged.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +10,7 @@ use std::{
     io::{BufWriter, Write},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -17,6 +18,9 @@ use pacsvault_judge::{Answer, Call, History, Operation};
 use pacsvault_tests::ledger::Content;
 
 use crate::measure::Moment;
+
+/// Most that the file may lack.
+const FLUSH_EVERY: Duration = Duration::from_secs(1);
 
 /// An acknowledged version.
 #[derive(Debug, Clone)]
@@ -38,6 +42,7 @@ struct State {
     promises: BTreeMap<(String, u32), Promise>,
     broken: Vec<String>,
     file: Option<BufWriter<File>>,
+    flushed: Option<Instant>,
     file_error: Option<String>,
 }
 
@@ -78,6 +83,7 @@ impl Recorder {
         }
         let key = key.to_owned();
         let open = Operation { number, session, key, call, started, ended: None, answer: Answer::Unknown };
+        state.keep(&open);
         state.open.insert(number, open);
         number
     }
@@ -171,10 +177,7 @@ impl Recorder {
     pub fn history(&self) -> anyhow::Result<History> {
         let mut state = self.state();
         let open: Vec<Operation> = std::mem::take(&mut state.open).into_values().collect();
-        for operation in open {
-            state.keep(&operation);
-            state.done.push(operation);
-        }
+        state.done.extend(open);
         if let Some(file) = &mut state.file {
             file.flush().context("cannot write the history")?;
         }
@@ -197,8 +200,14 @@ impl State {
 
     fn keep(&mut self, operation: &Operation) {
         let Some(file) = &mut self.file else { return };
+        let due = self.flushed.is_none_or(|at| at.elapsed() >= FLUSH_EVERY);
         let line = serde_json::to_string(operation).map_err(std::io::Error::from);
-        if let Err(error) = line.and_then(|line| writeln!(file, "{line}")) {
+        let written = line.and_then(|line| writeln!(file, "{line}"));
+        let written = if due { written.and_then(|()| file.flush()) } else { written };
+        if due {
+            self.flushed = Some(Instant::now());
+        }
+        if let Err(error) = written {
             self.file_error = Some(error.to_string());
             self.file = None;
         }

@@ -9,13 +9,15 @@
 //! Rooms: [`net`] (the wide network), [`attach`] (a cluster that runs already), [`driver`] (how nodes are started, killed and harmed), [`scenario`] (what is done),
 //! [`stage`] (all that a run needs, and its course), [`runner`] (step after step), [`load`] (sessions), [`history`] (what they were
 //! told), [`eyes`] (what is seen of the cluster), [`measure`] (figures), [`verdict`] (what must hold at the end), [`record`] (what a
-//! run leaves behind), [`report`] (what people read), [`gameday`] (commands for clusters that are not ours).
+//! run leaves behind), [`report`] (what people read), [`gameday`] (commands for clusters that are not ours), [`interrupt`] (who
+//! wants it to end).
 
 pub mod attach;
 pub mod driver;
 pub mod eyes;
 pub mod gameday;
 pub mod history;
+pub mod interrupt;
 pub mod load;
 pub mod measure;
 pub mod net;

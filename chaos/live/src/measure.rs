@@ -6,7 +6,7 @@ use pacsvault_judge::{Answer, Call, Operation};
 
 use crate::{
     eyes::Look,
-    record::{FaultRecord, Outage, Sample, Totals},
+    record::{Counts, FaultRecord, Outage, Sample, Totals},
 };
 
 /// Length of a sample.
@@ -96,13 +96,15 @@ fn sample(at_ms: u64, moments: &[Moment], look: Option<&Look>) -> Sample {
     let (mut writes, mut reads) = (took(true), took(false));
     Sample {
         at_ms,
-        writes_acked: count(&|one| one.write && one.good),
-        writes_refused: count(&|one| one.write && one.refused),
-        writes_unknown: count(&|one| one.write && !one.good && !one.refused),
-        reads_ok: count(&|one| !one.write && one.good),
-        reads_failed: count(&|one| !one.write && !one.good),
-        bytes_written: bytes(true),
-        bytes_read: bytes(false),
+        counts: Counts {
+            writes_acked: count(&|one| one.write && one.good),
+            writes_refused: count(&|one| one.write && one.refused),
+            writes_unknown: count(&|one| one.write && !one.good && !one.refused),
+            reads_ok: count(&|one| !one.write && one.good),
+            reads_failed: count(&|one| !one.write && !one.good),
+            bytes_written: bytes(true),
+            bytes_read: bytes(false),
+        },
         write_p50_ms: millis(percentile(&mut writes, 50)),
         write_p99_ms: millis(percentile(&mut writes, 99)),
         read_p50_ms: millis(percentile(&mut reads, 50)),
@@ -152,15 +154,8 @@ pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec
 
 /// Sums.
 pub fn totals(moments: &[Moment], faults: u64, from_ms: u64, until_ms: u64) -> Totals {
-    let whole = sample(0, moments, None);
     Totals {
-        writes_acked: whole.writes_acked,
-        writes_refused: whole.writes_refused,
-        writes_unknown: whole.writes_unknown,
-        reads_ok: whole.reads_ok,
-        reads_failed: whole.reads_failed,
-        bytes_written: whole.bytes_written,
-        bytes_read: whole.bytes_read,
+        counts: sample(0, moments, None).counts,
         deletes: moments.iter().filter(|moment| moment.delete && moment.good).count() as u64,
         faults,
         longest_without_writes_ms: longest_gap(&successes(moments, true), from_ms, until_ms),
@@ -217,9 +212,9 @@ mod tests {
     fn every_moment_is_in_one_sample() {
         let moments = [write(0, 999, true), write(0, 1_000, true), write(10, 2_500, false), write(0, 7_000, true)];
         let samples = samples(&moments, &[], 4_000);
-        assert_eq!(samples.iter().map(|one| one.writes_acked).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(samples.iter().map(|one| one.writes_refused).sum::<u64>(), 1);
-        assert_eq!(totals(&moments, 0, 0, 8_000).writes_acked, 3);
+        assert_eq!(samples.iter().map(|one| one.counts.writes_acked).collect::<Vec<_>>(), [1, 1, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(samples.iter().map(|one| one.counts.writes_refused).sum::<u64>(), 1);
+        assert_eq!(totals(&moments, 0, 0, 8_000).counts.writes_acked, 3);
         assert_eq!(totals(&moments, 0, 0, 8_000).longest_without_writes_ms, 6_000);
     }
 }

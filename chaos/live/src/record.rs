@@ -7,19 +7,20 @@ use serde::{Deserialize, Serialize};
 
 /// One run of one scenario.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Run {
     /// Name of the scenario.
     pub scenario: String,
     /// What it does and what must hold, for people.
     pub summary: String,
+    /// The command that does the same again.
+    pub command: String,
     /// Decides what is done.
     pub seed: u64,
     /// How long faults were to last.
     pub minutes: f64,
-    /// Version of the programs.
-    pub version: String,
-    /// Commit of the programs; empty when unknown.
-    pub commit: String,
+    /// What ran.
+    pub program: Program,
     /// What it ran on.
     pub machine: String,
     /// `proxy`, `namespaces`, `direct` or `kubernetes`.
@@ -34,6 +35,8 @@ pub struct Run {
     pub began_wall_ms: u64,
     /// How long everything took, checks included.
     pub took_ms: u64,
+    /// What the scenario would also do if the driver could.
+    pub left_out: Vec<String>,
     /// What was measured, about every second.
     pub samples: Vec<Sample>,
     /// What was done to the cluster.
@@ -46,12 +49,27 @@ pub struct Run {
     pub checks: Vec<Check>,
     /// Sums.
     pub totals: Totals,
+    /// What ended it before its time; absent when it came to its end.
+    pub interrupted: Option<String>,
     /// True when every check passed.
     pub passed: bool,
 }
 
-/// A node.
+/// Name of the check that an interrupted run fails.
+pub const CAME_TO_ITS_END: &str = "the run came to its end";
+
+/// The program under test, `pacsvault-node`. A version stays the same from one commit to the next, so its bytes are named too.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Program {
+    /// What nodes said they are; all of it when they were upgraded.
+    pub version: String,
+    /// SHA-256 of the file, of the present release; empty when it runs elsewhere.
+    pub sha256: String,
+}
+
+/// A node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeInfo {
     /// Such as `a1`.
     pub name: String,
@@ -70,11 +88,9 @@ pub struct Link {
     pub latency_ms: f64,
 }
 
-/// One interval.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Sample {
-    /// End of the interval.
-    pub at_ms: u64,
+/// What clients were told in some time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
     /// Writes acknowledged.
     pub writes_acked: u64,
     /// Writes that surely did nothing.
@@ -89,6 +105,16 @@ pub struct Sample {
     pub bytes_written: u64,
     /// Content bytes read.
     pub bytes_read: u64,
+}
+
+/// One interval.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Sample {
+    /// End of the interval.
+    pub at_ms: u64,
+    /// What clients were told.
+    #[serde(flatten)]
+    pub counts: Counts,
     /// Median time of an acknowledged write.
     pub write_p50_ms: Option<f64>,
     /// 99th percentile of it.
@@ -164,20 +190,9 @@ pub struct Check {
 /// Sums of a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Writes acknowledged.
-    pub writes_acked: u64,
-    /// Writes that surely did nothing.
-    pub writes_refused: u64,
-    /// Writes whose outcome nobody knew.
-    pub writes_unknown: u64,
-    /// Reads whose bytes were handed out and compared.
-    pub reads_ok: u64,
-    /// Reads not answered.
-    pub reads_failed: u64,
-    /// Content bytes acknowledged.
-    pub bytes_written: u64,
-    /// Content bytes read.
-    pub bytes_read: u64,
+    /// What clients were told.
+    #[serde(flatten)]
+    pub counts: Counts,
     /// Deletions acknowledged.
     pub deletes: u64,
     /// Faults.

@@ -1,7 +1,9 @@
 //! Carries out a plan: step after step, each with what must hold under it and when it is over.
 //!
-//! **Invariants.** Every fault is noted when it begins and when it ends. A node that one fault holds down is not started by the end
-//! of another. When a step fails, everything that is still broken is lifted before the runner returns.
+//! **Invariants.** Every fault is noted before it begins and when it ends, also one that fails half-way. A node that one fault holds down is not started by the end
+//! of another. When a step fails or is interrupted, everything that is still broken is lifted before the runner returns.
+
+mod faults;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,20 +14,13 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail};
-use pacsvault_core::{
-    catalog::{
-        Command,
-        command::{COMMANDS_VERSION, DrainTarget},
-    },
-    ids::NodeId,
-    layout::{NodeState, VolumeState},
-};
-use pacsvault_ports::peer::{Reply, Request};
+use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
     driver::{Ability, Driver, Inject},
     eyes::Eyes,
     history::Recorder,
+    interrupt::{Interrupt, Interrupted},
     record::FaultRecord,
     scenario::{
         Plan, Step, Topology,
@@ -57,12 +52,24 @@ struct Active {
     old: Option<NodeId>,
 }
 
+/// What a run learns of the cluster, of its clients, and of whoever wants it to end.
+#[derive(Clone)]
+pub struct Senses {
+    /// The cluster.
+    pub eyes: Arc<Eyes>,
+    /// What sessions were told.
+    pub recorder: Arc<Recorder>,
+    /// Whether the end was asked for.
+    pub interrupt: Interrupt,
+}
+
 /// Carries out plans.
 pub struct Runner<'a> {
     /// Nodes and how they are harmed.
     pub driver: &'a mut dyn Driver,
     eyes: Arc<Eyes>,
     recorder: Arc<Recorder>,
+    interrupt: Interrupt,
     topology: Topology,
     injected: BTreeMap<String, Inject>,
     active: Vec<Active>,
@@ -76,17 +83,13 @@ pub struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     /// A runner; nothing is done yet.
-    pub fn new(
-        driver: &'a mut dyn Driver,
-        eyes: &Arc<Eyes>,
-        recorder: &Arc<Recorder>,
-        topology: &Topology,
-        until_ms: u64,
-    ) -> Self {
+    pub fn new(driver: &'a mut dyn Driver, senses: &Senses, topology: &Topology, until_ms: u64) -> Self {
+        let Senses { eyes, recorder, interrupt } = senses.clone();
         Self {
             driver,
-            eyes: eyes.clone(),
-            recorder: recorder.clone(),
+            eyes,
+            recorder,
+            interrupt,
             topology: topology.clone(),
             injected: BTreeMap::new(),
             active: Vec::new(),
@@ -100,21 +103,38 @@ impl<'a> Runner<'a> {
     /// Runs until the plan or the time is over.
     ///
     /// # Errors
-    /// The first thing that did not hold. Everything is lifted then.
+    /// The first thing that did not hold, or [`Interrupted`]. Everything is lifted then.
     pub fn run(&mut self, plan: &Plan) -> anyhow::Result<()> {
         for step in &plan.steps {
             if self.eyes.now_ms() >= self.until_ms {
                 break;
             }
+            if let Some(why) = self.impossible(&step.fault) {
+                self.say(&format!("left out: {}: {why}", step.fault.what(&step.who.to_string())));
+                continue;
+            }
             if let Err(error) = self.step(step) {
-                self.say(&format!("FAILED {error:#}"));
+                if !error.is::<Interrupted>() {
+                    self.say(&format!("FAILED {error:#}"));
+                }
                 return match self.lift_all() {
-                    Ok(()) => Err(error),
-                    Err(lifting) => Err(anyhow!("{error:#}; and not everything was lifted: {lifting:#}")),
+                    Err(lifting) if !lifting.is::<Interrupted>() => {
+                        Err(anyhow!("{error:#}; and not everything was lifted: {lifting:#}"))
+                    }
+                    Ok(()) | Err(_) => Err(error),
                 };
             }
         }
         Ok(())
+    }
+
+    /// Why a fault cannot be done as things are now, if so.
+    fn impossible(&self, fault: &Fault) -> Option<&'static str> {
+        match fault {
+            Fault::Add if self.roomy(None).is_none() => Some("the network has no seat left"),
+            Fault::Retire if self.crowded().is_none() => Some("no site has a node to spare"),
+            _ => None,
+        }
     }
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
@@ -234,7 +254,7 @@ impl<'a> Runner<'a> {
     fn begin(&mut self, fault: &Fault, who: &Who) -> anyhow::Result<()> {
         let (nodes, sites, name) = self.resolve(fault, who)?;
         let began_ms = self.eyes.now_ms();
-        let mut record = FaultRecord {
+        let record = FaultRecord {
             number: self.faults.len() as u64 + 1,
             kind: fault.kind().to_owned(),
             what: fault.what(&name),
@@ -242,14 +262,21 @@ impl<'a> Runner<'a> {
             began_ms,
             ended_ms: None,
         };
-        let mut active = Active { index: self.faults.len(), fault: fault.clone(), nodes, sites, old: None };
+        let index = self.faults.len();
+        let mut active = Active { index, fault: fault.clone(), nodes, sites, old: None };
         self.say(&format!("fault {}: {}", record.number, record.what));
-        if let Some(detail) = self.strike(&mut active)? {
-            record.what = format!("{}: {detail}", record.what);
-        }
-        record.targets = active.nodes.clone();
         self.faults.push(record);
+        let struck = self.strike(&mut active);
+        if let Some(record) = self.faults.get_mut(index) {
+            record.targets = active.nodes.clone();
+            record.what.push_str(&struck.as_ref().map_or_else(
+                |error| format!(": it failed half-way: {error:#}"),
+                |detail| detail.as_ref().map(|detail| format!(": {detail}")).unwrap_or_default(),
+            ));
+        }
+        // Also one that failed half-way: what it did until then is to be lifted.
         self.active.push(active);
+        struck?;
         self.shape()
     }
 
@@ -265,6 +292,7 @@ impl<'a> Runner<'a> {
         };
         let site_of = |name: &str| all.iter().find(|node| node.name == name).map(|node| node.site.clone());
         let nodes: Vec<String> = match (who, &leader) {
+            _ if *fault == Fault::Retire => vec![self.crowded().context("no site has a node to spare")?],
             (Who::Node(name), _) => vec![name.clone()],
             (Who::Site(site), _) => of_site(site),
             (Who::Leader, Some(leader)) => vec![leader.clone()],
@@ -284,6 +312,7 @@ impl<'a> Runner<'a> {
             _ if matches!(fault.needs(), Ability::Network | Ability::Links) => {
                 format!("site {}", sites.iter().cloned().collect::<Vec<_>>().join(", "))
             }
+            _ if *fault == Fault::Retire => format!("node {}", nodes.join(", ")),
             Who::Site(_) | Who::Node(_) | Who::Everything => who.to_string(),
             Who::Leader | Who::LeaderSite | Who::Follower(_) => format!("{who} ({})", nodes.join(", ")),
         };
@@ -306,112 +335,6 @@ impl<'a> Runner<'a> {
         holding.flat_map(|one| one.nodes.iter().cloned()).collect()
     }
 
-    fn strike(&mut self, active: &mut Active) -> anyhow::Result<Option<String>> {
-        let down = self.down();
-        match active.fault.clone() {
-            Fault::Kill => {
-                active.nodes.retain(|name| !down.contains(name));
-                self.driver.kill(&active.nodes)?;
-            }
-            Fault::Pause => {
-                let paused = self.active.iter().filter(|one| one.fault == Fault::Pause);
-                let paused: BTreeSet<&String> = paused.flat_map(|one| &one.nodes).collect();
-                active.nodes.retain(|name| !down.contains(name) && !paused.contains(name));
-                self.driver.pause(&active.nodes)?;
-            }
-            Fault::Wipe => self.burn(active)?,
-            Fault::Rot { seed, places } => return self.rot(active, seed, places).map(Some),
-            Fault::Fill => active.nodes.iter().try_for_each(|name| self.driver.fill(name))?,
-            Fault::SlowDisk { delay_ms } => self.inject(&active.nodes, |inject| inject.disk_delay_ms = delay_ms)?,
-            Fault::Clock { step_ms } => self.inject(&active.nodes, |inject| inject.wall_offset_ms = step_ms)?,
-            Fault::Add => {
-                let site = active.sites.iter().next().context("a site")?.clone();
-                active.nodes = vec![self.driver.add_node(&site)?];
-                self.eyes.watch(self.driver.addresses());
-            }
-            Fault::Retire => {
-                let victim = self.crowded().context("no site has a node to spare")?;
-                let id = self.eyes.member(&victim)?;
-                active.old = Some(id);
-                let order = Command::SetDrain { target: DrainTarget::Node(id), draining: true };
-                self.eyes.order(&order, SERVED_WITHIN)?;
-                active.nodes = vec![victim];
-            }
-            Fault::Upgrade => active.nodes.iter().try_for_each(|name| self.driver.upgrade(name))?,
-            Fault::Isolate | Fault::Deafen | Fault::Mute | Fault::Split | Fault::Slow { .. } => {}
-        }
-        Ok(None)
-    }
-
-    /// A node of the site that has most.
-    fn crowded(&self) -> Option<String> {
-        let mut sites: BTreeMap<String, Vec<String>> = BTreeMap::new();
-        for node in self.driver.nodes() {
-            sites.entry(node.site).or_default().push(node.name);
-        }
-        let fewest = sites.values().map(Vec::len).min()?;
-        let largest = sites.into_values().max_by_key(Vec::len)?;
-        if largest.len() > fewest { largest.into_iter().next() } else { None }
-    }
-
-    fn burn(&mut self, active: &mut Active) -> anyhow::Result<()> {
-        let name = active.nodes.first().context("a node")?.clone();
-        let id = self.eyes.member(&name)?;
-        let volumes = self.eyes.volumes_of(id)?;
-        active.old = Some(id);
-        self.driver.kill(&active.nodes)?;
-        self.driver.wipe(&name)?;
-        // The operator's word that it never comes back, so that it is rebuilt at once.
-        for volume in volumes {
-            self.eyes.order(&Command::SetVolumeState { volume, state: VolumeState::Fenced }, SERVED_WITHIN)?;
-        }
-        Ok(())
-    }
-
-    fn rot(&mut self, active: &Active, seed: u64, places: usize) -> anyhow::Result<String> {
-        self.driver.kill(&active.nodes)?;
-        let mut details = Vec::new();
-        for (name, number) in active.nodes.iter().zip(0..) {
-            details.push(format!("{name}: {}", self.driver.damage(name, seed.wrapping_add(number), places)?));
-        }
-        self.driver.start(&active.nodes)?;
-        Ok(details.join("; "))
-    }
-
-    /// Has nodes verify all they hold, and waits for it.
-    fn verify(&mut self, nodes: &[String]) -> anyhow::Result<()> {
-        for name in nodes {
-            let (eyes, name) = (self.eyes.clone(), name.clone());
-            let within = Duration::from_secs(2);
-            self.until(WHOLE_WITHIN, &format!("{name} to begin to verify its shards"), || {
-                eyes.ask(&name, Request::ScrubNow(None), within).err().map(|error| error.to_string())
-            })?;
-        }
-        for name in nodes {
-            let (eyes, name) = (self.eyes.clone(), name.clone());
-            self.until(HEALED_WITHIN, &format!("{name} to have verified its shards"), || {
-                match eyes.ask(&name, Request::Status, Duration::from_secs(2)) {
-                    Ok(Reply::Status(status)) => {
-                        let hurried = status.volumes.iter().any(|volume| volume.scrub.hurried);
-                        hurried.then(|| "it is still at it".to_owned())
-                    }
-                    Ok(_) => Some("it answers something else".to_owned()),
-                    Err(error) => Some(error.to_string()),
-                }
-            })?;
-        }
-        Ok(())
-    }
-
-    fn inject(&mut self, nodes: &[String], change: impl Fn(&mut Inject)) -> anyhow::Result<()> {
-        for name in nodes {
-            let inject = self.injected.entry(name.clone()).or_default();
-            change(inject);
-            self.driver.inject(name, inject)?;
-        }
-        Ok(())
-    }
-
     /// Makes the network do what all faults in force together say.
     fn shape(&mut self) -> anyhow::Result<()> {
         let able = self.driver.abilities().contains(&Ability::Network);
@@ -431,84 +354,35 @@ impl<'a> Runner<'a> {
         topology
     }
 
-    /// Ends all faults, the last one first.
+    /// Ends all faults, the last one first. Who is interrupted does not wait for what they left to heal.
     ///
     /// # Errors
     /// One cannot be ended; the others are.
     pub fn lift_all(&mut self) -> anyhow::Result<()> {
-        let mut all = Ok(());
+        let mut all: anyhow::Result<()> = Ok(());
         while let Some(active) = self.active.pop() {
             let lifted = self.lift(&active);
             let now = self.eyes.now_ms();
             if let Some(record) = self.faults.get_mut(active.index) {
                 record.ended_ms = Some(now);
             }
-            all = all.and(lifted.with_context(|| format!("lifting: {}", active.fault.kind())));
+            let lifted = lifted.with_context(|| format!("lifting: {}", active.fault.kind()));
+            all = match all {
+                Err(first) if !first.is::<Interrupted>() => Err(first),
+                Ok(()) | Err(_) => lifted.and(all),
+            };
         }
         all
-    }
-
-    fn lift(&mut self, active: &Active) -> anyhow::Result<()> {
-        match &active.fault {
-            Fault::Kill => {
-                let down = self.down();
-                let nodes: Vec<String> = active.nodes.iter().filter(|name| !down.contains(*name)).cloned().collect();
-                self.driver.start(&nodes)
-            }
-            Fault::Pause => self.driver.resume(&active.nodes),
-            Fault::Isolate | Fault::Deafen | Fault::Mute | Fault::Split | Fault::Slow { .. } => self.shape(),
-            Fault::Fill => {
-                active.nodes.iter().try_for_each(|name| self.driver.relieve(name))?;
-                self.driver.kill(&active.nodes)?;
-                self.driver.start(&active.nodes)
-            }
-            Fault::SlowDisk { .. } => self.inject(&active.nodes, |inject| inject.disk_delay_ms = 0),
-            Fault::Clock { .. } => self.inject(&active.nodes, |inject| inject.wall_offset_ms = 0),
-            Fault::Rot { .. } => self.verify(&active.nodes),
-            Fault::Wipe => self.replace(active),
-            Fault::Retire => {
-                self.healed(HEALED_WITHIN)?;
-                self.retire(active)?;
-                let name = active.nodes.first().context("a node")?;
-                self.driver.forget(name)?;
-                self.eyes.watch(self.driver.addresses());
-                Ok(())
-            }
-            Fault::Add | Fault::Upgrade => Ok(()),
-        }
-    }
-
-    /// Retires the former life of a node, once nothing is left on it.
-    fn retire(&mut self, active: &Active) -> anyhow::Result<()> {
-        let id = active.old.context("a former member")?;
-        let eyes = self.eyes.clone();
-        self.until(HEALED_WITHIN, "the emptied node to be let go", || {
-            let order = Command::SetNodeState { node: id, state: NodeState::Removed };
-            eyes.order(&order, Duration::from_secs(10)).err().map(|error| error.to_string())
-        })
-    }
-
-    /// A burnt node comes back empty, once all it held is elsewhere.
-    fn replace(&mut self, active: &Active) -> anyhow::Result<()> {
-        let name = active.nodes.first().context("a node")?.clone();
-        self.healed(HEALED_WITHIN)?;
-        self.retire(active)?;
-        self.driver.start(&active.nodes)?;
-        let (eyes, old) = (self.eyes.clone(), active.old);
-        self.until(WHOLE_WITHIN, &format!("{name} to be a member again"), || match eyes.member(&name) {
-            Ok(id) if Some(id) != old => None,
-            Ok(_) => Some("still the former one".to_owned()),
-            Err(error) => Some(error.to_string()),
-        })
     }
 
     /// Lets time pass, watches processes, and shows how things stand.
     ///
     /// # Errors
-    /// A process ended by itself.
+    /// A process ended by itself, or [`Interrupted`].
     fn rest(&mut self, duration: Duration) -> anyhow::Result<()> {
         let began = Instant::now();
         loop {
+            self.interrupt.check()?;
             let left = duration.saturating_sub(began.elapsed());
             thread::sleep(left.min(Duration::from_millis(100)));
             if let Some((name, how)) = self.driver.ended()?.into_iter().next() {

@@ -1,9 +1,11 @@
 //! The course of a run: a cluster, sessions, a plan carried out, the verdict, and the record of it all.
 //!
-//! **Invariants.** Whatever happens after the load began ends in a record: a run that fails tells what failed, and how to run it again.
+//! **Invariants.** Whatever happens after the load began ends in a record: a run that fails tells what failed, and how to run it
+//! again; one that is interrupted lifts what is broken, waits for nothing any more, judges what was answered until then, and names
+//! the checks that were not made. It has not passed.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::PathBuf,
     sync::{
@@ -13,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use pacsvault_client::Client;
 use pacsvault_core::layout::{Layout, Profile};
 use pacsvault_rpc::TonicPeer;
@@ -24,10 +26,11 @@ use crate::{
     driver::{Ability, Driver},
     eyes::Eyes,
     history::Recorder,
+    interrupt::{Interrupt, Interrupted},
     load::Load,
     measure,
-    record::{Check, Link, Run},
-    runner::{HEALED_WITHIN, Runner},
+    record::{CAME_TO_ITS_END, Check, Link, Program, Run},
+    runner::{HEALED_WITHIN, Runner, Senses},
     scenario::{ALWAYS, Scenario, Topology},
     verdict::{self, check},
 };
@@ -40,6 +43,8 @@ const PEACE: Duration = Duration::from_secs(3);
 const FIRST: (u64, Duration) = (20, Duration::from_secs(60));
 /// How long sessions may take to end.
 const END_WITHIN: Duration = Duration::from_secs(60);
+/// The same when somebody waits for the end.
+const INTERRUPTED_WITHIN: Duration = Duration::from_secs(3);
 /// How long everybody may take to be back at the end.
 const BACK_WITHIN: Duration = Duration::from_secs(90);
 
@@ -65,15 +70,22 @@ pub struct Stage {
     pub network: String,
     /// Latency between sites.
     pub wan_ms: Vec<Link>,
+    /// SHA-256 of the program under test; empty when it runs elsewhere.
+    pub sha256: String,
+    /// The command that does the same again.
+    pub command: String,
+    /// Whether the end was asked for.
+    pub interrupt: Interrupt,
     /// Where record and history go.
     pub out: PathBuf,
 }
 
 struct Course<'a> {
     stage: &'a mut Stage,
-    eyes: Arc<Eyes>,
-    recorder: Arc<Recorder>,
+    senses: Senses,
     checks: Vec<Check>,
+    /// Checks that nobody waited for.
+    unmade: Vec<String>,
     run: Run,
 }
 
@@ -87,6 +99,7 @@ impl Stage {
         let missing: Vec<String> =
             scenario.essential.iter().filter(|one| !abilities.contains(one)).map(ToString::to_string).collect();
         ensure!(missing.is_empty(), "{} needs a driver that can {}", scenario.name, missing.join(" and "));
+        scenario.check(&self.topology)?;
         let plan = scenario.plan(seed, minutes, &self.topology, &abilities);
         fs::create_dir_all(&self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         let began = Instant::now();
@@ -94,13 +107,16 @@ impl Stage {
         let own = self.driver.addresses();
         eyes.watch(if own.is_empty() { self.addresses.clone() } else { own });
         let recorder = Arc::new(Recorder::new(began, &self.out.join("history.jsonl"))?);
-        let run = self.blank(scenario, seed, minutes);
+        let mut run = self.blank(scenario, seed, minutes);
+        let left_out = scenario.left_out(seed, minutes, &self.topology, &abilities);
+        run.left_out = left_out.iter().map(ToString::to_string).collect();
         let over = Arc::new(AtomicBool::new(false));
         let looking = eyes.open(over.clone());
         let clients = std::mem::take(&mut self.clients);
         let load = Load::start(&self.runtime, clients, &recorder, seed);
         let runtime = self.runtime.clone();
-        let mut course = Course { stage: &mut self, eyes, recorder, checks: Vec::new(), run };
+        let senses = Senses { eyes, recorder, interrupt: self.interrupt.clone() };
+        let mut course = Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), run };
         let until_ms = plan_end(minutes);
         course.fire(&plan, until_ms);
         course.finish(load);
@@ -114,10 +130,10 @@ impl Stage {
         Run {
             scenario: scenario.name.to_owned(),
             summary: format!("{} {} {ALWAYS}", scenario.does, scenario.holds),
+            command: self.command.clone(),
             seed,
             minutes,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: commit(),
+            program: Program { version: String::new(), sha256: self.sha256.clone() },
             machine: machine(),
             network: self.network.clone(),
             nodes: self.driver.nodes(),
@@ -134,25 +150,32 @@ fn plan_end(minutes: f64) -> u64 {
 }
 
 impl Course<'_> {
-    fn note(&mut self, name: &str, found: Result<String, String>) {
-        let check = check(name, found);
+    /// A check that was made; or one that an interrupt kept from being made.
+    fn note(&mut self, name: &str, found: anyhow::Result<String>) {
+        if found.as_ref().is_err_and(|error| error.is::<Interrupted>()) {
+            return self.unmade.push(name.to_owned());
+        }
+        let check = check(name, found.map_err(|error| format!("{error:#}")));
         eprintln!("{} {}: {}", if check.passed { "  ok  " } else { "FAILED" }, check.name, check.detail);
         self.checks.push(check);
+    }
+
+    fn runner(&mut self, until_ms: u64) -> Runner<'_> {
+        let topology = self.stage.topology.clone();
+        Runner::new(&mut *self.stage.driver, &self.senses, &topology, until_ms)
     }
 
     /// Waits for the load, carries out the plan, and waits until everybody is back and all is healed.
     fn fire(&mut self, plan: &crate::scenario::Plan, until_ms: u64) {
         let ready = self.peace();
-        self.run.profile = self.eyes.layout().map(|layout| profile(&layout)).unwrap_or_default();
-        let topology = self.stage.topology.clone();
+        self.run.profile = self.senses.eyes.layout().map(|layout| profile(&layout)).unwrap_or_default();
         let upgrades = plan.needs().contains(&Ability::Upgrade);
-        let mut runner = Runner::new(&mut *self.stage.driver, &self.eyes, &self.recorder, &topology, until_ms);
-        let told = |error: anyhow::Error| format!("{error:#}");
-        let result = ready.map_err(told).and_then(|()| runner.run(plan).map_err(told));
+        let mut runner = self.runner(until_ms);
+        let result = ready.and_then(|()| runner.run(plan));
         let faults = runner.faults.len();
-        let upgraded = upgrades.then(|| runner.upgrade_rest().map_err(told));
-        let whole = runner.whole(BACK_WITHIN).map_err(told);
-        let healed = runner.healed(HEALED_WITHIN).map_err(told);
+        let upgraded = upgrades.then(|| runner.upgrade_rest());
+        let whole = runner.whole(BACK_WITHIN);
+        let healed = runner.healed(HEALED_WITHIN);
         let (faults_done, ended) = (std::mem::take(&mut runner.faults), std::mem::take(&mut runner.ended));
         self.run.faults = faults_done;
         self.note("what must hold under each fault", result.map(|()| format!("{faults} faults")));
@@ -161,7 +184,7 @@ impl Course<'_> {
         }
         self.note("all nodes are back", whole.map(|()| "all answer and are up".to_owned()));
         self.note("full contract after the faults", healed.map(|()| "nothing is below its contract".to_owned()));
-        let none = if ended.is_empty() { Ok("none".to_owned()) } else { Err(ended.join("; ")) };
+        let none = if ended.is_empty() { Ok("none".to_owned()) } else { Err(anyhow!(ended.join("; "))) };
         self.note("no process ended by itself", none);
     }
 
@@ -169,7 +192,8 @@ impl Course<'_> {
         let (wanted, limit) = FIRST;
         let began = Instant::now();
         loop {
-            let (writes, _) = self.recorder.served_since(0);
+            self.senses.interrupt.check()?;
+            let (writes, _) = self.senses.recorder.served_since(0);
             if writes >= wanted && began.elapsed() >= PEACE {
                 return Ok(());
             }
@@ -184,45 +208,48 @@ impl Course<'_> {
 
     fn finish(&mut self, load: Load) {
         let runtime = self.stage.runtime.clone();
-        let until_ms = self.eyes.now_ms();
-        runtime.block_on(load.stop(END_WITHIN));
-        let moments = self.recorder.moments();
+        let until_ms = self.senses.eyes.now_ms();
+        let hurried = self.senses.interrupt.told().is_some();
+        runtime.block_on(load.stop(if hurried { INTERRUPTED_WITHIN } else { END_WITHIN }));
+        let moments = self.senses.recorder.moments();
         self.run.outages = measure::outages(&moments, &self.run.faults, until_ms);
         self.run.totals = measure::totals(&moments, self.run.faults.len() as u64, 0, until_ms);
         self.settle();
-        match self.recorder.history() {
-            Err(error) => self.note("the history is kept", Err(format!("{error:#}"))),
+        match self.senses.recorder.history() {
+            Err(error) => self.note("the history is kept", Err(error)),
             Ok(_) => self.judge(),
         }
     }
 
     /// What the last writes left is healed, too.
     fn settle(&mut self) {
-        let topology = self.stage.topology.clone();
-        let mut runner = Runner::new(&mut *self.stage.driver, &self.eyes, &self.recorder, &topology, 0);
-        let healed = runner.healed(HEALED_WITHIN).map_err(|error| format!("{error:#}"));
+        let healed = self.runner(0).healed(HEALED_WITHIN);
         self.note("full contract after the last write", healed.map(|()| "nothing is below its contract".to_owned()));
         let nodes = self.stage.driver.nodes().len();
-        let equal = self.stage.runtime.block_on(verdict::equal(&self.eyes, nodes));
+        let equal = self.waiting(verdict::equal(&self.senses.eyes, nodes));
         self.note("replicas are equal", equal);
     }
 
+    /// What a check finds, unless it is interrupted.
+    fn waiting(&self, check: impl Future<Output = Result<String, String>>) -> anyhow::Result<String> {
+        self.stage.runtime.block_on(self.senses.interrupt.or(check))?.map_err(anyhow::Error::msg)
+    }
+
     fn judge(&mut self) {
-        let runtime = self.stage.runtime.clone();
-        let gone = self.recorder.history().map(|history| verdict::deleted(&history)).unwrap_or_default();
-        let reread = runtime.block_on(verdict::reread(&self.stage.readers, &self.recorder, &gone));
+        let recorder = self.senses.recorder.clone();
+        let gone = recorder.history().map(|history| verdict::deleted(&history)).unwrap_or_default();
+        let reread = self.waiting(verdict::reread(&self.stage.readers, &recorder, &gone));
         self.note("every acknowledged version is read again", reread);
-        let history = self.recorder.history().map_err(|error| format!("{error:#}"));
-        let judged = history.and_then(|history| verdict::judged(&history));
+        let judged = recorder.history().and_then(|history| verdict::judged(&history).map_err(anyhow::Error::msg));
         self.note("the history has an explanation", judged);
-        let unbroken = verdict::unbroken(&self.recorder);
-        self.note("every byte and every refusal was fair", unbroken);
-        match verdict::receipts(&self.recorder, &self.stage.ca_pem, &gone) {
-            Err(why) => self.note("receipts are proven offline", Err(why)),
+        self.note("every byte and every refusal was fair", verdict::unbroken(&recorder).map_err(anyhow::Error::msg));
+        match verdict::receipts(&recorder, &self.stage.ca_pem, &gone) {
+            Err(why) => self.note("receipts are proven offline", Err(anyhow!(why))),
             Ok((promised, detail)) => {
                 self.note("receipts are proven offline", Ok(detail));
                 if self.stage.driver.abilities().contains(&Ability::Volumes) {
-                    let proven = self.stage.driver.prove(&promised).map_err(|error| format!("{error:#}"));
+                    let told = self.senses.interrupt.check().map_err(anyhow::Error::from);
+                    let proven = told.and_then(|()| self.stage.driver.prove(&promised));
                     self.note("full contract is proven from the volumes", proven);
                 }
             }
@@ -230,10 +257,18 @@ impl Course<'_> {
     }
 
     fn conclude(mut self, began: Instant) -> anyhow::Result<Run> {
+        if let Some(signal) = self.senses.interrupt.told().filter(|_| !self.unmade.is_empty()) {
+            self.run.interrupted = Some(signal.to_string());
+            let unmade = std::mem::take(&mut self.unmade).join("; ");
+            self.note(CAME_TO_ITS_END, Err(anyhow!("{signal}; not checked: {unmade}")));
+        }
         let took_ms = u64::try_from(began.elapsed().as_millis())?;
         self.run.took_ms = took_ms;
-        self.run.samples = measure::samples(&self.recorder.moments(), &self.eyes.looks(), took_ms);
-        self.run.leaders = self.eyes.leaders();
+        let looks = self.senses.eyes.looks();
+        let versions: BTreeSet<&str> = looks.iter().flat_map(|look| &look.versions).map(String::as_str).collect();
+        self.run.program.version = versions.into_iter().collect::<Vec<_>>().join(", ");
+        self.run.samples = measure::samples(&self.senses.recorder.moments(), &looks, took_ms);
+        self.run.leaders = self.senses.eyes.leaders();
         self.run.checks = self.checks;
         self.run.passed = self.run.checks.iter().all(|check| check.passed);
         crate::report::write(&self.run, &self.stage.out)?;
@@ -263,10 +298,4 @@ fn machine() -> String {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     format!("{cpus} × {}, {} GiB", model.unwrap_or("CPU"), kib.unwrap_or(0) >> 20)
-}
-
-fn commit() -> String {
-    let asked = std::process::Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let text = asked.ok().filter(|output| output.status.success()).map(|output| output.stdout);
-    text.and_then(|bytes| String::from_utf8(bytes).ok()).map(|text| text.trim().to_owned()).unwrap_or_default()
 }

@@ -16,7 +16,7 @@ fn site_outages_lose_nothing() -> anyhow::Result<()> {
         .status()?;
     let run: Run = serde_json::from_slice(&std::fs::read(out.join("run.json"))?)?;
     assert!(status.success() && run.passed, "{:#?}", run.checks);
-    assert!(run.totals.faults > 0 && run.totals.writes_acked > 0, "{:?}", run.totals);
+    assert!(run.totals.faults > 0 && run.totals.counts.writes_acked > 0, "{:?}", run.totals);
     let history = out.join("history.jsonl");
     let judged = Command::new(env!("CARGO_BIN_EXE_pacsvault-chaos")).arg("check").arg(history).status()?;
     assert!(judged.success());

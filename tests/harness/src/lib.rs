@@ -1,12 +1,16 @@
 //! A whole cluster on this machine: certificates, configurations and processes, for the demo and the benchmarks.
 //!
 //! **Invariants.** Every process started is stopped by its pid when the cluster is dropped, unless it is to be kept. That
-//! pid is the node's own, also in a network namespace: what starts it there replaces itself by it.
+//! pid is the node's own, also in a network namespace: what starts it there replaces itself by it. When this process ends
+//! without dropping anything, also by SIGKILL, a [`Guardian`] kills the nodes. An interrupt from the keyboard reaches no node.
+
+mod guardian;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     net::{IpAddr, Ipv4Addr, TcpListener},
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -15,6 +19,8 @@ use std::{
 
 use anyhow::{Context, bail};
 use serde_json::Value;
+
+pub use guardian::Guardian;
 
 /// Where a node is in the network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +83,7 @@ pub struct Cluster {
     pub dir: PathBuf,
     /// All nodes, by site.
     pub nodes: Vec<Node>,
+    guardian: Guardian,
     kept: bool,
 }
 
@@ -165,12 +172,20 @@ impl Cluster {
         members: &[Member],
         issue: &dyn Fn(&str, &str) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
+        // The guardian knows nodes by it, whichever folder they were started from.
+        let dir = &std::path::absolute(dir)?;
         issue("operator", "admin")?;
         issue("gateway", "demo")?;
         let mut sites = BTreeSet::new();
         let firsts = members.iter().filter(|member| sites.insert(member.site.as_str()));
         let seeds: Vec<String> = firsts.map(|member| member.seat.advertise.clone()).collect();
-        let mut cluster = Self { bin: bin.to_path_buf(), dir: dir.to_path_buf(), nodes: Vec::new(), kept: false };
+        let mut cluster = Self {
+            bin: bin.to_path_buf(),
+            dir: dir.to_path_buf(),
+            nodes: Vec::new(),
+            guardian: Guardian::of_cluster(dir)?,
+            kept: false,
+        };
         for member in members {
             issue("node", &member.name)?;
             cluster.describe(member, &seeds)?;
@@ -316,7 +331,7 @@ impl Cluster {
                 }
             };
             command.arg("--config").arg(&node.config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-            command.envs(node.environment.iter().map(|(name, value)| (name, value)));
+            command.envs(node.environment.iter().map(|(name, value)| (name, value))).process_group(0);
             node.child = Some(command.spawn().with_context(|| format!("cannot start node {}", node.name))?);
         }
         Ok(())
@@ -343,8 +358,9 @@ impl Cluster {
     pub fn signal(&self, signal: &str, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
         for node in self.nodes.iter().filter(|node| which(node)) {
             if let Some(child) = &node.child {
-                // The shell's own `kill`: the program of that name is not on every machine.
-                output(Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", signal, &child.id().to_string()]))?;
+                // The shell's own `kill`: the program of that name is not on every machine. No keyboard interrupts it.
+                let arguments = ["-c", "kill -s \"$0\" \"$1\"", signal, &child.id().to_string()];
+                output(Command::new("sh").args(arguments).process_group(0))?;
             }
         }
         Ok(())
@@ -487,6 +503,7 @@ impl Cluster {
     /// Leaves the processes running when this is dropped.
     pub fn keep(mut self) {
         self.kept = true;
+        self.guardian.dismiss();
         for node in &mut self.nodes {
             // Dropping a Child does not stop it.
             drop(node.child.take());
@@ -516,8 +533,10 @@ pub fn cpu_seconds(pid: u32) -> f64 {
 impl Drop for Cluster {
     fn drop(&mut self) {
         if !self.kept {
-            // Best effort on the way out: whatever is left is reported by the next start as a busy port or lock.
-            let _ = self.kill(|_| true);
+            // Whoever cannot be killed from here is left to the guardian.
+            if self.kill(|_| true).is_ok() {
+                self.guardian.dismiss();
+            }
         }
     }
 }

@@ -1,8 +1,9 @@
 //! A driver for a cluster that runs on Kubernetes: kills pods and cuts sites through `kubectl`, for game days.
 //!
 //! **Invariants.**
-//! - It changes nothing but pods that the selector finds (deleted, so that their controller makes them again) and NetworkPolicies that
-//!   carry [`OURS`]. These are removed when the driver is dropped, by [`Kubectl::clean`], and by hand with the same label.
+//! - It changes nothing but pods that the selector finds (deleted, so that their controller makes them again, or paused) and
+//!   NetworkPolicies that carry [`OURS`]. These are removed, and paused nodes told to go on, when the driver is dropped and by
+//!   [`Kubectl::clean`]; policies also by hand with the same label.
 //! - A killed node is held off the network until it is started: its controller brings the pod back at once, and a node that answers
 //!   after a second would be no outage.
 //! - What a NetworkPolicy cannot express (delay, loss, one direction) is refused before anything is changed.
@@ -49,6 +50,8 @@ pub struct Options {
     pub namespace: String,
     /// Finds the pods of storage nodes and witnesses.
     pub selector: String,
+    /// Container of the node in these pods; the pod's default one when absent.
+    pub container: Option<String>,
     /// Only say what would be done.
     pub dry_run: bool,
     /// For each call.
@@ -65,6 +68,7 @@ impl Options {
             context: None,
             namespace: namespace.into(),
             selector: selector.into(),
+            container: None,
             dry_run: false,
             call_within: Duration::from_secs(30),
             ready_within: Duration::from_secs(180),
@@ -94,6 +98,8 @@ pub struct Kubectl {
     no_cuts: Option<String>,
     /// Nodes held down.
     down: BTreeSet<String>,
+    /// Nodes that may stand still.
+    paused: BTreeSet<String>,
     /// Whom each node cannot reach.
     cut: BTreeMap<String, BTreeSet<String>>,
     /// Names of policies in force.
@@ -106,19 +112,15 @@ impl Kubectl {
     /// # Errors
     /// There is no such program or cluster, it finds no pods, or a pod does not tell its site or has no label of its own.
     pub fn attach(options: &Options) -> anyhow::Result<Self> {
-        let caller = Caller::new(options);
-        let mut driver = Self {
-            caller,
-            ready_within: options.ready_within,
-            selector: options.selector.clone(),
-            pods: BTreeMap::new(),
-            abilities: BTreeSet::from([Ability::Kill]),
-            no_cuts: None,
-            down: BTreeSet::new(),
-            cut: BTreeMap::new(),
-            applied: BTreeSet::new(),
-        };
+        let mut driver = Self::new(options);
         driver.refresh()?;
+        let (key, value) = OURS;
+        let left = driver.policies(&format!("{key}={value}"))?;
+        ensure!(
+            left.is_empty(),
+            "policies of another run are in force ({}): let it end, or remove what it left with `pacsvault-chaos attach --clean`",
+            left.join(", ")
+        );
         driver.no_cuts = driver.foreign_policies()?;
         if driver.no_cuts.is_none() {
             driver.abilities.insert(Ability::Network);
@@ -129,12 +131,34 @@ impl Kubectl {
         Ok(driver)
     }
 
-    /// Removes every NetworkPolicy that an attached run left behind; tells their names.
+    fn new(options: &Options) -> Self {
+        Self {
+            caller: Caller::new(options),
+            ready_within: options.ready_within,
+            selector: options.selector.clone(),
+            pods: BTreeMap::new(),
+            abilities: BTreeSet::from([Ability::Kill]),
+            no_cuts: None,
+            down: BTreeSet::new(),
+            paused: BTreeSet::new(),
+            cut: BTreeMap::new(),
+            applied: BTreeSet::new(),
+        }
+    }
+
+    /// Removes every NetworkPolicy that an attached run left behind, and has paused nodes go on; tells the policies' names.
     ///
     /// # Errors
-    /// `kubectl` fails.
+    /// `kubectl` fails, or finds no pods.
     pub fn clean(options: &Options) -> anyhow::Result<Vec<String>> {
-        remove_all(&Caller::new(options))
+        let mut driver = Self::new(options);
+        let removed = remove_all(&driver.caller)?;
+        driver.refresh()?;
+        if driver.can_pause() {
+            let nodes: Vec<String> = driver.pods.keys().cloned().collect();
+            driver.signal(&nodes, "CONT")?;
+        }
+        Ok(removed)
     }
 
     /// What stands in the way of cutting links; `None` when nothing does.
@@ -166,11 +190,15 @@ impl Kubectl {
         Ok(())
     }
 
+    /// Names of the NetworkPolicies with such labels.
+    fn policies(&self, labels: &str) -> anyhow::Result<Vec<String>> {
+        let text = self.caller.read(&["get", "networkpolicies", "-l", labels, "-o", "name"])?;
+        Ok(text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect())
+    }
+
     /// Other NetworkPolicies add to what is allowed, so ours could not forbid anything.
     fn foreign_policies(&self) -> anyhow::Result<Option<String>> {
-        let not_ours = format!("{}!={}", OURS.0, OURS.1);
-        let text = self.caller.read(&["get", "networkpolicies", "-l", &not_ours, "-o", "name"])?;
-        let names: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let names = self.policies(&format!("{}!={}", OURS.0, OURS.1))?;
         Ok((!names.is_empty()).then(|| {
             format!(
                 "the namespace has NetworkPolicies of its own ({}), and policies only ever add to what is allowed: what ours cut, \
@@ -183,8 +211,8 @@ impl Kubectl {
     /// Whether the process of a node can be stopped from inside its pod: process 1 of a namespace cannot.
     fn can_pause(&self) -> bool {
         let script = format!("{PID_OF_NODE} && [ \"$p\" != 1 ] && kill -0 \"$p\"");
-        let first = self.pods.values().find(|pod| pod.ready);
-        first.is_some_and(|pod| self.caller.read(&["exec", &pod.name, "--", "sh", "-c", &script]).is_ok())
+        let first = self.pods.values().find(|pod| pod.ready).or_else(|| self.pods.values().next());
+        first.is_some_and(|pod| self.caller.ask(&pod.name, &script).is_ok())
     }
 
     fn pod(&self, node: &str) -> anyhow::Result<&Pod> {
@@ -194,20 +222,15 @@ impl Kubectl {
         })
     }
 
-    fn signal(&mut self, nodes: &[String], signal: &str) -> anyhow::Result<()> {
-        if !self.abilities.contains(&Ability::Pause) {
-            bail!(
-                "this driver cannot {}: in these pods the node is process 1, which nothing inside can stop. With \
-                 shareProcessNamespace: true in the pod's spec it could",
-                Ability::Pause
-            );
-        }
+    /// Sends a signal to all that can be reached, whatever fails; the first error is told.
+    fn signal(&self, nodes: &[String], signal: &str) -> anyhow::Result<()> {
+        let mut all = Ok(());
         for node in nodes {
-            let name = self.pod(node)?.name.clone();
-            self.caller
-                .change(&["exec", &name, "--", "sh", "-c", &format!("{PID_OF_NODE} && kill -{signal} \"$p\"")], None)?;
+            let script = format!("{PID_OF_NODE} && kill -{signal} \"$p\"");
+            let one = self.pod(node).and_then(|pod| self.caller.script(&pod.name, &script).map(drop));
+            all = all.and(one.with_context(|| format!("cannot send SIG{signal} to {node}")));
         }
-        Ok(())
+        all
     }
 
     /// Makes the policies in the cluster those that are wanted now.
@@ -313,11 +336,22 @@ impl Driver for Kubectl {
     }
 
     fn pause(&mut self, nodes: &[String]) -> anyhow::Result<()> {
+        if !self.abilities.contains(&Ability::Pause) {
+            bail!(
+                "this driver cannot {}: in these pods the node is process 1, which nothing inside can stop. With \
+                 shareProcessNamespace: true in the pod's spec it could",
+                Ability::Pause
+            );
+        }
+        // Noted before: a call that fails half-way may have stopped some.
+        self.paused.extend(nodes.iter().cloned());
         self.signal(nodes, "STOP")
     }
 
     fn resume(&mut self, nodes: &[String]) -> anyhow::Result<()> {
-        self.signal(nodes, "CONT")
+        self.signal(nodes, "CONT")?;
+        self.paused.retain(|node| !nodes.contains(node));
+        Ok(())
     }
 
     fn shape(&mut self, conditions: &Conditions) -> anyhow::Result<()> {
@@ -336,6 +370,10 @@ impl Driver for Kubectl {
 
 impl Drop for Kubectl {
     fn drop(&mut self) {
+        let paused: Vec<String> = self.paused.iter().cloned().collect();
+        if let Err(error) = self.signal(&paused, "CONT") {
+            eprintln!("error: {error:#}\nsuch a node stands still until `attach --clean`, or until its pod is deleted");
+        }
         // By label: also what a call made that then failed.
         if !self.applied.is_empty()
             && let Err(error) = remove_all(&self.caller)

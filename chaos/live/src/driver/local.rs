@@ -70,9 +70,10 @@ pub struct Options<'a> {
 pub struct Local {
     bed: Bed,
     wan: Option<Arc<dyn Wan>>,
+    /// Nodes that each site can ever have.
+    seats: BTreeMap<String, usize>,
     small: BTreeMap<String, usize>,
     retired: BTreeSet<String>,
-    stopped: BTreeSet<String>,
     injects: bool,
     previous: bool,
 }
@@ -106,9 +107,9 @@ impl Local {
         let mut local = Self {
             bed,
             wan,
+            seats: topology.sites.iter().map(|(site, nodes)| (site.clone(), nodes.len() + SPARE)).collect(),
             small: BTreeMap::new(),
             retired: BTreeSet::new(),
-            stopped: BTreeSet::new(),
             injects: false,
             previous: options.previous.is_some(),
         };
@@ -308,12 +309,10 @@ impl Driver for Local {
     }
 
     fn kill(&mut self, nodes: &[String]) -> anyhow::Result<()> {
-        self.stopped.extend(nodes.iter().cloned());
         self.bed.cluster.kill(|node| nodes.contains(&node.name)).map(drop)
     }
 
     fn start(&mut self, nodes: &[String]) -> anyhow::Result<()> {
-        self.stopped.retain(|name| !nodes.contains(name));
         self.bed.cluster.start(|node| nodes.contains(&node.name))
     }
 
@@ -375,6 +374,7 @@ impl Driver for Local {
     }
 
     fn add_node(&mut self, site: &str) -> anyhow::Result<String> {
+        ensure!(self.has_room(site), "the network has no seat left for a node of site {site}");
         let letter = site.chars().next().context("a site has a name")?;
         let pki = self.bed.pki();
         let authority = Authority::open(&pki)?;
@@ -384,6 +384,13 @@ impl Driver for Local {
         self.prepare(&name, None)?;
         self.start(std::slice::from_ref(&name))?;
         Ok(name)
+    }
+
+    /// Names are not used twice, and on an emulated network each has a seat that was made at the beginning.
+    fn has_room(&self, site: &str) -> bool {
+        let ever = self.bed.cluster.nodes.iter().filter(|node| node.site == site).count();
+        self.abilities().contains(&Ability::Add)
+            && (self.wan.is_none() || ever < self.seats.get(site).copied().unwrap_or(0))
     }
 
     fn forget(&mut self, node: &str) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::bail;
 use pacsvault_core::ids::{Digest, InstanceId};
-use serde::{Deserialize, Serialize};
+pub use pacsvault_runtime::inject::Inject;
 
 use crate::{net::Conditions, record::NodeInfo};
 
@@ -43,6 +43,23 @@ pub enum Ability {
     Volumes,
 }
 
+impl Ability {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Kill,
+        Self::Pause,
+        Self::Network,
+        Self::Links,
+        Self::Wipe,
+        Self::Damage,
+        Self::Fill,
+        Self::Inject,
+        Self::Add,
+        Self::Upgrade,
+        Self::Volumes,
+    ];
+}
+
 impl fmt::Display for Ability {
     fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
         to.write_str(match self {
@@ -53,23 +70,12 @@ impl fmt::Display for Ability {
             Self::Wipe => "wipe nodes",
             Self::Damage => "damage files",
             Self::Fill => "fill disks",
-            Self::Inject => "step clocks and slow disks",
+            Self::Inject => "step clocks, slow disks and fail syncs",
             Self::Add => "add nodes",
             Self::Upgrade => "upgrade nodes",
             Self::Volumes => "open the volumes of stopped nodes",
         })
     }
-}
-
-/// What a node's fault port is told; the file named by `PACSVAULT_INJECT`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Inject {
-    /// Added to the wall clock.
-    pub wall_offset_ms: i64,
-    /// Every disk operation takes this much longer.
-    pub disk_delay_ms: u64,
-    /// Every sync fails.
-    pub fail_sync: bool,
 }
 
 /// A cluster whose nodes can be harmed.
@@ -162,6 +168,11 @@ pub trait Driver: Send {
     /// Unable, or whatever stands in the way.
     fn add_node(&mut self, _site: &str) -> anyhow::Result<String> {
         lacks(Ability::Add)
+    }
+
+    /// Whether one more node could be added to a site.
+    fn has_room(&self, _site: &str) -> bool {
+        self.abilities().contains(&Ability::Add)
     }
 
     /// Forgets a node that the cluster let go, and stops it.

@@ -13,6 +13,7 @@ mod namespaces;
 mod packet;
 mod proxy;
 mod router;
+pub mod speed;
 mod table;
 mod tun;
 

@@ -13,21 +13,18 @@ use std::{
     fs,
     io::Write,
     net::{IpAddr, Ipv4Addr},
-    os::unix::process::CommandExt,
     path::Path,
-    process::{Child, Command, Stdio},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context, bail, ensure};
+use pacsvault_harness::Guardian;
 
 use super::{
     Conditions, Host, Place, SiteLatency, Wan,
     router::{Port, Router},
-    table::{Numbers, is_client},
+    table::{Control, Numbers, Table, is_client},
     tun::{MTU_BYTES, Tun},
 };
 
@@ -39,8 +36,8 @@ const PREFIX: &str = "pv-";
 const NETWORKS: std::ops::Range<u8> = 77..127;
 /// gRPC port of every node, in a network of its own.
 const PORT: u16 = 7_400;
-/// Kills what still runs in the namespaces and removes them, once its standard input ends. Its arguments are their names.
-const GUARD: &str = "cat >/dev/null; for name; do \
+/// Kills what still runs in the namespaces and removes them; for a guardian, whose arguments are their names.
+const GUARD: &str = "for name; do \
     for pid in $(ip netns pids \"$name\" 2>/dev/null); do kill -9 \"$pid\"; done; ip netns del \"$name\"; done 2>/dev/null";
 
 /// Networks that this process has made.
@@ -49,16 +46,9 @@ static MADE: AtomicU32 = AtomicU32::new(0);
 /// Namespaces, devices and the router between them.
 pub struct Namespaces {
     places: BTreeMap<String, Place>,
-    numbers: Numbers,
-    now: Mutex<Now>,
+    control: Control,
     router: Option<Router>,
-    guardian: Guardian,
-}
-
-#[derive(Default)]
-struct Now {
-    conditions: Conditions,
-    resets: BTreeMap<(usize, usize), u64>,
+    guardian: Option<Guardian>,
 }
 
 /// Why namespaces cannot work here, if so.
@@ -85,7 +75,7 @@ impl Namespaces {
         let name = |host: &Host| format!("{PREFIX}{run}-{}", host.name);
         let nodes: Vec<String> = hosts.iter().filter(|host| !is_client(host)).map(name).collect();
         // Before the first of them is made: nothing may be left when this function fails half way.
-        let guardian = Guardian::post(&nodes)?;
+        let guardian = Guardian::post(GUARD, nodes.iter().map(String::as_str))?;
         let (network, own) = own_side(&run, &seats)?;
         let mut ports = vec![own];
         let mut places = BTreeMap::new();
@@ -105,20 +95,16 @@ impl Namespaces {
             };
             places.insert(host.name, place);
         }
-        let now = Now::default();
-        let table = numbers.table(&now.conditions, &now.resets)?;
+        let (control, table) = Control::new(numbers)?;
         let router = Router::start(ports, table).context("cannot start the router")?;
-        Ok(Self { places, numbers, now: Mutex::new(now), router: Some(router), guardian })
+        Ok(Self { places, control, router: Some(router), guardian: Some(guardian) })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Now)) -> anyhow::Result<()> {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Now { conditions: now.conditions.clone(), resets: now.resets.clone() };
-        change(&mut next);
-        let table = self.numbers.table(&next.conditions, &next.resets)?;
-        self.router.as_ref().context("the router has stopped")?.apply(table);
-        *now = next;
-        Ok(())
+    fn enforce(&self, table: Table) {
+        // It is there until the drop.
+        if let Some(router) = &self.router {
+            router.apply(table);
+        }
     }
 }
 
@@ -128,12 +114,11 @@ impl Wan for Namespaces {
     }
 
     fn apply(&self, conditions: &Conditions) -> anyhow::Result<()> {
-        self.change(|now| now.conditions = conditions.clone())
+        self.control.apply(conditions, |table| self.enforce(table))
     }
 
     fn reset(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let pair = (self.numbers.number(from)?, self.numbers.number(to)?);
-        self.change(|now| *now.resets.entry(pair).or_default() += 1)
+        self.control.reset(from, to, |table| self.enforce(table))
     }
 
     fn name(&self) -> &'static str {
@@ -144,34 +129,8 @@ impl Wan for Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         // The namespaces first: a stack without its device would only be slower to go.
-        self.guardian.relieve();
+        drop(self.guardian.take());
         drop(self.router.take());
-    }
-}
-
-/// A shell that outlives this process by as long as cleaning up takes.
-struct Guardian(Child);
-
-impl Guardian {
-    fn post(namespaces: &[String]) -> anyhow::Result<Self> {
-        let mut command = Command::new("sh");
-        command.args(["-c", GUARD, "guardian"]).args(namespaces);
-        // A group of its own: an interrupt from the keyboard is for us, not for who cleans up after us.
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        Ok(Self(command.spawn().context("cannot start the guardian of the namespaces")?))
-    }
-
-    /// Has it clean up now, and waits until it has.
-    fn relieve(&mut self) {
-        drop(self.0.stdin.take());
-        // Nothing to be done about a shell that failed: leftovers go at the next start.
-        let _ = self.0.wait();
-    }
-}
-
-impl Drop for Guardian {
-    fn drop(&mut self) {
-        self.relieve();
     }
 }
 
@@ -253,7 +212,7 @@ fn remove_leftovers() -> anyhow::Result<()> {
         }
     }
     if !left.is_empty() {
-        Guardian::post(&left)?.relieve();
+        drop(Guardian::post(GUARD, left.iter().map(String::as_str))?);
     }
     Ok(())
 }

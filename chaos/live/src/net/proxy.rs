@@ -12,7 +12,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,7 +27,7 @@ use tokio::{
 use super::{
     Conditions, Host, Place, SiteLatency, Wan,
     flow::{End, Meters, Way, carry, jitter, lateness},
-    table::{Numbers, Table, is_client},
+    table::{Control, Numbers, Table, is_client},
 };
 
 /// First port that is tried; the operations port is the next one. All below those that systems give to callers.
@@ -46,16 +46,9 @@ const BACKLOG: u32 = 1_024;
 /// The relays.
 pub struct Proxy {
     places: BTreeMap<String, Place>,
-    numbers: Numbers,
-    now: Mutex<Now>,
+    control: Control,
     table: watch::Sender<Arc<Table>>,
     runtime: Option<Runtime>,
-}
-
-#[derive(Default)]
-struct Now {
-    conditions: Conditions,
-    resets: BTreeMap<(usize, usize), u64>,
 }
 
 /// What every connection needs.
@@ -93,9 +86,9 @@ impl Proxy {
             callers.insert(source, number);
             places.insert(host.name, place);
         }
-        let now = Now::default();
-        let table = watch::Sender::new(Arc::new(numbers.table(&now.conditions, &now.resets)?));
         let meters = Meters::new(numbers.count());
+        let (control, table) = Control::new(numbers)?;
+        let table = watch::Sender::new(Arc::new(table));
         let shared = Arc::new(Shared { callers, table: table.subscribe(), meters });
         // One thread of its own: a busy load generator in the same process must not delay the network.
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -111,16 +104,11 @@ impl Proxy {
             runtime.spawn(accept(listener, relay.to, relay.node, shared.clone()));
         }
         drop(inside);
-        Ok(Self { places, numbers, now: Mutex::new(now), table, runtime: Some(runtime) })
+        Ok(Self { places, control, table, runtime: Some(runtime) })
     }
 
-    fn change(&self, change: impl FnOnce(&mut Now)) -> anyhow::Result<()> {
-        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut next = Now { conditions: now.conditions.clone(), resets: now.resets.clone() };
-        change(&mut next);
-        self.table.send_replace(Arc::new(self.numbers.table(&next.conditions, &next.resets)?));
-        *now = next;
-        Ok(())
+    fn enforce(&self, table: Table) {
+        self.table.send_replace(Arc::new(table));
     }
 }
 
@@ -130,12 +118,11 @@ impl Wan for Proxy {
     }
 
     fn apply(&self, conditions: &Conditions) -> anyhow::Result<()> {
-        self.change(|now| now.conditions = conditions.clone())
+        self.control.apply(conditions, |table| self.enforce(table))
     }
 
     fn reset(&self, from: &str, to: &str) -> anyhow::Result<()> {
-        let pair = (self.numbers.number(from)?, self.numbers.number(to)?);
-        self.change(|now| *now.resets.entry(pair).or_default() += 1)
+        self.control.reset(from, to, |table| self.enforce(table))
     }
 
     fn name(&self) -> &'static str {

@@ -3,7 +3,11 @@
 //! **Invariants.** A table is complete: each ordered pair of hosts has a link. An address that belongs to no host is an
 //! observer's; its links have no latency and no faults, so that a run can be watched whatever happens to it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
 
@@ -130,6 +134,49 @@ impl Numbers {
     fn base(&self, from: &str, to: &str) -> Duration {
         let given = |from: &str, to: &str| self.latency.get(&(from.to_owned(), to.to_owned())).copied();
         given(from, to).or_else(|| given(to, from)).unwrap_or_default()
+    }
+}
+
+/// What a network was told last, and what follows from it.
+///
+/// **Invariants.** What is refused changes nothing. Changes are enforced in the order in which they were made.
+pub struct Control {
+    numbers: Numbers,
+    now: Mutex<Now>,
+}
+
+#[derive(Default, Clone)]
+struct Now {
+    conditions: Conditions,
+    resets: BTreeMap<(usize, usize), u64>,
+}
+
+impl Control {
+    /// Of a network that was told nothing yet, and its table.
+    pub fn new(numbers: Numbers) -> anyhow::Result<(Self, Table)> {
+        let now = Now::default();
+        let table = numbers.table(&now.conditions, &now.resets)?;
+        Ok((Self { numbers, now: Mutex::new(now) }, table))
+    }
+
+    /// Other conditions instead of those before.
+    pub fn apply(&self, conditions: &Conditions, enforce: impl FnOnce(Table)) -> anyhow::Result<()> {
+        self.change(|now| now.conditions = conditions.clone(), enforce)
+    }
+
+    /// Connections between two hosts are to break once.
+    pub fn reset(&self, from: &str, to: &str, enforce: impl FnOnce(Table)) -> anyhow::Result<()> {
+        let pair = (self.numbers.number(from)?, self.numbers.number(to)?);
+        self.change(|now| *now.resets.entry(pair).or_default() += 1, enforce)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Now), enforce: impl FnOnce(Table)) -> anyhow::Result<()> {
+        let mut now = self.now.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = now.clone();
+        change(&mut next);
+        enforce(self.numbers.table(&next.conditions, &next.resets)?);
+        *now = next;
+        Ok(())
     }
 }
 

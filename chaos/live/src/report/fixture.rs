@@ -1,6 +1,6 @@
 //! An invented run that has everything a report shows.
 
-use crate::record::{Check, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Run, Sample, Totals};
+use crate::record::{Check, Counts, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Program, Run, Sample, Totals};
 
 /// Numbers that look drawn and are always the same.
 pub(super) struct Draw(pub u64);
@@ -113,13 +113,15 @@ fn samples(seconds: u64, faults: &[FaultRecord]) -> Vec<Sample> {
         };
         let sample = Sample {
             at_ms: at,
-            writes_acked: writes,
-            writes_refused: if leaderless { 3 + draw.whole(5) } else { 0 },
-            writes_unknown: if fresh { 1 + draw.whole(2) } else { 0 },
-            reads_ok: reads,
-            reads_failed: if fresh { draw.whole(3) } else { 0 },
-            bytes_written: writes * 120_000,
-            bytes_read: reads * 120_000,
+            counts: Counts {
+                writes_acked: writes,
+                writes_refused: if leaderless { 3 + draw.whole(5) } else { 0 },
+                writes_unknown: if fresh { 1 + draw.whole(2) } else { 0 },
+                reads_ok: reads,
+                reads_failed: if fresh { draw.whole(3) } else { 0 },
+                bytes_written: writes * 120_000,
+                bytes_read: reads * 120_000,
+            },
             write_p50_ms: (writes > 0).then(|| 38.0 * slow * (0.9 + 0.2 * draw.next())),
             write_p99_ms: (writes > 0)
                 .then(|| if leaderless { 2400.0 } else { 95.0 * slow * (0.8 + 0.6 * draw.next()) }),
@@ -155,15 +157,17 @@ pub(super) fn run(seconds: u64) -> Run {
         })
         .collect();
     let samples = samples(seconds, &faults);
-    let sum = |part: fn(&Sample) -> u64| samples.iter().map(part).sum();
+    let sum = |part: fn(&Counts) -> u64| samples.iter().map(|sample| part(&sample.counts)).sum();
     let totals = Totals {
-        writes_acked: sum(|it| it.writes_acked),
-        writes_refused: sum(|it| it.writes_refused),
-        writes_unknown: sum(|it| it.writes_unknown),
-        reads_ok: sum(|it| it.reads_ok),
-        reads_failed: sum(|it| it.reads_failed),
-        bytes_written: sum(|it| it.bytes_written),
-        bytes_read: sum(|it| it.bytes_read),
+        counts: Counts {
+            writes_acked: sum(|it| it.writes_acked),
+            writes_refused: sum(|it| it.writes_refused),
+            writes_unknown: sum(|it| it.writes_unknown),
+            reads_ok: sum(|it| it.reads_ok),
+            reads_failed: sum(|it| it.reads_failed),
+            bytes_written: sum(|it| it.bytes_written),
+            bytes_read: sum(|it| it.bytes_read),
+        },
         deletes: 0,
         faults: faults.len() as u64,
         longest_without_writes_ms: 2980,
@@ -175,10 +179,13 @@ pub(super) fn run(seconds: u64) -> Run {
         summary: "Whole sites are cut off and killed, one after another, while other faults go on. Writes must return within 10 s on \
                   the sites that are left, and nothing that was acknowledged may be lost."
             .into(),
+        command: "pacsvault-chaos run site-outage --seed 20261 --minutes 5".into(),
         seed: 20_261,
         minutes: seconds as f64 / 60.0,
-        version: "0.1.0".into(),
-        commit: "d622cfa0".into(),
+        program: Program {
+            version: "0.1.0+faults".into(),
+            sha256: "5994471abb01112afcc18159f6cc74b4f511b99806da59b3caf5a9c173cacfc5".into(),
+        },
         machine: "Linux x86_64, 2 cores".into(),
         network: "proxy".into(),
         profile: "standard: 4+2, survives 1 site or 2 nodes".into(),
@@ -195,12 +202,14 @@ pub(super) fn run(seconds: u64) -> Run {
         ],
         began_wall_ms: 1_795_313_340_000,
         took_ms: seconds * 1000 + 48_000,
+        left_out: Vec::new(),
         samples,
         faults,
         outages,
         leaders: leaders(part),
         checks: checks(),
         totals,
+        interrupted: None,
         passed: true,
     }
 }

@@ -83,7 +83,7 @@ fn render(runs: &[(PathBuf, Run)], unreadable: &[String], base: &Path) -> String
     let failed = runs.iter().filter(|(_, run)| !holds(run)).count() + unreadable.len();
     let all = runs.iter().map(|(_, run)| run);
     let faults: u64 = all.clone().map(|run| run.faults.len() as u64).sum();
-    let writes: u64 = all.clone().map(|run| run.totals.writes_acked).sum();
+    let writes: u64 = all.clone().map(|run| run.totals.counts.writes_acked).sum();
     let longest = |part: fn(&Run) -> u64| lasted(all.clone().map(part).max().unwrap_or(0));
     let scenarios: BTreeSet<&str> = all.clone().map(|run| run.scenario.as_str()).collect();
     let (class, mark, words) = if failed == 0 {
@@ -100,7 +100,7 @@ fn render(runs: &[(PathBuf, Run)], unreadable: &[String], base: &Path) -> String
         (count(writes), "acknowledged writes".to_owned()),
         (longest(|run| run.totals.longest_without_writes_ms), "longest without writes".to_owned()),
         (longest(|run| run.totals.longest_without_reads_ms), "longest without reads".to_owned()),
-        (bytes(all.clone().map(|run| run.totals.bytes_written).sum()), "written".to_owned()),
+        (bytes(all.clone().map(|run| run.totals.counts.bytes_written).sum()), "written".to_owned()),
     ];
     let tiles: String =
         tiles.iter().map(|(figure, words)| format!("<div><dt>{words}</dt><dd>{figure}</dd></div>")).collect();
@@ -134,7 +134,7 @@ fn row(dir: &Path, run: &Run, base: &Path) -> String {
         escape(&run.scenario),
         cell("n", "Seed", &run.seed.to_string()),
         cell("n", "Faults", &count(run.faults.len() as u64)),
-        cell("n", "Writes", &count(run.totals.writes_acked)),
+        cell("n", "Writes", &count(run.totals.counts.writes_acked)),
         cell("n", "Without writes", &lasted(run.totals.longest_without_writes_ms)),
         cell("n", "Without reads", &lasted(run.totals.longest_without_reads_ms)),
         cell("what", "Network", &run.network),

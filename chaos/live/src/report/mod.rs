@@ -31,7 +31,6 @@ use std::{
 use anyhow::Context;
 
 pub use index::write_index;
-pub use page::replay;
 
 use crate::record::Run;
 

@@ -12,7 +12,7 @@ use super::{
     series::Bin,
     tables,
 };
-use crate::record::{Outage, Run};
+use crate::record::{CAME_TO_ITS_END, Outage, Run};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("hover.js");
@@ -62,7 +62,18 @@ fn about(run: &Run) -> String {
 /// The verdict in one sentence.
 pub(super) fn verdict_words(run: &Run) -> String {
     let faults = counted(run.faults.len() as u64, "fault", "faults");
-    let failed: Vec<&str> = run.checks.iter().filter(|check| !check.passed).map(|check| check.name.as_str()).collect();
+    let failed = run.checks.iter().filter(|check| !check.passed).map(|check| check.name.as_str());
+    if let Some(signal) = &run.interrupted {
+        let others: Vec<&str> = failed.filter(|name| *name != CAME_TO_ITS_END).collect();
+        let found = match others.as_slice() {
+            [] => "what could still be checked holds".to_owned(),
+            some => {
+                format!("besides, {} did not hold: {}", counted(some.len() as u64, "check", "checks"), some.join("; "))
+            }
+        };
+        return format!("Failed: the run was {signal} after {faults} and has not come to its end; {found}.");
+    }
+    let failed: Vec<&str> = failed.collect();
     if !failed.is_empty() {
         let checks = run.checks.len();
         return format!(
@@ -102,8 +113,8 @@ fn figures(run: &Run) -> String {
     };
     let failed = run.checks.iter().filter(|check| !check.passed).count() as u64;
     let tiles = [
-        (count(totals.writes_acked), "acknowledged writes".to_owned(), false),
-        (count(totals.reads_ok), "answered reads".to_owned(), false),
+        (count(totals.counts.writes_acked), "acknowledged writes".to_owned(), false),
+        (count(totals.counts.reads_ok), "answered reads".to_owned(), false),
         (count(run.faults.len() as u64), "faults".to_owned(), false),
         (
             lasted(totals.longest_without_writes_ms),
@@ -115,7 +126,7 @@ fn figures(run: &Run) -> String {
             format!("longest without reads{}", worst(|it| it.without_reads_ms)),
             false,
         ),
-        (bytes(totals.bytes_written), format!("written, {} read", bytes(totals.bytes_read)), false),
+        (bytes(totals.counts.bytes_written), format!("written, {} read", bytes(totals.counts.bytes_read)), false),
         (count(failed), format!("of {} failed", counted(run.checks.len() as u64, "check", "checks")), failed > 0),
     ];
     let tiles: String = (tiles.iter())
@@ -144,38 +155,34 @@ fn caption(bins: &[Bin], samples: usize) -> String {
 
 /// What it ran on, and how to run it again.
 fn setting(run: &Run) -> String {
-    let commit = if run.commit.is_empty() { "unknown" } else { &run.commit };
+    let program = match run.program.sha256.as_str() {
+        "" => run.program.version.clone(),
+        sha256 => format!("{}, SHA-256 {sha256}", run.program.version),
+    };
     let facts = [
         ("Network", run.network.clone()),
         ("Profile", run.profile.clone()),
-        ("Version", format!("{}, commit {commit}", run.version)),
+        ("pacsvault-node", program),
         ("Machine", run.machine.clone()),
         (
             "Faults for",
             format!("{} min, {} with all checks", super::numbers::trimmed(run.minutes), lasted(run.took_ms)),
         ),
     ];
-    let facts: String =
-        facts.iter().map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escape(value))).collect();
+    let left_out = (!run.left_out.is_empty()).then(|| ("Not possible", run.left_out.join(", ")));
+    let facts: String = facts
+        .into_iter()
+        .chain(left_out)
+        .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escape(&value)))
+        .collect();
     format!(
         "<section><h2>Where it ran</h2><div class=\"cols\"><div><dl class=\"facts\">{facts}</dl></div><div>{}{}</div></div>\
          <h2>Run it again</h2><pre>{}</pre><p class=\"soft\">The same faults in the same order; only timing is left to chance.</p>\
          </section>",
         tables::nodes(run),
         tables::wan(run),
-        escape(&replay(run))
+        escape(&run.command)
     )
-}
-
-/// The command that does the same faults again.
-pub fn replay(run: &Run) -> String {
-    let (command, where_to) = match run.network.as_str() {
-        // Which cluster it was is a matter of the client's configuration, that no record holds.
-        "kubernetes" => ("play", " --config CLIENT.toml --namespace NAMESPACE".to_owned()),
-        "" | "proxy" => ("run", String::new()),
-        other => ("run", format!(" --network {other}")),
-    };
-    format!("pacsvault-chaos {command} {} --seed {} --minutes {}{where_to}", run.scenario, run.seed, run.minutes)
 }
 
 /// What the script shows.

@@ -67,9 +67,13 @@ fn bin(samples: &[(u64, &Sample)]) -> Bin {
     Bin {
         from_ms,
         to_ms,
-        writes: rate(samples, |sample| sample.writes_acked, to_ms - from_ms),
-        reads: rate(samples, |sample| sample.reads_ok, to_ms - from_ms),
-        errors: [sum(|it| it.writes_refused), sum(|it| it.writes_unknown), sum(|it| it.reads_failed)],
+        writes: rate(samples, |sample| sample.counts.writes_acked, to_ms - from_ms),
+        reads: rate(samples, |sample| sample.counts.reads_ok, to_ms - from_ms),
+        errors: [
+            sum(|it| it.counts.writes_refused),
+            sum(|it| it.counts.writes_unknown),
+            sum(|it| it.counts.reads_failed),
+        ],
         latency: [
             mean(|it| it.write_p50_ms),
             highest(|it| it.write_p99_ms),
@@ -95,9 +99,15 @@ fn rate(samples: &[(u64, &Sample)], part: fn(&Sample) -> u64, took_ms: u64) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Counts;
 
     fn sample(at_s: u64, writes: u64) -> Sample {
-        Sample { at_ms: at_s * 1000, writes_acked: writes, nodes_answering: 6, ..Sample::default() }
+        Sample {
+            at_ms: at_s * 1000,
+            counts: Counts { writes_acked: writes, ..Counts::default() },
+            nodes_answering: 6,
+            ..Sample::default()
+        }
     }
 
     #[test]
@@ -112,8 +122,8 @@ mod tests {
     #[test]
     fn an_hour_keeps_its_worst_second_and_its_sums() {
         let mut samples: Vec<Sample> = (1..=3600).map(|second| sample(second, 100)).collect();
-        samples[1801].writes_acked = 0;
-        samples[1801].writes_refused = 7;
+        samples[1801].counts.writes_acked = 0;
+        samples[1801].counts.writes_refused = 7;
         samples[1801].write_p99_ms = Some(9000.0);
         samples[1802].write_p99_ms = Some(10.0);
         samples[1801].nodes_answering = 3;

@@ -88,10 +88,12 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "node-wipe",
-        line: "nodes burn down with their disks and return empty",
-        does: "A node is killed, its data taken, its volumes given up. When all it held is rebuilt elsewhere it joins as a new \
-            node.",
-        holds: "Writes and reads go on within 20 s; full contract is back before the next node burns.",
+        line: "nodes lose their disks, by fire or by a sync that fails, and return empty",
+        does: "In turn: a node is killed, its data taken, its volumes given up; the leader's site goes away for a while; one sync of \
+            a node's volume fails, and the next would succeed. When all that the node held is rebuilt elsewhere it joins as a new \
+            one.",
+        holds: "Writes and reads go on within 20 s; a volume whose sync failed goes out of service and is never tried again; \
+            full contract is back before the next node loses its disk.",
         essential: &[Ability::Kill, Ability::Wipe],
         draw: node_wipe,
         ..THREE
@@ -280,11 +282,13 @@ fn kill_everything(draw: &mut Draw) -> Step {
 }
 
 fn node_wipe(draw: &mut Draw) -> Step {
-    if draw.turn % 2 == 1 {
-        return leader_flap(draw);
-    }
+    let fault = match draw.turn % 4 {
+        2 if draw.can(Ability::Inject) => Fault::FailSync,
+        0 | 2 => Fault::Wipe,
+        _ => return leader_flap(draw),
+    };
     let who = Who::Follower(draw.random_number());
-    let step = step(draw, Fault::Wipe, who);
+    let step = step(draw, fault, who);
     let step = Step { then: Then::Healed, ..step };
     troubled(draw, step)
 }
@@ -385,8 +389,7 @@ mod tests {
     use crate::scenario::{Topology, plan::merged};
 
     fn everything() -> BTreeSet<Ability> {
-        use Ability::*;
-        [Kill, Pause, Network, Links, Wipe, Damage, Fill, Inject, Add, Upgrade, Volumes].into()
+        Ability::ALL.into()
     }
 
     fn topology(scenario: &Scenario) -> Topology {
@@ -408,6 +411,53 @@ mod tests {
         for scenario in ALL {
             let plan = scenario.plan(1, 3.0, &topology(scenario), &everything());
             assert!(plan.faults() >= 20, "{}: {}", scenario.name, plan.faults());
+        }
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_in_some_scenario() {
+        let mut kinds = BTreeSet::new();
+        for scenario in ALL {
+            for step in scenario.plan(1, 10.0, &topology(scenario), &everything()).steps {
+                kinds.insert(step.fault.kind());
+                kinds.extend(step.beside.iter().map(|beside| beside.fault.kind()));
+            }
+        }
+        let all = [
+            "kill",
+            "pause",
+            "partition",
+            "one-way partition",
+            "split",
+            "slow network",
+            "wipe",
+            "bit rot",
+            "full disk",
+            "slow disk",
+            "failed sync",
+            "clock step",
+            "add node",
+            "retire node",
+            "upgrade",
+        ];
+        assert_eq!(kinds, all.into());
+    }
+
+    #[test]
+    fn what_a_driver_keeps_from_being_done_is_told() {
+        let outage = &ALL[0];
+        assert!(outage.left_out(1, 3.0, &topology(outage), &everything()).is_empty());
+        let modest: BTreeSet<Ability> = [Ability::Kill, Ability::Pause].into();
+        let left_out = outage.left_out(1, 3.0, &topology(outage), &modest);
+        assert_eq!(left_out, [Ability::Network, Ability::Links, Ability::Inject].into());
+    }
+
+    #[test]
+    fn a_cluster_without_the_sites_for_a_scenario_is_refused() {
+        for scenario in ALL {
+            scenario.check(&topology(scenario)).expect("its own");
+            assert!(scenario.check(&Topology::new(2, 3, false)).is_err(), "{}", scenario.name);
+            assert_eq!(scenario.check(&Topology::new(3, 2, false)).is_err(), scenario.witness, "{}", scenario.name);
         }
     }
 
@@ -448,14 +498,11 @@ mod tests {
     fn what_takes_data_waits_for_full_contract_afterwards() {
         for scenario in ALL {
             for step in scenario.plan(3, 10.0, &topology(scenario), &everything()).steps {
-                if matches!(step.fault, Fault::Wipe | Fault::Rot { .. } | Fault::Retire | Fault::Fill) {
+                let takes = |fault: &Fault| matches!(fault, Fault::Wipe | Fault::FailSync | Fault::Rot { .. });
+                if takes(&step.fault) || matches!(step.fault, Fault::Retire | Fault::Fill) {
                     assert_eq!(step.then, Then::Healed, "{}", scenario.name);
                 }
-                assert!(
-                    step.beside.iter().all(|beside| !matches!(beside.fault, Fault::Wipe | Fault::Rot { .. })),
-                    "{}",
-                    scenario.name
-                );
+                assert!(!step.beside.iter().any(|beside| takes(&beside.fault)), "{}", scenario.name);
             }
         }
     }

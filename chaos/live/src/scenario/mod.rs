@@ -11,6 +11,7 @@ pub mod plan;
 
 use std::{collections::BTreeSet, time::Duration};
 
+use anyhow::ensure;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::driver::Ability;
@@ -73,6 +74,32 @@ impl Scenario {
             draw.turn += 1;
         }
         plan
+    }
+}
+
+impl Scenario {
+    /// What this scenario would also do under `seed` if the driver could.
+    pub fn left_out(
+        &self,
+        seed: u64,
+        minutes: f64,
+        topology: &Topology,
+        able: &BTreeSet<Ability>,
+    ) -> BTreeSet<Ability> {
+        let all = Ability::ALL.into_iter().collect();
+        self.plan(seed, minutes, topology, &all).needs().difference(able).copied().collect()
+    }
+
+    /// Refuses a cluster that has not the sites for this.
+    ///
+    /// # Errors
+    /// What it lacks.
+    pub fn check(&self, topology: &Topology) -> anyhow::Result<()> {
+        let wanted = self.sites + usize::from(self.witness);
+        let sites = topology.sites.len();
+        ensure!(sites >= wanted, "{} needs {wanted} sites, and the cluster has {sites}", self.name);
+        ensure!(!self.witness || !topology.witnesses.is_empty(), "{} needs a site that only votes", self.name);
+        Ok(())
     }
 }
 

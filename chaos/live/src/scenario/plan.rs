@@ -140,6 +140,9 @@ pub enum Fault {
         /// So much.
         delay_ms: u64,
     },
+    /// A sync of its volume fails once. The volume goes out of service and is never trusted again; the node joins as a new one with
+    /// an empty disk after everything is rebuilt elsewhere.
+    FailSync,
     /// The wall clock steps.
     Clock {
         /// So far.
@@ -167,6 +170,7 @@ impl Fault {
             Self::Rot { .. } => "bit rot",
             Self::Fill => "full disk",
             Self::SlowDisk { .. } => "slow disk",
+            Self::FailSync => "failed sync",
             Self::Clock { .. } => "clock step",
             Self::Add => "add node",
             Self::Retire => "retire node",
@@ -184,7 +188,7 @@ impl Fault {
             Self::Wipe => Ability::Wipe,
             Self::Rot { .. } => Ability::Damage,
             Self::Fill => Ability::Fill,
-            Self::SlowDisk { .. } | Self::Clock { .. } => Ability::Inject,
+            Self::SlowDisk { .. } | Self::FailSync | Self::Clock { .. } => Ability::Inject,
             Self::Add | Self::Retire => Ability::Add,
             Self::Upgrade => Ability::Upgrade,
         }
@@ -206,6 +210,7 @@ impl Fault {
             Self::Rot { places, .. } => format!("bytes rot in {places} places on {who}"),
             Self::Fill => format!("the disk of {who} is full"),
             Self::SlowDisk { delay_ms } => format!("every disk operation of {who} takes {delay_ms} ms longer"),
+            Self::FailSync => format!("a sync of {who} fails"),
             Self::Clock { step_ms } => format!("the wall clock of {who} steps by {step_ms} ms"),
             Self::Add => format!("a node is added to {who}"),
             Self::Retire => format!("{who} is emptied and retired"),

@@ -5,6 +5,7 @@
 
 use std::{
     io::{Read, Write},
+    os::unix::process::CommandExt,
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -29,6 +30,21 @@ impl Caller {
 
     pub(super) fn namespace(&self) -> &str {
         &self.options.namespace
+    }
+
+    /// Runs a shell script in a pod; one that changes something, so that a dry run prints it.
+    pub(super) fn script(&self, pod: &str, script: &str) -> anyhow::Result<String> {
+        self.change(&self.exec(pod, script), None)
+    }
+
+    /// The same for one that changes nothing.
+    pub(super) fn ask(&self, pod: &str, script: &str) -> anyhow::Result<String> {
+        self.read(&self.exec(pod, script))
+    }
+
+    fn exec<'a>(&'a self, pod: &'a str, script: &'a str) -> Vec<&'a str> {
+        let container = self.options.container.iter().flat_map(|container| ["-c", container.as_str()]);
+        ["exec", pod].into_iter().chain(container).chain(["--", "sh", "-c", script]).collect()
     }
 
     pub(super) fn dry_run(&self) -> bool {
@@ -74,6 +90,8 @@ impl Caller {
             .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // An interrupt from the keyboard is for us, and must not end a change half-way.
+            .process_group(0)
             .spawn()
             .with_context(|| {
                 format!("cannot start {}: install kubectl, or give --kubectl", self.options.program.display())

@@ -17,7 +17,9 @@ case "$line" in *"-f -") line="$line <<< $(cat)";; esac
 printf '%s\n' "$line" >> calls
 case "$line" in
   *" get pods "*) cat pods.json;;
+  *" get networkpolicies -l app.kubernetes.io/managed-by=pacsvault-chaos "*) [ -e ours ] && cat ours; exit 0;;
   *" get networkpolicies "*) [ -e policies ] && cat policies; exit 0;;
+  *" exec $(cat unreachable 2>/dev/null) "*) exit 1;;
   *" exec "*) [ -e pausable ] || exit 1;;
   *" apply "*) [ -e apply-refusal ] && { cat apply-refusal >&2; exit 1; };;
   *" delete networkpolicies -l "*) echo networkpolicy.networking.k8s.io/pacsvault-chaos-old;;
@@ -126,7 +128,8 @@ fn pods_are_nodes_and_attaching_changes_nothing() {
     drop(driver);
     let calls = fake.calls();
     assert_eq!(calls[0], "-n pacs get pods -l app=pacsvault -o json");
-    assert_eq!(calls[1], "-n pacs get networkpolicies -l app.kubernetes.io/managed-by!=pacsvault-chaos -o name");
+    assert_eq!(calls[1], "-n pacs get networkpolicies -l app.kubernetes.io/managed-by=pacsvault-chaos -o name");
+    assert_eq!(calls[2], "-n pacs get networkpolicies -l app.kubernetes.io/managed-by!=pacsvault-chaos -o name");
     assert!(calls.iter().all(|call| call.contains(" get ") || call.contains("kill -0")), "{calls:?}");
 }
 
@@ -231,6 +234,42 @@ fn nodes_that_are_not_process_one_can_be_paused() {
     let calls = fake.calls();
     assert_eq!(calls[0], "-n pacs exec a-0 -- sh -c p=$(pidof pacsvault-node) && kill -STOP \"$p\"");
     assert!(calls[1].contains("kill -CONT"));
+    drop(driver);
+    assert!(fake.calls().is_empty(), "nobody stands still");
+    let driver = Kubectl::attach(&Options { container: Some("node".into()), ..fake.options() }).expect("attached");
+    assert!(fake.calls().iter().any(|call| call.contains(" exec a-0 -c node -- sh -c ")));
+    drop(driver);
+}
+
+#[test]
+fn one_pod_that_cannot_be_reached_does_not_keep_the_others_paused() {
+    let fake = Fake::new();
+    fake.put("pausable", "");
+    let mut driver = fake.attach();
+    let nodes = ["a-0".to_owned(), "a-1".to_owned(), "b-0".to_owned()];
+    driver.pause(&nodes).expect("paused");
+    fake.put("unreachable", "a-1");
+    fake.calls();
+    assert!(error(driver.resume(&nodes)).contains("SIGCONT to a-1"));
+    let told = |calls: Vec<String>| {
+        let told: Vec<String> =
+            calls.iter().filter(|call| call.contains("-CONT")).map(|call| call[13..16].into()).collect();
+        told
+    };
+    assert_eq!(told(fake.calls()), nodes);
+    fs::remove_file(fake.path("unreachable")).expect("reachable again");
+    drop(driver);
+    assert_eq!(told(fake.calls()), nodes, "once more when the driver goes");
+    Kubectl::clean(&fake.options()).expect("cleaned");
+    assert_eq!(told(fake.calls()), ["a-0", "a-1", "b-0", "c-0"], "by hand all of them, whoever was paused");
+}
+
+#[test]
+fn who_comes_while_policies_of_ours_are_in_force_is_refused() {
+    let fake = Fake::new();
+    fake.put("ours", "networkpolicy.networking.k8s.io/pacsvault-chaos-a-0\n");
+    let told = error(Kubectl::attach(&fake.options()).map(drop));
+    assert!(told.contains("pacsvault-chaos-a-0") && told.contains("attach --clean"), "{told}");
 }
 
 #[test]
