@@ -83,16 +83,29 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
     if stored.receipt.survives != stored.sealed.survives || stored.receipt.degraded != stored.sealed.degraded {
         work.violation("a receipt differs from the catalog's record");
     }
-    let named = cluster.scenario.profiles().find(|profile| profile.name == stored.sealed.seal.profile);
-    match named {
-        Some(profile) if profile.contract != stored.sealed.contract => {
+    let (sealed, receipt) = (&stored.sealed, &stored.receipt);
+    match cluster.scenario.profiles().find(|profile| profile.name == sealed.seal.profile) {
+        Some(profile) if profile.contract != sealed.contract => {
             work.violation("a receipt tells another contract than its profile has");
-        }
-        Some(profile) if !stored.sealed.degraded && !covers(&stored.sealed.survives, &profile.contract) => {
-            work.violation("a receipt that is not degraded does not cover its contract");
         }
         Some(_) => {}
         None => work.violation("a receipt names a profile that there is not"),
+    }
+    if sealed.degraded == covers(&sealed.survives, &sealed.contract) {
+        work.violation(format!(
+            "a receipt says degraded: {}, and of its contract that it is the contrary",
+            sealed.degraded
+        ));
+    }
+    let seal = &sealed.seal;
+    let told = (&receipt.key, receipt.version, receipt.instance, receipt.size_bytes, receipt.digest);
+    let how = (&receipt.profile, receipt.profile_version, receipt.code, &receipt.contract);
+    let when = (receipt.cluster, receipt.layout, receipt.term, receipt.index, receipt.time);
+    if told != (&seal.key, sealed.version, seal.instance, seal.size_bytes, seal.digest)
+        || how != (&seal.profile, seal.profile_version, seal.code, &sealed.contract)
+        || when != (cluster.id(), seal.layout, sealed.term, sealed.index, sealed.time)
+    {
+        work.violation(format!("the receipt of attempt {} differs from its record", seal.instance));
     }
     if !cluster.sim.random(|rng| rng.chance(CHECKED_PER_MILLE))
         || work.model(|model| model.may_be_gone(key, &stored.sealed))
@@ -254,7 +267,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     let mut rng = sim.random(SimRng::fork);
     for site in 0..SITES {
         if !takes_a_write(work, site, 0, &mut rng).await {
-            work.violation(format!("the healed cluster does not take a write at site {site}"));
+            work.violation(format!("the healed cluster takes no write at full contract at site {site}"));
         }
     }
     let reader = work.client(rng.index(SITES)).coordinator();
@@ -374,7 +387,8 @@ pub(crate) async fn takes_a_write(work: &Arc<Work>, site: usize, ahead_millis: i
     client.set_clock(ahead_millis);
     for _ in 0..5 {
         let (key, content) = (rng.index(work.cluster.scenario.keys), rng.bytes(700).into());
-        if client.put(key, content, false).await.is_some() {
+        // Whole again is what it promised to be at first.
+        if client.put(key, content, false).await.is_some_and(|stored| !stored.sealed.degraded) {
             return true;
         }
         work.cluster.sim.sleep(Life::HARNESS, Duration::from_secs(1)).await;

@@ -70,6 +70,8 @@ pub struct Cluster {
     gone: Mutex<BTreeMap<VolumeId, (usize, usize)>>,
     /// In which profiles people ever wanted the instances of a study, other than their writers'.
     asked: Mutex<BTreeMap<Uid, BTreeSet<ProfileName>>>,
+    /// Machines whose node has ended by itself: it is told once.
+    ended: Mutex<BTreeSet<usize>>,
     operator: HostId,
 }
 
@@ -110,6 +112,7 @@ impl Cluster {
             atlas: Mutex::new(atlas),
             gone: Mutex::default(),
             asked: Mutex::default(),
+            ended: Mutex::default(),
             operator,
         })
     }
@@ -338,7 +341,9 @@ impl Cluster {
             if let Err(why) = cluster.run(at, life, &node, &stores).await {
                 // No fault is meant to do that: those that stop a node do so from outside, or through its stores.
                 sim.event("node ended", &[at as u64], || why.clone());
-                panic!("machine {at}: its node ended by itself: {why}");
+                let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
+                assert!(!first, "machine {at}: its node ended by itself: {why}");
+                std::panic::resume_unwind(Box::new(PowerLost));
             }
         };
         self.sim.spawn(life, Box::pin(task));

@@ -65,18 +65,19 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.env("PACSVAULT_LONG", "1").env("PACSVAULT_SIM_SEEDS", "10000");
     }
     tools::run(&mut command)?;
+    planted_bugs()?;
     crash_points::run()
 }
 
-/// Each planted bug must be found by the simulator: `cargo xtask sim --bugs`. Not a part of [`test`] yet. A build of its own: nothing else is compiled with bugs.
+/// Each planted bug must be found by the simulator: `cargo xtask sim --bugs`. A build of its own: nothing else is compiled with
+/// bugs. Of the whole workspace, so that libraries are compiled with the same features as for all other tests.
 pub fn planted_bugs() -> anyhow::Result<()> {
     tools::cargo(&[
         "test",
         "--release",
-        "-p",
-        "pacsvault-chaos",
+        "--workspace",
         "--features",
-        "planted",
+        "pacsvault-chaos/planted",
         "--test",
         "planted",
         "--",
