@@ -338,7 +338,7 @@ impl Cluster {
         let cluster = Arc::clone(self);
         let task = async move {
             let sim = cluster.sim.clone();
-            if let Err(why) = cluster.run(at, life, &node, &stores).await {
+            if let Err(why) = Arc::clone(&cluster).run(at, life, &node, &stores).await {
                 // No fault is meant to do that: those that stop a node do so from outside, or through its stores.
                 sim.event("node ended", &[at as u64], || why.clone());
                 let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
