@@ -134,6 +134,31 @@ fn a_cut_is_silence_one_way_or_both_and_the_connection_goes_on_when_mended() {
 }
 
 #[test]
+fn what_arrives_is_counted_with_its_time_and_through_a_cut_nothing_does() {
+    on_each(|wan| {
+        let _b = echo(wan, "b1");
+        let link = |from: &str, to: &str| (from.to_owned(), to.to_owned());
+        let mut stream = dial(wan, "client-a", "b1").expect("open");
+        word(&mut stream, PATIENCE).expect("answers");
+        let there = wan.traffic()[&link("client-a", "b1")];
+        assert!(there.bytes >= 4 && there.pieces > 0, "{}: {there:?}", wan.name());
+        let base_us = u64::try_from(BASE.as_micros()).expect("short");
+        assert!(there.under_way_us / there.pieces >= base_us, "{}: {there:?}", wan.name());
+        assert!(wan.traffic()[&link("b1", "client-a")].bytes >= 4, "{}", wan.name());
+        let mut conditions = Conditions::default();
+        conditions.link("client-a", "b1").cut = true;
+        wan.apply(&conditions).expect("known hosts");
+        // What was under way when it was cut may have been counted a moment later.
+        thread::sleep(BASE);
+        let before = wan.traffic();
+        assert!(is_silence(&word(&mut stream, SILENCE)), "{}", wan.name());
+        let since = wan.traffic()[&link("client-a", "b1")].since(before[&link("client-a", "b1")]);
+        assert_eq!((since.bytes, since.pieces), (0, 0), "{}", wan.name());
+        assert!(!wan.traffic().contains_key(&link("client-c", "b1")), "{}", wan.name());
+    });
+}
+
+#[test]
 fn a_site_that_is_cut_off_is_cut_off_alone() {
     on_each(|wan| {
         let _nodes: Vec<_> = ["a2", "b1", "c1"].map(|host| echo(wan, host)).into_iter().collect();

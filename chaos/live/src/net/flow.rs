@@ -19,7 +19,10 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::table::{Link, Table};
+use super::{
+    table::{Link, Table},
+    tally::Tally,
+};
 
 /// Most bytes that wait in one direction of one connection: 1 Gbit/s for 128 ms.
 const HELD_BYTES_MAX: usize = 16 << 20;
@@ -36,6 +39,8 @@ const LOSSES_MAX: u32 = 8;
 
 /// When the wire of each link is free again, by (from, to): connections share a link's bandwidth.
 pub struct Meters {
+    /// What has arrived.
+    pub tally: Arc<Tally>,
     count: usize,
     free_at: Vec<Mutex<Instant>>,
 }
@@ -43,7 +48,8 @@ pub struct Meters {
 impl Meters {
     /// Free ones for `count` hosts.
     pub fn new(count: usize) -> Self {
-        Self { count, free_at: (0..count * count).map(|_| Mutex::new(Instant::now())).collect() }
+        let tally = Arc::new(Tally::new(count));
+        Self { tally, count, free_at: (0..count * count).map(|_| Mutex::new(Instant::now())).collect() }
     }
 
     fn of(&self, way: Way) -> Option<&Mutex<Instant>> {
@@ -92,6 +98,7 @@ enum What {
 }
 
 struct Piece {
+    came: Instant,
     due: Instant,
     what: What,
 }
@@ -140,7 +147,11 @@ pub async fn carry(
                 }
             }
             written = writer.write(held.first()), if ready => match written {
-                Ok(bytes) => held.wrote(bytes),
+                Ok(bytes) => {
+                    let under_way = held.pieces.front().map(|piece| piece.came.elapsed()).unwrap_or_default();
+                    meters.tally.arrived(way.from, way.to, bytes, under_way);
+                    held.wrote(bytes);
+                }
                 // The receiver's reset comes back by the other direction; nothing more can be carried in this one.
                 Err(_) => return End::Closed,
             },
@@ -179,7 +190,7 @@ impl Held {
             What::Bytes(bytes) => self.bytes += bytes.len(),
             What::Close | What::Break => self.open = false,
         }
-        self.pieces.push_back(Piece { due: due.max(last), what });
+        self.pieces.push_back(Piece { came: Instant::now(), due: due.max(last), what });
     }
 
     fn first(&self) -> &[u8] {

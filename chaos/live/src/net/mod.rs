@@ -15,11 +15,13 @@ mod proxy;
 mod router;
 pub mod speed;
 mod table;
+mod tally;
 mod tun;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 pub use conditions::{Conditions, LinkState};
+pub use tally::{Carried, Traffic};
 
 /// Someone on the network: a node, or the load generator's client of a site.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +68,8 @@ pub trait Wan: Send + Sync {
     /// # Errors
     /// A host is unknown.
     fn reset(&self, from: &str, to: &str) -> anyhow::Result<()>;
+    /// What has arrived between hosts since the beginning.
+    fn traffic(&self) -> Traffic;
     /// `proxy` or `namespaces`.
     fn name(&self) -> &'static str;
 }

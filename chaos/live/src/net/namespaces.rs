@@ -15,7 +15,10 @@ use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use anyhow::{Context, bail, ensure};
@@ -25,6 +28,7 @@ use super::{
     Conditions, Host, Place, SiteLatency, Wan,
     router::{Port, Router},
     table::{Control, Numbers, Table, is_client},
+    tally::{Tally, Traffic},
     tun::{MTU_BYTES, Tun},
 };
 
@@ -48,6 +52,7 @@ pub struct Namespaces {
     places: BTreeMap<String, Place>,
     control: Control,
     router: Option<Router>,
+    tally: Arc<Tally>,
     guardian: Option<Guardian>,
 }
 
@@ -95,9 +100,10 @@ impl Namespaces {
             };
             places.insert(host.name, place);
         }
+        let tally = Arc::new(Tally::new(numbers.count()));
         let (control, table) = Control::new(numbers)?;
-        let router = Router::start(ports, table).context("cannot start the router")?;
-        Ok(Self { places, control, router: Some(router), guardian: Some(guardian) })
+        let router = Router::start(ports, table, tally.clone()).context("cannot start the router")?;
+        Ok(Self { places, control, router: Some(router), tally, guardian: Some(guardian) })
     }
 
     fn enforce(&self, table: Table) {
@@ -119,6 +125,10 @@ impl Wan for Namespaces {
 
     fn reset(&self, from: &str, to: &str) -> anyhow::Result<()> {
         self.control.reset(from, to, |table| self.enforce(table))
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.tally.read(self.control.numbers())
     }
 
     fn name(&self) -> &'static str {

@@ -28,6 +28,7 @@ use super::{
     Conditions, Host, Place, SiteLatency, Wan,
     flow::{End, Meters, Way, carry, jitter, lateness},
     table::{Control, Numbers, Table, is_client},
+    tally::{Tally, Traffic},
 };
 
 /// First port that is tried; the operations port is the next one. All below those that systems give to callers.
@@ -48,6 +49,7 @@ pub struct Proxy {
     places: BTreeMap<String, Place>,
     control: Control,
     table: watch::Sender<Arc<Table>>,
+    tally: Arc<Tally>,
     runtime: Option<Runtime>,
 }
 
@@ -87,6 +89,7 @@ impl Proxy {
             places.insert(host.name, place);
         }
         let meters = Meters::new(numbers.count());
+        let tally = meters.tally.clone();
         let (control, table) = Control::new(numbers)?;
         let table = watch::Sender::new(Arc::new(table));
         let shared = Arc::new(Shared { callers, table: table.subscribe(), meters });
@@ -104,7 +107,7 @@ impl Proxy {
             runtime.spawn(accept(listener, relay.to, relay.node, shared.clone()));
         }
         drop(inside);
-        Ok(Self { places, control, table, runtime: Some(runtime) })
+        Ok(Self { places, control, table, tally, runtime: Some(runtime) })
     }
 
     fn enforce(&self, table: Table) {
@@ -123,6 +126,10 @@ impl Wan for Proxy {
 
     fn reset(&self, from: &str, to: &str) -> anyhow::Result<()> {
         self.control.reset(from, to, |table| self.enforce(table))
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.tally.read(self.control.numbers())
     }
 
     fn name(&self) -> &'static str {

@@ -24,6 +24,7 @@ use super::{
     flow::jitter,
     packet,
     table::{Link, Table},
+    tally::Tally,
     tun::{MTU_BYTES, Tun},
 };
 
@@ -55,10 +56,10 @@ pub struct Router {
 
 impl Router {
     /// Starts to forward.
-    pub fn start(ports: Vec<Port>, table: Table) -> io::Result<Self> {
+    pub fn start(ports: Vec<Port>, table: Table, tally: Arc<Tally>) -> io::Result<Self> {
         let table = Arc::new(Mutex::new(Arc::new(table)));
         let stop = Arc::new(AtomicBool::new(false));
-        let mut work = Work::new(ports, table.clone());
+        let mut work = Work::new(ports, table.clone(), tally);
         let told = stop.clone();
         let thread = thread::Builder::new().name("router".to_owned()).spawn(move || {
             while !told.load(Ordering::Relaxed) {
@@ -86,6 +87,7 @@ impl Drop for Router {
 
 /// A packet under way.
 struct Flight {
+    sent: Instant,
     due: Instant,
     /// Order among those that are due at once.
     number: u64,
@@ -135,6 +137,7 @@ struct Work {
     routes: BTreeMap<Ipv4Addr, (usize, Option<usize>)>,
     shared: Arc<Mutex<Arc<Table>>>,
     table: Arc<Table>,
+    tally: Arc<Tally>,
     wires: BTreeMap<(Option<usize>, Option<usize>), Wire>,
     flights: BinaryHeap<Reverse<Flight>>,
     held_bytes: usize,
@@ -144,7 +147,7 @@ struct Work {
 }
 
 impl Work {
-    fn new(ports: Vec<Port>, shared: Arc<Mutex<Arc<Table>>>) -> Self {
+    fn new(ports: Vec<Port>, shared: Arc<Mutex<Arc<Table>>>, tally: Arc<Tally>) -> Self {
         let routes = ports
             .iter()
             .enumerate()
@@ -156,6 +159,7 @@ impl Work {
             routes,
             shared,
             table,
+            tally,
             wires: BTreeMap::new(),
             flights: BinaryHeap::new(),
             held_bytes: 0,
@@ -243,6 +247,7 @@ impl Work {
         let due = (through + link.delay + jitter(link.state.jitter)).max(wire.last);
         wire.last = due;
         if due <= now {
+            self.tally.arrived(way.0, way.1, packet.len(), Duration::ZERO);
             self.give(port, &packet);
             return self.drop_packet(packet);
         }
@@ -251,7 +256,7 @@ impl Work {
         }
         self.held_bytes += packet.len();
         self.next += 1;
-        self.flights.push(Reverse(Flight { due, number: self.next, way, port, packet }));
+        self.flights.push(Reverse(Flight { sent: now, due, number: self.next, way, port, packet }));
     }
 
     /// Hands over what is due.
@@ -261,6 +266,8 @@ impl Work {
             let Some(Reverse(flight)) = self.flights.pop() else { return };
             self.held_bytes -= flight.packet.len();
             if !self.table.link(flight.way.0, flight.way.1).state.cut {
+                let under_way = now.saturating_duration_since(flight.sent);
+                self.tally.arrived(flight.way.0, flight.way.1, flight.packet.len(), under_way);
                 self.give(flight.port, &flight.packet);
             }
             self.drop_packet(flight.packet);

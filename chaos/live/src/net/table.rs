@@ -77,6 +77,11 @@ impl Numbers {
         self.hosts.len()
     }
 
+    /// Names, by number.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.hosts.iter().map(|host| host.name.as_str())
+    }
+
     /// The number of a host.
     pub fn number(&self, host: &str) -> anyhow::Result<usize> {
         self.by_name.get(host).copied().with_context(|| format!("{host} is no host of this network"))
@@ -157,6 +162,11 @@ impl Control {
         let now = Now::default();
         let table = numbers.table(&now.conditions, &now.resets)?;
         Ok((Self { numbers, now: Mutex::new(now) }, table))
+    }
+
+    /// The hosts.
+    pub fn numbers(&self) -> &Numbers {
+        &self.numbers
     }
 
     /// Other conditions instead of those before.
