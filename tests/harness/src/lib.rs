@@ -366,21 +366,32 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops the nodes that `which` selects in order (SIGTERM) and waits until they have ended.
-    pub fn stop(&mut self, limit: Duration, which: impl Fn(&Node) -> bool) -> anyhow::Result<()> {
+    /// Stops the nodes that `which` selects in order (SIGTERM) and waits until they have ended. Returns those that did not end with
+    /// success, with how: they had broken off before, or could not stop in order.
+    pub fn stop(
+        &mut self,
+        limit: Duration,
+        which: impl Fn(&Node) -> bool,
+    ) -> anyhow::Result<Vec<(String, std::process::ExitStatus)>> {
         self.signal("TERM", &which)?;
-        let began = Instant::now();
+        let (began, mut unclean) = (Instant::now(), Vec::new());
         for node in self.nodes.iter_mut().filter(|node| which(node)) {
             let Some(child) = &mut node.child else { continue };
-            while child.try_wait()?.is_none() {
+            let status = loop {
+                if let Some(status) = child.try_wait()? {
+                    break status;
+                }
                 if began.elapsed() > limit {
                     bail!("node {} did not stop within {} s of SIGTERM", node.name, limit.as_secs());
                 }
                 thread::sleep(Duration::from_millis(20));
-            }
+            };
             node.child = None;
+            if !status.success() {
+                unclean.push((node.name.clone(), status));
+            }
         }
-        Ok(())
+        Ok(unclean)
     }
 
     /// Names of the nodes whose process ended by itself, with how; they count as not running from now on.

@@ -28,12 +28,12 @@ use pacsvault_tests::{
     raw,
     scene::HASTE,
 };
-use rand::{RngCore, SeedableRng, rngs::StdRng};
+use rand::{Rng, RngCore, SeedableRng, rngs::StdRng};
 use tokio::runtime::Handle;
 
 use super::{Ability, Driver, Inject};
 use crate::{
-    net::{Conditions, Host, Wan},
+    net::{Conditions, Host, Traffic, Wan},
     record::NodeInfo,
     scenario::Topology,
 };
@@ -42,6 +42,14 @@ use crate::{
 const CAPACITY: &str = "1GiB";
 /// Size of a small disk that is filled.
 const SMALL_MIB: u32 = 640;
+/// Beside [`HASTE`]: voters of a site that is away are replaced while it is, when it is away for long.
+const VOTER_GRACE: &str = "voter_grace = \"15s\"\n";
+/// Bytes at the beginning of a segment that hold no record.
+const SEGMENT_HEAD: u64 = 4_096;
+/// Bytes that are flipped in one place.
+const PLACE_BYTES: usize = 64;
+/// What every line says in which a node tells of its fault port.
+const TELLS_OF_FAULTS: &str = "injected into this node";
 /// Spare hosts of each site on the network, for nodes that are added.
 const SPARE: usize = 8;
 /// How long nodes have to stop in order before their volumes are opened.
@@ -76,6 +84,8 @@ pub struct Local {
     retired: BTreeSet<String>,
     injects: bool,
     previous: bool,
+    /// Nodes that did not end in order when they were told to stop.
+    unclean: Vec<(String, String)>,
 }
 
 impl Local {
@@ -112,6 +122,7 @@ impl Local {
             retired: BTreeSet::new(),
             injects: false,
             previous: options.previous.is_some(),
+            unclean: Vec::new(),
         };
         let names: Vec<String> = local.bed.cluster.nodes.iter().map(|node| node.name.clone()).collect();
         for name in &names {
@@ -177,7 +188,7 @@ impl Local {
         }
         node.bin = previous.map(Path::to_path_buf);
         if previous.is_none() {
-            text = format!("{text}\n{HASTE}");
+            text = format!("{text}\n{HASTE}{VOTER_GRACE}");
             let port = node.config.with_file_name("inject.json");
             fs::write(&port, "{}")?;
             node.environment.push(("PACSVAULT_INJECT".to_owned(), port.display().to_string()));
@@ -266,6 +277,14 @@ impl Local {
         self.wan.as_ref().map_or("direct", |wan| wan.name())
     }
 
+    /// Has nodes stop in order, and remembers those that did not.
+    fn stop(&mut self, which: impl Fn(&pacsvault_harness::Node) -> bool) -> anyhow::Result<()> {
+        let unclean = self.bed.cluster.stop(STOP_WITHIN, which)?;
+        let told = unclean.into_iter().map(|(name, status)| (name, format!("{status} when it was told to stop")));
+        self.unclean.extend(told);
+        Ok(())
+    }
+
     fn signal(&self, signal: &str, nodes: &[String]) -> anyhow::Result<()> {
         self.bed.cluster.signal(signal, |node| nodes.contains(&node.name))
     }
@@ -274,6 +293,39 @@ impl Local {
         let index = self.small.get(node).with_context(|| format!("no small disk is mounted for {node}"))?;
         self.bed.disks.get(*index).context("a mounted disk")
     }
+}
+
+/// How much of a segment was written: up to its last byte that is not zero. Segments are made ahead of need, of zeros.
+fn written(segment: &[u8]) -> u64 {
+    let last = segment.iter().rposition(|byte| *byte != 0);
+    last.map_or(0, |last| u64::try_from(last).unwrap_or(u64::MAX).saturating_add(1))
+}
+
+/// A place among the written records of segments: which segment, and where in it. `None`: there are no records.
+fn place(written: &[u64], random: &mut impl Rng) -> Option<(usize, u64)> {
+    let room = |written: u64| written.saturating_sub(SEGMENT_HEAD + PLACE_BYTES as u64);
+    let total: u64 = written.iter().map(|written| room(*written)).sum();
+    let mut at = (total > 0).then(|| random.random_range(0..total))?;
+    for (segment, written) in written.iter().enumerate() {
+        match at.checked_sub(room(*written)) {
+            None => return Some((segment, SEGMENT_HEAD + at)),
+            Some(rest) => at = rest,
+        }
+    }
+    None
+}
+
+/// Whether the last thing a log says of the fault port is this setting.
+fn in_force(log: &str, inject: &Inject) -> bool {
+    let told = log.lines().rev().find(|line| line.to_lowercase().contains(TELLS_OF_FAULTS));
+    let Inject { wall_offset_ms, disk_delay_ms, fail_sync } = inject;
+    let setting = format!("wall clock {wall_offset_ms:+} ms, disk {disk_delay_ms} ms slower, fail_sync {fail_sync}");
+    told.is_some_and(|line| line.contains(&setting))
+}
+
+/// Lines of a log that tell of a panic.
+fn panics(log: &str) -> impl Iterator<Item = &str> {
+    log.lines().filter(|line| line.contains("panicked"))
 }
 
 /// All hosts of the network: nodes, those that may be added, and clients.
@@ -344,17 +396,17 @@ impl Driver for Local {
         segments.sort();
         ensure!(!segments.is_empty(), "node {node} holds no segment");
         let mut random = StdRng::seed_from_u64(seed);
+        let written =
+            segments.iter().map(|path| Ok(written(&fs::read(path)?))).collect::<anyhow::Result<Vec<u64>>>()?;
         for _ in 0..places {
-            let path = &segments[usize::try_from(random.next_u64() % segments.len() as u64)?];
-            let file = File::options().write(true).open(path)?;
-            // Only the first part of a preallocated segment is written yet.
-            let written = file.metadata()?.len().clamp(8_192, 24 << 20);
-            let at = 4_096 + random.next_u64() % (written - 4_096 - 64);
-            let mut bytes = [0; 64];
+            let (segment, at) =
+                place(&written, &mut random).with_context(|| format!("node {node} has written no record"))?;
+            let mut bytes = [0; PLACE_BYTES];
             random.fill_bytes(&mut bytes);
-            file.write_at(&bytes, at)?;
+            File::options().write(true).open(&segments[segment])?.write_at(&bytes, at)?;
         }
-        Ok(format!("{places} places in {} segments", segments.len()))
+        let total: u64 = written.iter().sum();
+        Ok(format!("{places} places in {} segments with {total} written bytes", segments.len()))
     }
 
     fn fill(&mut self, node: &str) -> anyhow::Result<()> {
@@ -371,6 +423,23 @@ impl Driver for Local {
         fs::write(&fresh, serde_json::to_vec(inject)?)?;
         // By a rename, so that no half of it is read.
         Ok(fs::rename(fresh, port)?)
+    }
+
+    fn injected(&self, node: &str, inject: &Inject) -> anyhow::Result<bool> {
+        Ok(in_force(&fs::read_to_string(&self.bed.node(node).log)?, inject))
+    }
+
+    fn traffic(&self) -> Option<Traffic> {
+        self.wan.as_ref().map(|wan| wan.traffic())
+    }
+
+    fn panics(&self) -> anyhow::Result<Vec<String>> {
+        let mut found = Vec::new();
+        for node in &self.bed.cluster.nodes {
+            let log = fs::read_to_string(&node.log).unwrap_or_default();
+            found.extend(panics(&log).map(|line| format!("{}: {line}", node.name)));
+        }
+        Ok(found)
     }
 
     fn add_node(&mut self, site: &str) -> anyhow::Result<String> {
@@ -401,14 +470,14 @@ impl Driver for Local {
 
     fn upgrade(&mut self, node: &str) -> anyhow::Result<()> {
         let began = Instant::now();
-        self.bed.cluster.stop(STOP_WITHIN, |one| one.name == node)?;
+        self.stop(|one| one.name == node)?;
         let one = self.bed.cluster.nodes.iter_mut().find(|one| one.name == node).context("a node of this cluster")?;
         if one.bin.take().is_none() {
             bail!("{node} runs the present release already");
         }
         // Timings that the previous release would not know.
         let text = fs::read_to_string(&one.config)?;
-        fs::write(&one.config, format!("{text}\n{HASTE}"))?;
+        fs::write(&one.config, format!("{text}\n{HASTE}{VOTER_GRACE}"))?;
         eprintln!("  {node} stopped in {} ms", began.elapsed().as_millis());
         self.start(&[node.to_owned()])
     }
@@ -425,7 +494,7 @@ impl Driver for Local {
 
     fn prove(&mut self, promised: &BTreeMap<InstanceId, (u64, Digest)>) -> anyhow::Result<String> {
         let cluster = Authority::open(&self.bed.pki())?.cluster();
-        self.bed.cluster.stop(STOP_WITHIN, |_| true)?;
+        self.stop(|_| true)?;
         let inventory = Inventory::read(&self.bed.cluster, cluster)?;
         let proven = inventory.prove(promised)?;
         Ok(format!(
@@ -439,12 +508,60 @@ impl Driver for Local {
     }
 
     fn ended(&mut self) -> anyhow::Result<Vec<(String, String)>> {
-        let mut told = Vec::new();
+        let mut told = std::mem::take(&mut self.unclean);
         for (name, status) in self.bed.cluster.reap()? {
             let log = fs::read_to_string(&self.bed.node(&name).log).unwrap_or_default();
             let why = log.lines().rev().find(|line| line.starts_with("error: ")).unwrap_or("without a reason");
             told.push((name, format!("{status}: {why}")));
         }
         Ok(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_hits_bytes_that_were_written() {
+        let mut segment = vec![0; 1 << 20];
+        segment[..20_000].fill(7);
+        assert_eq!(written(&segment), 20_000);
+        assert_eq!(written(&[0; 100]), 0);
+        let mut random = StdRng::seed_from_u64(1);
+        let mut hit = BTreeSet::new();
+        for _ in 0..1_000 {
+            let (segment, at) = place(&[4_096, 20_000, 0, 6_000], &mut random).expect("records");
+            hit.insert(segment);
+            let end = [4_096, 20_000, 0, 6_000][segment];
+            assert!((SEGMENT_HEAD..end - PLACE_BYTES as u64).contains(&at), "{at} in {segment}");
+        }
+        assert_eq!(hit, [1, 3].into());
+        assert_eq!(place(&[4_096, 0], &mut random), None, "a header is no record");
+    }
+
+    #[test]
+    fn a_setting_is_in_force_when_the_node_says_so_last() {
+        let slow = Inject { disk_delay_ms: 40, ..Inject::default() };
+        let start = "WARN node: FAULTS ARE INJECTED INTO THIS NODE because x file=i.json \
+            setting=wall clock +0 ms, disk 0 ms slower, fail_sync false\n";
+        let change = "WARN node: the faults injected into this node changed \
+            setting=wall clock +0 ms, disk 40 ms slower, fail_sync false\n";
+        assert!(in_force(start, &Inject::default()) && !in_force(start, &slow) && !in_force("", &slow));
+        let log = format!("{start}{change}INFO node: something else\n");
+        assert!(in_force(&log, &slow) && !in_force(&log, &Inject::default()));
+        assert!(!in_force(&format!("{log}{start}"), &slow), "it was started again");
+        let back = Inject { wall_offset_ms: -1_500, ..Inject::default() };
+        assert!(in_force(
+            "the faults injected into this node changed setting=wall clock -1500 ms, disk 0 ms slower, fail_sync false",
+            &back
+        ));
+    }
+
+    #[test]
+    fn panics_are_found_also_when_the_process_lives_on() {
+        let log = "INFO fine\nthread 'tokio-runtime-worker' (7) panicked at node/src/a.rs:1:2:\nINFO goes on\n";
+        assert_eq!(panics(log).count(), 1);
+        assert_eq!(panics("INFO no panic here\n").count(), 0);
     }
 }

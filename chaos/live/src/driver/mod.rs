@@ -14,7 +14,10 @@ use anyhow::bail;
 use pacsvault_core::ids::{Digest, InstanceId};
 pub use pacsvault_runtime::inject::Inject;
 
-use crate::{net::Conditions, record::NodeInfo};
+use crate::{
+    net::{Conditions, Traffic},
+    record::NodeInfo,
+};
 
 /// Something a driver may be able to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,6 +165,19 @@ pub trait Driver: Send {
         lacks(Ability::Inject)
     }
 
+    /// Whether a running node says that this setting of its fault port is in force.
+    ///
+    /// # Errors
+    /// Unable, or whatever stands in the way.
+    fn injected(&self, _node: &str, _inject: &Inject) -> anyhow::Result<bool> {
+        lacks(Ability::Inject)
+    }
+
+    /// What has arrived on each link so far; absent when nobody counts.
+    fn traffic(&self) -> Option<Traffic> {
+        None
+    }
+
     /// Adds and starts a node in a site; returns its name.
     ///
     /// # Errors
@@ -209,7 +225,15 @@ pub trait Driver: Send {
         lacks(Ability::Volumes)
     }
 
-    /// Nodes whose process ended by itself since this was asked last, with how.
+    /// Panics that nodes have logged, also those that the process survived.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    fn panics(&self) -> anyhow::Result<Vec<String>> {
+        Ok(Vec::new())
+    }
+
+    /// Nodes whose process ended by itself, or not in order when it was told to stop, since this was asked last, with how.
     ///
     /// # Errors
     /// Whatever stands in the way.
