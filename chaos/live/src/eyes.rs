@@ -54,8 +54,12 @@ pub struct Look {
     pub format: u32,
     /// What nodes call their programs.
     pub versions: BTreeSet<String>,
-    /// Content bytes that survive 0, 1, 2, 3 or more further losses.
+    /// Whom each node believes to lead, with its term.
+    pub believed: BTreeSet<(u64, NodeId)>,
+    /// Content bytes that can be read and survive 0, 1, 2, 3 or more further losses.
     pub by_distance: Option<[u64; 4]>,
+    /// Content bytes that cannot be read until somebody returns.
+    pub unreadable: Option<u64>,
     /// Content bytes whose contract is not kept.
     pub below_contract: Option<u64>,
     /// Why not everything is at full contract; absent when it is.
@@ -153,6 +157,7 @@ impl Eyes {
             ..Look::default()
         };
         for (name, status) in &statuses {
+            look.believed.extend(status.leader.map(|leader| (status.term.0, leader)));
             look.applied.insert(name.clone(), (status.applied, status.state_digest.to_string()));
             look.versions.insert(status.binary_version.clone());
         }
@@ -178,7 +183,9 @@ impl Eyes {
         }
         match health {
             Ok(Reply::Health(health)) => {
-                look.by_distance = Some(by_distance(&health));
+                let (by_distance, unreadable) = by_distance(&health);
+                look.by_distance = Some(by_distance);
+                look.unreadable = Some(unreadable);
                 look.below_contract = Some(health.below_contract.content_bytes);
                 look.unhealed = unhealed(&health);
             }
@@ -199,6 +206,14 @@ impl Eyes {
     pub fn ask(&self, name: &str, request: Request, within: Duration) -> anyhow::Result<Reply> {
         let Some(address) = locked(&self.addresses).get(name).cloned() else { bail!("there is no node {name}") };
         Ok(self.runtime.block_on(self.call(name, &address, request, within))?)
+    }
+
+    /// Stripes that the leader of the last look has repaired at this moment; absent when it does not tell.
+    pub fn repairing(&self) -> Option<u64> {
+        match self.ask(&self.last().leader?, Request::Health, HEALTH_WITHIN) {
+            Ok(Reply::Health(health)) => Some(health.in_progress),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     /// The layout as the leader or any other node knows it.
@@ -261,16 +276,16 @@ impl Eyes {
     }
 }
 
-fn by_distance(health: &Health) -> [u64; 4] {
-    let mut sums = [0; 4];
+/// Content bytes by further losses survived, and those that cannot be read.
+fn by_distance(health: &Health) -> ([u64; 4], u64) {
+    let (mut sums, mut unreadable) = ([0; 4], 0);
     for (tier, sum) in &health.by_tier.0 {
-        let survived = match tier {
-            Tier::Unreadable => 0,
-            Tier::Distance(survived) => usize::from(*survived).min(3),
-        };
-        sums[survived] += sum.content_bytes;
+        match tier {
+            Tier::Unreadable => unreadable += sum.content_bytes,
+            Tier::Distance(survived) => sums[usize::from(*survived).min(3)] += sum.content_bytes,
+        }
     }
-    sums
+    (sums, unreadable)
 }
 
 fn unhealed(health: &Health) -> Option<String> {
@@ -283,4 +298,21 @@ fn unhealed(health: &Health) -> Option<String> {
             health.in_progress, health.aside_total, health.held_back
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use pacsvault_core::health::Sums;
+
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_taken_for_what_survives_no_further_loss() {
+        let mut health = Health::default();
+        let bytes = |content_bytes| Sums { content_bytes, ..Sums::default() };
+        health.by_tier.0.insert(Tier::Unreadable, bytes(7));
+        health.by_tier.0.insert(Tier::Distance(0), bytes(20));
+        health.by_tier.0.insert(Tier::Distance(5), bytes(300));
+        assert_eq!(by_distance(&health), ([20, 0, 0, 300], 7));
+    }
 }

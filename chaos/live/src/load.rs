@@ -51,12 +51,14 @@ struct Worker {
     bytes: Arc<AtomicU64>,
     random: StdRng,
     seed: u64,
+    run: u64,
     written: u64,
 }
 
 impl Load {
-    /// Starts one session per client.
-    pub fn start(runtime: &Handle, clients: Vec<Client>, recorder: &Arc<Recorder>, seed: u64) -> Self {
+    /// Starts one session per client. `run` is in the names of all studies and never used twice, so that what an earlier run
+    /// left in the same tenant is nobody's surprise.
+    pub fn start(runtime: &Handle, clients: Vec<Client>, recorder: &Arc<Recorder>, seed: u64, run: u64) -> Self {
         let (over, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut workers = Vec::new();
         for (client, session) in clients.into_iter().zip(1..) {
@@ -68,6 +70,7 @@ impl Load {
                 bytes: bytes.clone(),
                 random: StdRng::seed_from_u64(seed ^ u64::wrapping_mul(session, 0x9E37_79B9_7F4A_7C15)),
                 seed,
+                run,
                 written: 0,
             };
             workers.push(runtime.spawn(worker.run()));
@@ -76,20 +79,44 @@ impl Load {
     }
 
     /// Ends it: what is under way is finished, or given up after the limit and never answered.
-    pub async fn stop(self, limit: Duration) {
+    ///
+    /// # Errors
+    /// Sessions that did not end in order: of what they saw, a part is not in the history.
+    pub async fn stop(self, limit: Duration) -> Result<String, String> {
         self.over.store(true, Ordering::Relaxed);
-        let aborts: Vec<_> = self.workers.iter().map(JoinHandle::abort_handle).collect();
-        if tokio::time::timeout(limit, futures::future::join_all(self.workers)).await.is_err() {
-            for abort in aborts {
-                abort.abort();
+        let (count, deadline) = (self.workers.len(), tokio::time::Instant::now() + limit);
+        let mut lost = Vec::new();
+        for (mut worker, session) in self.workers.into_iter().zip(1..) {
+            match tokio::time::timeout_at(deadline, &mut worker).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => lost.push(format!("session {session} broke off: {error}")),
+                Err(_) => {
+                    worker.abort();
+                    lost.push(format!("session {session} did not end within {} s", limit.as_secs()));
+                }
             }
         }
+        if lost.is_empty() { Ok(format!("{count} sessions")) } else { Err(lost.join("; ")) }
     }
 }
 
 /// What a read found, as an answer, and its bytes.
 pub(crate) fn found(sealed: &SealedInstance) -> Answer {
     Answer::Found { version: sealed.version.0, content: sealed.seal.digest.to_string() }
+}
+
+/// What a session calls its own.
+fn own_name(run: u64, session: u64, number: u64) -> String {
+    let study = format!("1.2.826.0.1.{run}.{session}.{}", number / STUDY_KEYS + 1);
+    if number % 10 == 9 {
+        return format!("{study}/@/report {number}.txt");
+    }
+    format!("{study}/1.2.826.0.2.{session}/1.2.826.0.3.{number}")
+}
+
+/// What all sessions fight for.
+fn hot_name(run: u64, age: u64, number: u64) -> String {
+    format!("1.2.826.0.9.{run}.{}/1.2.826.0.9.1/1.2.826.0.9.2.{number}", age + 1)
 }
 
 impl Worker {
@@ -108,12 +135,7 @@ impl Worker {
     }
 
     fn own_key(&self, number: u64) -> String {
-        let study = format!("1.2.826.0.1.{}.{}", self.session, number / STUDY_KEYS + 1);
-        let tenant = &self.client.config().tenant;
-        if number % 10 == 9 {
-            return format!("{tenant}/{study}/@/report {number}.txt");
-        }
-        format!("{tenant}/{study}/1.2.826.0.2.{}/1.2.826.0.3.{number}", self.session)
+        format!("{}/{}", self.client.config().tenant, own_name(self.run, self.session, number))
     }
 
     /// One of its own; there must be one.
@@ -126,7 +148,7 @@ impl Worker {
         let age = self.recorder.now_us() / 1_000 / HOT_FOR_MS;
         let number = self.random.random_range(0..HOT_KEYS);
         let tenant = &self.client.config().tenant;
-        (format!("{tenant}/1.2.826.0.9.{}/1.2.826.0.9.1/1.2.826.0.9.2.{number}", age + 1), age * HOT_KEYS + number)
+        (format!("{tenant}/{}", hot_name(self.run, age, number)), age * HOT_KEYS + number)
     }
 
     fn size(&mut self) -> usize {
@@ -350,5 +372,33 @@ fn missed(recorder: &Recorder, key: &str, fault: &Fault) -> Answer {
             recorder.broken(format!("reading {key} was refused for good: {} {fault}", fault.code));
             Answer::Unknown
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_of_one_seed_share_no_study() {
+        let study = |name: String| name.split('/').next().map(str::to_owned);
+        for names in [[own_name(7, 1, 9), own_name(8, 1, 9)], [hot_name(7, 0, 3), hot_name(8, 0, 3)]] {
+            let [one, other] = names.map(study);
+            assert_ne!(one, other);
+        }
+        for name in [own_name(u64::MAX, 12, 123_456), own_name(0, 1, 9), hot_name(u64::MAX, 9_999, 5)] {
+            format!("main/{name}").parse::<ObjectKey>().expect("a key");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_session_that_broke_off_or_hangs_is_told() {
+        let load = |workers| Load { over: Arc::default(), workers };
+        assert_eq!(load(vec![tokio::spawn(async {})]).stop(Duration::from_secs(1)).await.as_deref(), Ok("1 sessions"));
+        let broken = tokio::spawn(async { panic!("as a session may") });
+        let hung = tokio::spawn(std::future::pending());
+        let why =
+            load(vec![tokio::spawn(async {}), broken, hung]).stop(Duration::from_millis(50)).await.expect_err("lost");
+        assert!(why.contains("session 2 broke off") && why.contains("session 3 did not end"), "{why}");
     }
 }

@@ -110,6 +110,7 @@ fn sample(at_ms: u64, moments: &[Moment], look: Option<&Look>) -> Sample {
         read_p50_ms: millis(percentile(&mut reads, 50)),
         read_p99_ms: millis(percentile(&mut reads, 99)),
         bytes_by_distance: look.and_then(|look| look.by_distance),
+        bytes_unreadable: look.and_then(|look| look.unreadable),
         bytes_below_contract: look.and_then(|look| look.below_contract),
         leader: look.and_then(|look| look.leader.clone()),
         nodes_answering: look.map_or(0, |look| look.answering.len() as u64),
@@ -136,7 +137,16 @@ fn successes(moments: &[Moment], write: bool) -> Vec<u64> {
     ended
 }
 
-/// What each fault meant for clients. `until_ms`: when the load ended.
+/// Why clients were not served from one moment to another, if a time without acknowledged writes or without reads was longer
+/// than `limit_ms`.
+pub fn interrupted(moments: &[Moment], from_ms: u64, to_ms: u64, limit_ms: u64) -> Option<String> {
+    [("acknowledged writes", true), ("reads", false)].into_iter().find_map(|(what, write)| {
+        let gap = longest_gap(&successes(moments, write), from_ms, to_ms);
+        (gap > limit_ms).then(|| format!("{gap} ms without {what}"))
+    })
+}
+
+/// What each fault meant for clients; not those beside another one, whose time is the other's. `until_ms`: when the load ended.
 pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec<Outage> {
     let (writes, reads) = (successes(moments, true), successes(moments, false));
     let outage = |fault: &FaultRecord| {
@@ -149,7 +159,7 @@ pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec
             without_reads_ms: longest_gap(&reads, fault.began_ms, ended_ms),
         }
     };
-    faults.iter().map(outage).collect()
+    faults.iter().filter(|fault| !fault.beside).map(outage).collect()
 }
 
 /// Sums.
@@ -206,6 +216,35 @@ mod tests {
         assert_eq!(longest_gap(&ended, 1_150, 1_160), 50);
         assert_eq!(longest_gap(&ended, 9_500, 12_000), 2_500);
         assert_eq!(longest_gap(&[], 1_000, 3_000), 2_000);
+    }
+
+    #[test]
+    fn a_first_moment_of_service_does_not_hide_that_it_stopped() {
+        let at = |ms: u64, write: bool| Moment { write, ..write_of(ms) };
+        let early: Vec<Moment> = (0..50).flat_map(|n| [at(10_000 + n, true), at(10_000 + n, false)]).collect();
+        assert_eq!(interrupted(&early, 10_000, 29_000, 20_000), None);
+        let why = interrupted(&early, 10_000, 31_000, 20_000).expect("stopped");
+        assert!(why.contains("without acknowledged writes"), "{why}");
+        let mut only_writes = early;
+        only_writes.extend((0..20).map(|n| at(11_000 + n * 1_000, true)));
+        assert_eq!(interrupted(&only_writes, 10_000, 31_000, 20_000).as_deref(), Some("20951 ms without reads"));
+    }
+
+    fn write_of(ms: u64) -> Moment {
+        write(ms, ms, true)
+    }
+
+    #[test]
+    fn a_fault_beside_another_is_no_outage_of_its_own() {
+        let fault = |number: u64, beside: bool| FaultRecord {
+            number,
+            began_ms: 1_000,
+            ended_ms: Some(5_000),
+            beside,
+            ..FaultRecord::default()
+        };
+        let outages = outages(&[write_of(500), write_of(6_000)], &[fault(1, false), fault(2, true)], 9_000);
+        assert_eq!(outages.iter().map(|one| (one.fault, one.without_writes_ms)).collect::<Vec<_>>(), [(1, 5_000)]);
     }
 
     #[test]

@@ -125,6 +125,9 @@ pub struct Sample {
     pub read_p99_ms: Option<f64>,
     /// Stored bytes that survive 0, 1, 2, and 3 or more further losses.
     pub bytes_by_distance: Option<[u64; 4]>,
+    /// Stored bytes that cannot be read until somebody returns.
+    #[serde(default)]
+    pub bytes_unreadable: Option<u64>,
     /// Stored bytes whose profile is not kept now.
     pub bytes_below_contract: Option<u64>,
     /// Who leads.
@@ -148,6 +151,12 @@ pub struct FaultRecord {
     pub began_ms: u64,
     /// When it was lifted; absent when it lasts.
     pub ended_ms: Option<u64>,
+    /// What was seen of it; empty when its doing was waited for.
+    #[serde(default)]
+    pub effect: String,
+    /// A fault beside another one, which is not measured as an outage of its own.
+    #[serde(default)]
+    pub beside: bool,
 }
 
 /// The recovery time of one fault: the longest gaps in what clients were answered while it lasted and shortly after.

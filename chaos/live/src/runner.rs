@@ -3,6 +3,7 @@
 //! **Invariants.** Every fault is noted before it begins and when it ends, also one that fails half-way. A node that one fault holds down is not started by the end
 //! of another. When a step fails or is interrupted, everything that is still broken is lifted before the runner returns.
 
+mod evidence;
 mod faults;
 
 use std::{
@@ -18,13 +19,15 @@ use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
     driver::{Ability, Driver, Inject},
-    eyes::Eyes,
+    eyes::{Eyes, Look},
     history::Recorder,
     interrupt::{Interrupt, Interrupted},
+    measure,
+    net::{Conditions, Traffic},
     record::FaultRecord,
     scenario::{
         Plan, Step, Topology,
-        plan::{Fault, Meanwhile, Then, Who, merged},
+        plan::{Beside, Cue, Fault, Meanwhile, Then, Who, merged},
     },
 };
 
@@ -39,6 +42,10 @@ pub const HEALED_WITHIN: Duration = Duration::from_secs(180);
 const ANSWERS: u64 = 3;
 /// What is under way when the network is cut may still arrive.
 const CUT_TAKES: Duration = Duration::from_millis(150);
+/// How long a repair may take to begin after a disk is lost.
+const REPAIRS_WITHIN: Duration = Duration::from_secs(20);
+/// How long a fault that met a repair goes on at least.
+const MEETS_FOR: Duration = Duration::from_secs(1);
 /// For how long everything must look healed: a survey of the moment before may not know of what has just been found.
 const HEALED_FOR: usize = 5;
 
@@ -50,6 +57,10 @@ struct Active {
     sites: BTreeSet<String>,
     /// Id under which a node was known that will not be known any more.
     old: Option<NodeId>,
+    /// What it does to the network.
+    links: Conditions,
+    /// What the network had carried when it was in force.
+    since: Option<Traffic>,
 }
 
 /// What a run learns of the cluster, of its clients, and of whoever wants it to end.
@@ -77,6 +88,8 @@ pub struct Runner<'a> {
     pub faults: Vec<FaultRecord>,
     /// Processes that ended by themselves.
     pub ended: Vec<String>,
+    /// Faults that began while the cluster was seen to repair something.
+    pub met_repair: usize,
     until_ms: u64,
     ticked: Instant,
 }
@@ -95,18 +108,19 @@ impl<'a> Runner<'a> {
             active: Vec::new(),
             faults: Vec::new(),
             ended: Vec::new(),
+            met_repair: 0,
             until_ms,
             ticked: Instant::now(),
         }
     }
 
-    /// Runs until the plan or the time is over.
+    /// Runs until the plan or the time is over; the first step in any case.
     ///
     /// # Errors
     /// The first thing that did not hold, or [`Interrupted`]. Everything is lifted then.
     pub fn run(&mut self, plan: &Plan) -> anyhow::Result<()> {
         for step in &plan.steps {
-            if self.eyes.now_ms() >= self.until_ms {
+            if self.eyes.now_ms() >= self.until_ms && !self.faults.is_empty() {
                 break;
             }
             if let Some(why) = self.impossible(&step.fault) {
@@ -139,19 +153,24 @@ impl<'a> Runner<'a> {
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         self.rest(step.after)?;
-        let began = Instant::now();
+        let (began, began_ms, began_us) = (Instant::now(), self.eyes.now_ms(), self.recorder.now_us());
+        let whole = unhealed(&self.eyes.looks()).is_none();
         self.begin(&step.fault, &step.who)?;
-        let began_us = self.recorder.now_us();
         let mut beside: Vec<_> = step.beside.iter().collect();
         beside.sort_by_key(|one| one.after);
         for one in beside {
             self.rest((one.after.min(step.lasts)).saturating_sub(began.elapsed()))?;
-            self.begin(&one.fault, &one.who)?;
+            self.begin_beside(one)?;
         }
         self.rest(step.lasts.saturating_sub(began.elapsed()))?;
+        self.see()?;
         let what = step.fault.what(&step.who.to_string());
         match step.meanwhile {
-            Meanwhile::Served => self.served(began_us, &format!("under: {what}"))?,
+            Meanwhile::Served => {
+                // Only what begins now tells that clients are served under the fault, not what was still under way.
+                self.served(self.recorder.now_us(), &format!("under: {what}"))?;
+                self.uninterrupted(began_ms, &what)?;
+            }
             Meanwhile::NothingAcked => {
                 let from = began_us + u64::try_from(CUT_TAKES.as_micros())?;
                 let acked = self.recorder.acked_within(from, self.recorder.now_us());
@@ -162,7 +181,7 @@ impl<'a> Runner<'a> {
             Meanwhile::Anything => {}
         }
         self.lift_all()?;
-        let lifted_us = self.recorder.now_us();
+        let (lifted_ms, lifted_us) = (self.eyes.now_ms(), self.recorder.now_us());
         self.served(lifted_us, &format!("after: {what}"))?;
         if step.then != Then::Served {
             self.whole(WHOLE_WITHIN)?;
@@ -170,7 +189,50 @@ impl<'a> Runner<'a> {
         if step.then == Then::Healed {
             self.healed(HEALED_WITHIN)?;
         }
-        Ok(())
+        if step.meanwhile != Meanwhile::Served {
+            return self.uninterrupted(lifted_ms, &what);
+        }
+        self.uninterrupted(began_ms, &what)?;
+        match unreadable(&self.eyes.since(began_ms)) {
+            Some(why) if whole => bail!("{why}, though its contract survives: {what}"),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Begins a fault beside another, on its cue.
+    fn begin_beside(&mut self, one: &Beside) -> anyhow::Result<()> {
+        let meets = match one.cue {
+            Cue::None => false,
+            Cue::Repair => self.repairs()?,
+        };
+        self.begin(&one.fault, &one.who)?;
+        if let Some(record) = self.faults.last_mut() {
+            record.beside = true;
+            record.what.push_str(if meets { ", amid a repair" } else { "" });
+        }
+        self.met_repair += usize::from(meets);
+        if meets { self.rest(MEETS_FOR) } else { Ok(()) }
+    }
+
+    /// Waits until the cluster is seen to repair something; false when it never is.
+    fn repairs(&mut self) -> anyhow::Result<bool> {
+        let began = Instant::now();
+        while began.elapsed() < REPAIRS_WITHIN {
+            if self.eyes.repairing().is_some_and(|stripes| stripes > 0) {
+                return Ok(true);
+            }
+            self.rest(Duration::from_millis(20))?;
+        }
+        Ok(false)
+    }
+
+    /// Fails when clients waited too long for an acknowledged write or a read since a moment.
+    fn uninterrupted(&self, from_ms: u64, what: &str) -> anyhow::Result<()> {
+        let limit_ms = u64::try_from(SERVED_WITHIN.as_millis())?;
+        match measure::interrupted(&self.recorder.moments(), from_ms, self.eyes.now_ms(), limit_ms) {
+            Some(gap) => bail!("{gap}, more than {} s: {what}", SERVED_WITHIN.as_secs()),
+            None => Ok(()),
+        }
     }
 
     /// Waits until writes and reads that began after a moment are answered.
@@ -205,15 +267,7 @@ impl<'a> Runner<'a> {
     /// Not within the limit.
     pub fn healed(&mut self, limit: Duration) -> anyhow::Result<()> {
         let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
-        self.until(limit, "full contract", || {
-            let looks = eyes.since(from);
-            let last: Vec<_> = looks.iter().rev().take(HEALED_FOR).collect();
-            match last.iter().find_map(|look| look.unhealed.clone()) {
-                None if last.len() == HEALED_FOR => None,
-                None => Some("not looked at for long enough".to_owned()),
-                why => why,
-            }
-        })
+        self.until(limit, "full contract", || unhealed(&eyes.since(from)))
     }
 
     /// Upgrades whoever still runs the previous release, one after the other, and waits until the new version is in force.
@@ -260,10 +314,11 @@ impl<'a> Runner<'a> {
             what: fault.what(&name),
             targets: nodes.clone(),
             began_ms,
-            ended_ms: None,
+            ..FaultRecord::default()
         };
         let index = self.faults.len();
-        let mut active = Active { index, fault: fault.clone(), nodes, sites, old: None };
+        let links = fault.conditions(&self.grown(), &sites);
+        let mut active = Active { index, fault: fault.clone(), nodes, sites, old: None, links, since: None };
         self.say(&format!("fault {}: {}", record.number, record.what));
         self.faults.push(record);
         let struck = self.strike(&mut active);
@@ -277,7 +332,13 @@ impl<'a> Runner<'a> {
         // Also one that failed half-way: what it did until then is to be lifted.
         self.active.push(active);
         struck?;
-        self.shape()
+        self.shape()?;
+        if matches!(fault.needs(), Ability::Network | Ability::Links) {
+            self.rest(CUT_TAKES)?;
+            let since = self.driver.traffic();
+            self.active.iter_mut().filter(|one| one.index == index).for_each(|one| one.since.clone_from(&since));
+        }
+        Ok(())
     }
 
     /// Nodes and sites that are meant, and a name for them.
@@ -338,9 +399,7 @@ impl<'a> Runner<'a> {
     /// Makes the network do what all faults in force together say.
     fn shape(&mut self) -> anyhow::Result<()> {
         let able = self.driver.abilities().contains(&Ability::Network);
-        let topology = self.grown();
-        let all = self.active.iter().map(|one| one.fault.conditions(&topology, &one.sites));
-        let conditions = merged(all);
+        let conditions = merged(self.active.iter().map(|one| one.links.clone()));
         if able { self.driver.shape(&conditions) } else { Ok(()) }
     }
 
@@ -433,5 +492,43 @@ impl<'a> Runner<'a> {
         let clear = if std::io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
         let now = self.eyes.now_ms();
         eprintln!("{clear}{:>4}.{} s {what}", now / 1_000, now / 100 % 10);
+    }
+}
+
+/// Why not everything has looked healed for long enough, if so.
+fn unhealed(looks: &[Look]) -> Option<String> {
+    let last: Vec<&Look> = looks.iter().rev().take(HEALED_FOR).collect();
+    let short = (last.len() < HEALED_FOR).then(|| "not looked at for long enough".to_owned());
+    last.into_iter().find_map(|look| look.unhealed.clone()).or(short)
+}
+
+/// What some look saw that could not be read.
+fn unreadable(looks: &[Look]) -> Option<String> {
+    let worst = looks.iter().max_by_key(|look| look.unreadable)?;
+    let bytes = worst.unreadable.filter(|bytes| *bytes > 0)?;
+    Some(format!("{bytes} bytes could not be read at {} ms", worst.at_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(unhealed: Option<&str>, unreadable: Option<u64>) -> Look {
+        Look { unhealed: unhealed.map(str::to_owned), unreadable, ..Look::default() }
+    }
+
+    #[test]
+    fn one_look_is_too_few_to_call_it_healed() {
+        let healed = vec![look(None, Some(0)); HEALED_FOR];
+        assert_eq!(unhealed(&healed), None);
+        assert!(unhealed(&healed[1..]).is_some() && unhealed(&[]).is_some());
+        let told = [healed.as_slice(), &[look(Some("3 stripes"), None)]].concat();
+        assert_eq!(unhealed(&told).as_deref(), Some("3 stripes"));
+    }
+
+    #[test]
+    fn a_moment_in_which_something_could_not_be_read_is_told() {
+        assert_eq!(unreadable(&[look(None, Some(0)), look(None, None)]), None);
+        assert!(unreadable(&[look(None, Some(0)), look(None, Some(9)), look(None, None)]).is_some());
     }
 }

@@ -31,7 +31,7 @@ use crate::{
     measure,
     record::{CAME_TO_ITS_END, Check, Link, Program, Run},
     runner::{HEALED_WITHIN, Runner, Senses},
-    scenario::{ALWAYS, Scenario, Topology},
+    scenario::{ALWAYS, Plan, Scenario, Topology},
     verdict::{self, check},
 };
 
@@ -86,6 +86,8 @@ struct Course<'a> {
     checks: Vec<Check>,
     /// Checks that nobody waited for.
     unmade: Vec<String>,
+    /// Processes that ended by themselves.
+    ended: Vec<String>,
     run: Run,
 }
 
@@ -113,12 +115,12 @@ impl Stage {
         let over = Arc::new(AtomicBool::new(false));
         let looking = eyes.open(over.clone());
         let clients = std::mem::take(&mut self.clients);
-        let load = Load::start(&self.runtime, clients, &recorder, seed);
+        let load = Load::start(&self.runtime, clients, &recorder, seed, rand::random());
         let runtime = self.runtime.clone();
         let senses = Senses { eyes, recorder, interrupt: self.interrupt.clone() };
-        let mut course = Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), run };
-        let until_ms = plan_end(minutes);
-        course.fire(&plan, until_ms);
+        let mut course =
+            Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), ended: Vec::new(), run };
+        course.fire(&plan, scenario, minutes);
         course.finish(load);
         over.store(true, Ordering::Relaxed);
         // The last look may still be under way; nothing depends on it.
@@ -144,9 +146,10 @@ impl Stage {
     }
 }
 
-fn plan_end(minutes: f64) -> u64 {
+/// When no step begins any more: so many minutes after the end of peace, however long that took.
+fn end_ms(peace_ended_ms: u64, minutes: f64) -> u64 {
     let planned = Duration::from_secs_f64(minutes.clamp(0.0, 10_000.0) * 60.0);
-    u64::try_from((PEACE + planned).as_millis()).unwrap_or(u64::MAX)
+    peace_ended_ms.saturating_add(u64::try_from(planned.as_millis()).unwrap_or(u64::MAX))
 }
 
 impl Course<'_> {
@@ -166,26 +169,31 @@ impl Course<'_> {
     }
 
     /// Waits for the load, carries out the plan, and waits until everybody is back and all is healed.
-    fn fire(&mut self, plan: &crate::scenario::Plan, until_ms: u64) {
+    fn fire(&mut self, plan: &Plan, scenario: &Scenario, minutes: f64) {
         let ready = self.peace();
         self.run.profile = self.senses.eyes.layout().map(|layout| profile(&layout)).unwrap_or_default();
         let upgrades = plan.needs().contains(&Ability::Upgrade);
-        let mut runner = self.runner(until_ms);
+        let mut runner = self.runner(end_ms(self.senses.eyes.now_ms(), minutes));
         let result = ready.and_then(|()| runner.run(plan));
-        let faults = runner.faults.len();
+        let (faults, met_repair) = (runner.faults.len(), runner.met_repair);
         let upgraded = upgrades.then(|| runner.upgrade_rest());
         let whole = runner.whole(BACK_WITHIN);
         let healed = runner.healed(HEALED_WITHIN);
         let (faults_done, ended) = (std::mem::take(&mut runner.faults), std::mem::take(&mut runner.ended));
+        self.ended.extend(ended);
+        let done = verdict::done(&faults_done, scenario.own);
         self.run.faults = faults_done;
+        self.note("faults were done", done.map_err(anyhow::Error::msg));
         self.note("what must hold under each fault", result.map(|()| format!("{faults} faults")));
         if let Some(upgraded) = upgraded {
             self.note("the new version is in force", upgraded);
         }
         self.note("all nodes are back", whole.map(|()| "all answer and are up".to_owned()));
         self.note("full contract after the faults", healed.map(|()| "nothing is below its contract".to_owned()));
-        let none = if ended.is_empty() { Ok("none".to_owned()) } else { Err(anyhow!(ended.join("; "))) };
-        self.note("no process ended by itself", none);
+        if plan.meets_repair() {
+            let met = if met_repair > 0 { Ok(format!("{met_repair} did")) } else { Err(anyhow!("none did")) };
+            self.note("an outage met a repair", met);
+        }
     }
 
     fn peace(&self) -> anyhow::Result<()> {
@@ -210,7 +218,11 @@ impl Course<'_> {
         let runtime = self.stage.runtime.clone();
         let until_ms = self.senses.eyes.now_ms();
         let hurried = self.senses.interrupt.told().is_some();
-        runtime.block_on(load.stop(if hurried { INTERRUPTED_WITHIN } else { END_WITHIN }));
+        let ended = runtime.block_on(load.stop(if hurried { INTERRUPTED_WITHIN } else { END_WITHIN }));
+        // Whoever is in a hurry gives up what is under way.
+        if !hurried {
+            self.note("all sessions ended in order", ended.map_err(anyhow::Error::msg));
+        }
         let moments = self.senses.recorder.moments();
         self.run.outages = measure::outages(&moments, &self.run.faults, until_ms);
         self.run.totals = measure::totals(&moments, self.run.faults.len() as u64, 0, until_ms);
@@ -219,11 +231,31 @@ impl Course<'_> {
             Err(error) => self.note("the history is kept", Err(error)),
             Ok(_) => self.judge(),
         }
+        self.orderly();
+    }
+
+    /// Processes ran until they were told to stop, from the first fault to the last proof.
+    fn orderly(&mut self) {
+        let leaders = verdict::one_leader(&self.senses.eyes.looks());
+        self.note("no two leaders of one term", leaders.map_err(anyhow::Error::msg));
+        match self.stage.driver.ended() {
+            Ok(ended) => self.ended.extend(ended.into_iter().map(|(name, how)| format!("{name} ended: {how}"))),
+            Err(error) => self.ended.push(format!("{error:#}")),
+        }
+        let nobody =
+            |found: Vec<String>| if found.is_empty() { Ok("none".to_owned()) } else { Err(anyhow!(found.join("; "))) };
+        let ended = std::mem::take(&mut self.ended);
+        self.note("no process ended by itself", nobody(ended));
+        let panics = self.stage.driver.panics().and_then(nobody);
+        self.note("no node panicked", panics);
     }
 
     /// What the last writes left is healed, too.
     fn settle(&mut self) {
-        let healed = self.runner(0).healed(HEALED_WITHIN);
+        let mut runner = self.runner(0);
+        let healed = runner.healed(HEALED_WITHIN);
+        let ended = std::mem::take(&mut runner.ended);
+        self.ended.extend(ended);
         self.note("full contract after the last write", healed.map(|()| "nothing is below its contract".to_owned()));
         let nodes = self.stage.driver.nodes().len();
         let equal = self.waiting(verdict::equal(&self.senses.eyes, nodes));
@@ -298,4 +330,15 @@ fn machine() -> String {
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     format!("{cpus} × {}, {} GiB", model.unwrap_or("CPU"), kib.unwrap_or(0) >> 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_count_from_the_end_of_peace() {
+        assert_eq!(end_ms(40_000, 0.5), 70_000);
+        assert_eq!(end_ms(3_000, 0.0), 3_000);
+    }
 }

@@ -12,17 +12,17 @@ use futures::{StreamExt, stream};
 use pacsvault_client::{Client, receipt};
 use pacsvault_coordinator::GetQuery;
 use pacsvault_core::{
-    ids::{Digest, InstanceId, ObjectKey, VersionNumber},
+    ids::{Digest, InstanceId, NodeId, ObjectKey, VersionNumber},
     receipt::Receipt,
 };
 use pacsvault_judge::{Answer, Call, History, Verdict};
 use pacsvault_ports::peer::Freshness;
 
 use crate::{
-    eyes::Eyes,
+    eyes::{Eyes, Look},
     history::{Promise, Recorder},
     load::read,
-    record::Check,
+    record::{Check, FaultRecord},
 };
 
 /// Versions read at once.
@@ -183,6 +183,37 @@ fn told(verdict: &Verdict) -> Result<String, String> {
     Err(format!("{figures}; {}", some(&broken.chain(undecided).collect::<Vec<_>>())))
 }
 
+/// Faults were done, also such as the scenario is named for: what broke nothing has shown nothing.
+///
+/// # Errors
+/// None were.
+pub fn done(faults: &[FaultRecord], own: &[&str]) -> Result<String, String> {
+    let named = faults.iter().filter(|fault| own.contains(&fault.kind.as_str())).count();
+    match faults.len() {
+        0 => Err("nothing was done".to_owned()),
+        all if named == 0 => Err(format!("{all} faults, and none of them is {}", own.join(" or "))),
+        all => Ok(format!("{all} faults, {named} of them {}", own.join(" or "))),
+    }
+}
+
+/// In no term two leaders were believed, by whomever.
+///
+/// # Errors
+/// Terms with several, or nobody ever believed in one.
+pub fn one_leader(looks: &[Look]) -> Result<String, String> {
+    let mut terms: BTreeMap<u64, BTreeSet<NodeId>> = BTreeMap::new();
+    for (term, leader) in looks.iter().flat_map(|look| &look.believed) {
+        terms.entry(*term).or_default().insert(*leader);
+    }
+    let several = terms.iter().filter(|(_, leaders)| leaders.len() > 1);
+    let several: Vec<String> = several.map(|(term, leaders)| format!("term {term}: {leaders:?}")).collect();
+    match terms.len() {
+        0 => Err("no node ever named a leader".to_owned()),
+        _ if !several.is_empty() => Err(some(&several)),
+        count => Ok(format!("{count} terms in {} looks", looks.len())),
+    }
+}
+
 /// Nothing was seen that breaks a promise by itself.
 pub fn unbroken(recorder: &Recorder) -> Result<String, String> {
     let broken = recorder.all_broken();
@@ -214,6 +245,26 @@ mod tests {
         let found = Answer::Found { version: 3, content: "c1".to_owned() };
         let operations = (1..=6).map(put).chain([operation(7, get, found)]).collect();
         History { operations }
+    }
+
+    #[test]
+    fn a_run_without_a_fault_of_its_scenario_has_not_passed() {
+        let fault = |kind: &str| FaultRecord { kind: kind.to_owned(), ..FaultRecord::default() };
+        assert!(done(&[], &["kill"]).is_err());
+        assert!(done(&[fault("slow disk"), fault("clock step")], &["kill", "pause"]).is_err());
+        assert_eq!(done(&[fault("slow disk"), fault("kill")], &["kill"]).as_deref(), Ok("2 faults, 1 of them kill"));
+    }
+
+    #[test]
+    fn two_leaders_of_one_term_are_found_over_all_looks() {
+        let look = |believed: &[(u64, u64)]| Look {
+            believed: believed.iter().map(|(term, node)| (*term, NodeId(*node))).collect(),
+            ..Look::default()
+        };
+        assert!(one_leader(&[look(&[]), look(&[])]).is_err(), "nobody told anything");
+        assert!(one_leader(&[look(&[(1, 1), (2, 2)]), look(&[(2, 2), (3, 1)])]).is_ok());
+        let why = one_leader(&[look(&[(2, 2)]), look(&[(3, 1)]), look(&[(2, 1)])]).expect_err("two in term 2");
+        assert!(why.contains("term 2"), "{why}");
     }
 
     #[test]

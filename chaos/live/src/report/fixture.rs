@@ -26,6 +26,7 @@ fn fault(number: u64, kind: &str, what: &str, target: &str, began_s: u64, ended_
         targets: vec![target.into()],
         began_ms: began_s * 1000,
         ended_ms: ended_s.map(|at| at * 1000),
+        ..FaultRecord::default()
     }
 }
 
@@ -127,6 +128,7 @@ fn samples(seconds: u64, faults: &[FaultRecord]) -> Vec<Sample> {
                 .then(|| if leaderless { 2400.0 } else { 95.0 * slow * (0.8 + 0.6 * draw.next()) }),
             read_p50_ms: Some(9.0 * (0.9 + 0.2 * draw.next()) * if outage { 1.6 } else { 1.0 }),
             read_p99_ms: Some(if fresh { 510.0 } else { 44.0 * (0.8 + 0.6 * draw.next()) * slow }),
+            bytes_unreadable: (!leaderless).then_some(0),
             bytes_by_distance: (!leaderless).then_some([
                 if outage { stored / 9 } else { 0 },
                 if outage { stored - stored / 9 } else { below },

@@ -9,7 +9,7 @@ use super::{
     page::span_words,
     series::Bin,
 };
-use crate::record::{Outage, Run};
+use crate::record::{FaultRecord, Outage, Run};
 
 /// Most rows of the table behind the plot.
 const ROWS_MAX: usize = 60;
@@ -48,6 +48,11 @@ pub(super) fn checks(run: &Run) -> String {
     format!("<section><h2>Checks</h2><table class=\"cards\">{head}<tbody>{rows}</tbody></table></section>")
 }
 
+/// What was done, and what was seen of it.
+fn seen(fault: &FaultRecord) -> String {
+    if fault.effect.is_empty() { fault.what.clone() } else { format!("{}; seen: {}", fault.what, fault.effect) }
+}
+
 /// Every fault and what it cost.
 pub(super) fn faults(run: &Run) -> String {
     let outages: BTreeMap<u64, &Outage> = run.outages.iter().map(|outage| (outage.fault, outage)).collect();
@@ -65,7 +70,7 @@ pub(super) fn faults(run: &Run) -> String {
             format!(
                 "<tr>{}{}{}{}{}{}{}</tr>",
                 cell("lead-cell", "Fault", &title),
-                cell("what", "What", &fault.what),
+                cell("what", "What", &seen(fault)),
                 cell("what", "Whom", &fault.targets.join(", ")),
                 cell("n", "At", &began),
                 cell("n", "For", &took),

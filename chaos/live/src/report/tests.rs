@@ -166,6 +166,7 @@ fn hundreds_of_faults_stay_a_page() {
             targets: vec!["a1".into()],
             began_ms: number * 1900,
             ended_ms: Some(number * 1900 + number * 31 % 4000),
+            ..FaultRecord::default()
         })
         .collect();
     let text = page::render(&run);

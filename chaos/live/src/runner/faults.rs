@@ -57,6 +57,10 @@ impl Runner<'_> {
                 self.eyes.order(&order, SERVED_WITHIN)?;
             }
             Fault::Upgrade => active.nodes.iter().try_for_each(|name| self.driver.upgrade(name))?,
+            Fault::Sever { .. } => {
+                let other = active.fault.severed(&self.topology, &active.sites);
+                return Ok(other.map(|site| format!("the other is site {site}")));
+            }
             Fault::Isolate | Fault::Deafen | Fault::Mute | Fault::Split | Fault::Slow { .. } => {}
         }
         Ok(None)
@@ -150,17 +154,27 @@ impl Runner<'_> {
                 self.driver.start(&nodes)
             }
             Fault::Pause => self.driver.resume(&active.nodes),
-            Fault::Isolate | Fault::Deafen | Fault::Mute | Fault::Split | Fault::Slow { .. } => self.shape(),
+            Fault::Isolate | Fault::Deafen | Fault::Mute | Fault::Split | Fault::Sever { .. } | Fault::Slow { .. } => {
+                self.shape()
+            }
             Fault::Fill => {
                 active.nodes.iter().try_for_each(|name| self.driver.relieve(name))?;
-                self.driver.kill(&active.nodes)?;
-                self.driver.start(&active.nodes)
+                let up = |state| state == VolumeState::Up;
+                active
+                    .nodes
+                    .iter()
+                    .try_for_each(|name| self.volumes(name, "notice by itself that there is room again", up))
             }
             Fault::SlowDisk { .. } => self.inject(&active.nodes, |inject| inject.disk_delay_ms = 0),
             Fault::Clock { .. } => self.inject(&active.nodes, |inject| inject.wall_offset_ms = 0),
             Fault::Rot { .. } => {
                 self.driver.start(&active.nodes)?;
-                self.verify(&active.nodes)
+                self.verify(&active.nodes)?;
+                let seen = self.seen_damage(&active.nodes)?;
+                if let Some(record) = self.faults.get_mut(active.index) {
+                    record.effect = seen;
+                }
+                Ok(())
             }
             // It failed before anything was done.
             Fault::FailSync | Fault::Wipe | Fault::Retire if active.old.is_none() => Ok(()),

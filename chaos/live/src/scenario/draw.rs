@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Draw, Scenario, Step,
-    plan::{Beside, Fault, Meanwhile, Then, Who},
+    plan::{Beside, Cue, Fault, Meanwhile, Then, Who},
 };
 use crate::driver::Ability;
 
@@ -16,6 +16,7 @@ const THREE: Scenario = Scenario {
     sites: 3,
     nodes_per_site: 2,
     witness: false,
+    own: &["kill", "partition", "pause"],
     essential: &[Ability::Kill],
     previous: false,
     small_disks: false,
@@ -53,9 +54,11 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "asymmetric-partition",
-        line: "a site hears the others and is not heard, or the other way round",
-        does: "Links are cut in one direction only, around the leader's site or one drawn by the seed.",
-        holds: "Writes and reads through the sites that reach each other are back within 20 s.",
+        line: "a site hears the others and is not heard, or the other way round; or two sites lose each other only",
+        does: "Links are cut in one direction only, around the leader's site or one drawn by the seed; or the link between two sites \
+            is cut both ways, while both reach the third.",
+        holds: "Writes and reads through the sites that reach each other are back within 20 s. In no term two leaders are believed.",
+        own: &["one-way partition", "severed link"],
         essential: &[Ability::Links],
         draw: asymmetric,
         ..THREE
@@ -65,6 +68,7 @@ pub(super) const ALL: &[Scenario] = &[
         line: "no site reaches any other",
         does: "All links between sites are cut for some seconds, again and again; beside it nodes are killed or frozen.",
         holds: "No write that begins under the split is acknowledged under it. After each split writes are back within 20 s.",
+        own: &["split"],
         essential: &[Ability::Network],
         draw: split,
         ..THREE
@@ -72,8 +76,10 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "site-outage-during-repair",
         line: "a node burns, and a site goes away while it is being rebuilt",
-        does: "A node is wiped and given up; while what it held is rebuilt, a site is cut off or frozen, or all nodes restart.",
-        holds: "Nothing is lost: an outage takes no data, so the repair goes on when the site is back.",
+        does: "A node is wiped and given up; while what it held is seen to be rebuilt, two sites are killed, cut off or frozen.",
+        holds: "Nothing is lost: an outage takes no data, so the repair goes on when the site is back. At least one outage met a \
+            repair.",
+        own: &["wipe"],
         essential: &[Ability::Kill, Ability::Wipe],
         draw: during_repair,
         ..THREE
@@ -83,6 +89,7 @@ pub(super) const ALL: &[Scenario] = &[
         line: "the power of all sites fails at once",
         does: "All nodes are killed with kill -9 at one moment and started again; sometimes twice in a row.",
         holds: "Everything acknowledged is there; writes are back within 20 s of the start.",
+        own: &["kill"],
         draw: kill_everything,
         ..THREE
     },
@@ -94,6 +101,7 @@ pub(super) const ALL: &[Scenario] = &[
             one.",
         holds: "Writes and reads go on within 20 s; a volume whose sync failed goes out of service and is never tried again; \
             full contract is back before the next node loses its disk.",
+        own: &["wipe", "failed sync"],
         essential: &[Ability::Kill, Ability::Wipe],
         draw: node_wipe,
         ..THREE
@@ -104,6 +112,7 @@ pub(super) const ALL: &[Scenario] = &[
         does: "The nodes of one site are stopped, bytes flipped in tens of places of their segments, and started; then they \
             verify what they hold. Beside it links and disks get slower.",
         holds: "No damaged byte is ever handed out; damage is found and rebuilt before the next site rots.",
+        own: &["bit rot"],
         essential: &[Ability::Damage],
         draw: bit_rot,
         ..THREE
@@ -113,7 +122,9 @@ pub(super) const ALL: &[Scenario] = &[
         line: "a neighbour fills a disk to the last byte",
         does: "The file system under the volumes of a node is filled to the last byte, and relieved later. Needs root: small \
             disks are mounted.",
-        holds: "Writes go elsewhere; nothing acknowledged is lost, and the node takes part again when there is room.",
+        holds: "The node says that it is full, and writes go elsewhere; nothing acknowledged is lost, and the node takes part again \
+            by itself when there is room.",
+        own: &["full disk"],
         essential: &[Ability::Fill],
         small_disks: true,
         draw: disk_full,
@@ -125,6 +136,7 @@ pub(super) const ALL: &[Scenario] = &[
         does: "Links of a site get hundreds of milliseconds slower and lossy, its disks slower, or its nodes freeze for \
             moments.",
         holds: "Writes and reads go on within 20 s, whoever is slow.",
+        own: &["slow network", "slow disk", "pause"],
         essential: &[Ability::Pause],
         draw: slow_site,
         ..THREE
@@ -134,6 +146,7 @@ pub(super) const ALL: &[Scenario] = &[
         line: "nodes come and go while others die",
         does: "A node is added, others are killed and frozen, a node is emptied and retired; again and again.",
         holds: "Writes and reads go on within 20 s of each change.",
+        own: &["add node", "retire node"],
         essential: &[Ability::Kill, Ability::Add],
         draw: churn,
         ..THREE
@@ -145,6 +158,7 @@ pub(super) const ALL: &[Scenario] = &[
             of them nodes are killed and frozen.",
         holds: "Writes and reads go on within 20 s; both releases make the same catalog of the same log; at the end the new \
             version is in force.",
+        own: &["upgrade"],
         essential: &[Ability::Kill, Ability::Upgrade],
         previous: true,
         draw: upgrade,
@@ -165,7 +179,7 @@ pub(super) const ALL: &[Scenario] = &[
 
 fn step(draw: &mut Draw, fault: Fault, who: Who) -> Step {
     let after = draw.millis(500..1500);
-    let lasts = draw.millis(3000..6000);
+    let lasts = draw.lasts(3000..6000);
     Step { after, fault, who, lasts, meanwhile: Meanwhile::Served, then: Then::Whole, beside: Vec::new() }
 }
 
@@ -188,12 +202,12 @@ fn trouble(draw: &mut Draw, who: Who) -> Beside {
         1 if inject => Fault::Clock { step_ms: [-3_600_000, -90_000, -1_500, 700, 45_000, 7_200_000][draw.below(6)] },
         2 if inject && !links => Fault::SlowDisk { delay_ms: 20 },
         _ => Fault::Slow {
-            delay_ms: draw.below(80) as u64,
+            delay_ms: 5 + draw.below(76) as u64,
             jitter_ms: draw.below(40) as u64,
             loss_per_mille: u16::try_from(draw.below(10)).unwrap_or(0),
         },
     };
-    Beside { after, fault, who }
+    Beside { after, cue: Cue::None, fault, who }
 }
 
 fn troubled(draw: &mut Draw, mut step: Step) -> Step {
@@ -230,11 +244,15 @@ fn leader_flap(draw: &mut Draw) -> Step {
 }
 
 fn asymmetric(draw: &mut Draw) -> Step {
-    let fault = if draw.below(2) == 0 { Fault::Deafen } else { Fault::Mute };
+    let fault = match draw.below(5) {
+        0 | 1 => Fault::Deafen,
+        2 | 3 => Fault::Mute,
+        _ => Fault::Sever { draw: draw.random_number() },
+    };
     let site = draw.site();
     let who = if draw.below(2) == 0 { Who::LeaderSite } else { Who::Site(site) };
     let mut step = step(draw, fault, who);
-    step.lasts = draw.millis(3000..8000);
+    step.lasts = draw.lasts(3000..8000);
     troubled(draw, step)
 }
 
@@ -244,7 +262,7 @@ fn split(draw: &mut Draw) -> Step {
     if draw.below(2) == 0 {
         let (after, draws) = (draw.millis(300..1500), draw.random_number());
         let fault = if draw.below(2) == 0 { Fault::Kill } else { Fault::Pause };
-        step.beside.push(Beside { after, fault, who: Who::Follower(draws) });
+        step.beside.push(Beside { after, cue: Cue::None, fault, who: Who::Follower(draws) });
     }
     troubled(draw, step)
 }
@@ -259,15 +277,16 @@ fn during_repair(draw: &mut Draw) -> Step {
     step.then = Then::Healed;
     // A burnt node and a frozen site are more than the contract survives: reads may wait, nothing may be lost.
     step.meanwhile = Meanwhile::Anything;
-    for _ in 0..2 {
-        let after = draw.millis(200..2500);
+    // The first as soon as the cluster repairs.
+    for cue in [Cue::Repair, Cue::None] {
+        let after = if cue == Cue::Repair { Duration::ZERO } else { draw.millis(200..2500) };
         let fault = match draw.below(3) {
             0 if draw.can(Ability::Network) => Fault::Isolate,
             1 => Fault::Kill,
             _ => Fault::Pause,
         };
         let site = draw.site();
-        step.beside.push(Beside { after, fault, who: Who::Site(site) });
+        step.beside.push(Beside { after, cue, fault, who: Who::Site(site) });
     }
     step
 }
@@ -429,6 +448,7 @@ mod tests {
             "partition",
             "one-way partition",
             "split",
+            "severed link",
             "slow network",
             "wipe",
             "bit rot",
@@ -504,6 +524,58 @@ mod tests {
                 }
                 assert!(!step.beside.iter().any(|beside| takes(&beside.fault)), "{}", scenario.name);
             }
+        }
+    }
+
+    #[test]
+    fn a_plan_has_what_its_scenario_is_named_for_and_nothing_without_effect() {
+        for scenario in ALL {
+            for seed in 0..20 {
+                let plan = scenario.plan(seed, 0.01, &topology(scenario), &everything());
+                let first = plan.steps.first().expect("a run has a step, however short");
+                assert!(scenario.own.contains(&first.fault.kind()), "{}: {:?}", scenario.name, first.fault);
+                for beside in &first.beside {
+                    assert!(!matches!(beside.fault, Fault::Slow { delay_ms: 0, .. }), "{}", scenario.name);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_outage_that_is_to_meet_a_repair_waits_for_one() {
+        for scenario in ALL {
+            let plan = scenario.plan(3, 3.0, &topology(scenario), &everything());
+            assert_eq!(plan.meets_repair(), scenario.name == "site-outage-during-repair", "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn long_runs_have_outages_that_last_and_short_ones_have_none() {
+        let longest = |scenario: &Scenario, minutes| {
+            let plan = scenario.plan(1, minutes, &topology(scenario), &everything());
+            plan.steps.iter().map(|step| step.lasts.as_secs()).max()
+        };
+        for name in ["site-outage", "rolling-site-outages", "witness-loss", "asymmetric-partition"] {
+            let scenario = ALL.iter().find(|one| one.name == name).expect("named");
+            assert!(longest(scenario, 3.0) < Some(10), "{name}");
+            assert!(longest(scenario, 20.0) >= Some(30), "{name}");
+        }
+    }
+
+    #[test]
+    fn two_sites_that_lose_each_other_still_reach_the_third() {
+        let topology = Topology::new(3, 2, false);
+        let a: BTreeSet<String> = ["a".to_owned()].into();
+        for (draw, other, third) in [(0, "b", "c"), (1, "c", "b")] {
+            let fault = Fault::Sever { draw };
+            assert_eq!(fault.severed(&topology, &a).map(String::as_str), Some(other));
+            let links = fault.conditions(&topology, &a).links;
+            assert_eq!(links.len(), 2 * 9);
+            assert!(links.values().all(|link| link.cut));
+            let there = ("a1".to_owned(), format!("{other}2"));
+            assert!(links.contains_key(&there) && links.contains_key(&(there.1.clone(), there.0.clone())));
+            let third = topology.hosts(third);
+            assert!(!links.keys().any(|(from, to)| third.contains(from) || third.contains(to)));
         }
     }
 

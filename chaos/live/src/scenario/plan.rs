@@ -115,6 +115,11 @@ pub enum Fault {
     Mute,
     /// No site hears any other.
     Split,
+    /// The targets' site and one of the others lose each other, and nobody else: both still reach the rest.
+    Sever {
+        /// Decides which one.
+        draw: u64,
+    },
     /// Everything between the targets and other sites is slow and lossy.
     Slow {
         /// On top of the latency of the network.
@@ -165,6 +170,7 @@ impl Fault {
             Self::Isolate => "partition",
             Self::Deafen | Self::Mute => "one-way partition",
             Self::Split => "split",
+            Self::Sever { .. } => "severed link",
             Self::Slow { .. } => "slow network",
             Self::Wipe => "wipe",
             Self::Rot { .. } => "bit rot",
@@ -184,7 +190,7 @@ impl Fault {
             Self::Kill => Ability::Kill,
             Self::Pause => Ability::Pause,
             Self::Isolate | Self::Split => Ability::Network,
-            Self::Deafen | Self::Mute | Self::Slow { .. } => Ability::Links,
+            Self::Deafen | Self::Mute | Self::Sever { .. } | Self::Slow { .. } => Ability::Links,
             Self::Wipe => Ability::Wipe,
             Self::Rot { .. } => Ability::Damage,
             Self::Fill => Ability::Fill,
@@ -203,6 +209,7 @@ impl Fault {
             Self::Deafen => format!("{who} hears no other site, but is heard"),
             Self::Mute => format!("{who} is heard by no other site, but hears"),
             Self::Split => "no site reaches any other".to_owned(),
+            Self::Sever { .. } => format!("{who} and one other site lose each other"),
             Self::Slow { delay_ms, jitter_ms, loss_per_mille } => {
                 format!("{who} is {delay_ms} ms (up to {jitter_ms} ms more) further away and loses {loss_per_mille} ‰")
             }
@@ -218,14 +225,24 @@ impl Fault {
         }
     }
 
+    /// The site that these sites lose, and nobody else does.
+    pub fn severed<'a>(&self, topology: &'a Topology, sites: &BTreeSet<String>) -> Option<&'a String> {
+        let Self::Sever { draw } = self else { return None };
+        let others: Vec<&String> = topology.sites.keys().filter(|site| !sites.contains(*site)).collect();
+        others.get(usize::try_from(draw % (others.len().max(1) as u64)).ok()?).copied()
+    }
+
     /// What the network does because of it to these sites; nothing for faults that are not of the network.
     pub fn conditions(&self, topology: &Topology, sites: &BTreeSet<String>) -> Conditions {
         let mut links = BTreeMap::new();
+        let other = self.severed(topology, sites);
         for (from_site, to_site) in pairs(topology) {
             let (out, inward) = (sites.contains(&from_site), sites.contains(&to_site));
             let cut = LinkState { cut: true, ..LinkState::default() };
             let state = match self {
                 Self::Split => Some(cut),
+                Self::Sever { .. } if out && other == Some(&to_site) => Some(cut),
+                Self::Sever { .. } if inward && other == Some(&from_site) => Some(cut),
                 Self::Isolate if out != inward => Some(cut),
                 Self::Deafen if inward && !out => Some(cut),
                 Self::Mute if out && !inward => Some(cut),
@@ -293,11 +310,22 @@ pub enum Then {
     Healed,
 }
 
+/// What a fault beside another one waits for, besides its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cue {
+    /// Nothing.
+    None,
+    /// That the cluster is seen to repair something.
+    Repair,
+}
+
 /// A small fault beside a great one. It harms nothing that the contract counts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Beside {
     /// After the great one began.
     pub after: Duration,
+    /// What it waits for then.
+    pub cue: Cue,
     /// What.
     pub fault: Fault,
     /// To whom.
@@ -335,6 +363,11 @@ impl Plan {
     pub fn needs(&self) -> BTreeSet<Ability> {
         let own = self.steps.iter().map(|step| step.fault.needs());
         own.chain(self.steps.iter().flat_map(|step| &step.beside).map(|beside| beside.fault.needs())).collect()
+    }
+
+    /// Whether some fault is to meet a repair.
+    pub fn meets_repair(&self) -> bool {
+        self.steps.iter().flat_map(|step| &step.beside).any(|beside| beside.cue == Cue::Repair)
     }
 
     /// Faults in all.
