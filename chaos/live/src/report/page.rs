@@ -204,6 +204,7 @@ fn data(run: &Run, wide: &[Bin], narrow: &[Bin]) -> String {
         column("2 more losses", "bytes", true),
         column("3 or more", "bytes", true),
         column("below contract", "bytes", true),
+        column("cannot be read", "bytes", true),
         column("nodes answer", "count", false),
     ]);
     let end = lanes::end_ms(run);
@@ -229,7 +230,7 @@ fn rows(bins: &[Bin]) -> Vec<Value> {
             row.extend(bin.errors.map(|errors| json!(errors)));
             row.extend(bin.latency.map(|latency| json!(latency.map(short))));
             row.extend((0..4).map(|at| json!(bin.by_distance.map(|bytes| bytes[at]))));
-            row.extend([json!(bin.below_contract), json!(bin.nodes_answering)]);
+            row.extend([json!(bin.below_contract), json!(bin.unreadable), json!(bin.nodes_answering)]);
             Value::Array(row)
         })
         .collect()

@@ -413,9 +413,15 @@ impl Drawing<'_> {
         if below.is_some() {
             legend.push(("below contract", "line below"));
         }
+        let unreadable = self.bins.iter().filter_map(|bin| bin.unreadable).max().filter(|bytes| *bytes > 0);
+        if unreadable.is_some() {
+            legend.push(("cannot be read", "line unreadable"));
+        }
         self.heading("Bytes by further losses survived", &legend);
         let highest = self.bins.iter().filter_map(|bin| bin.by_distance).map(|bytes| bytes.iter().sum::<u64>()).max();
-        let Some(highest) = highest.map(|bytes| bytes.max(below.unwrap_or(0))).filter(|bytes| *bytes > 0) else {
+        let Some(highest) =
+            highest.map(|bytes| bytes.max(below.unwrap_or(0)).max(unreadable.unwrap_or(0))).filter(|bytes| *bytes > 0)
+        else {
             let scale = self.frame(60.0, 1.0, None, &[]);
             return self.nothing(scale, "not told by the cluster");
         };
@@ -440,6 +446,10 @@ impl Drawing<'_> {
         let line: Vec<Option<f64>> =
             told.iter().map(|bin| bin.below_contract.map(|bytes| scale.at(bytes as f64))).collect();
         self.steps("line below", &line);
+        if unreadable.is_some() {
+            let line = told.iter().map(|bin| bin.unreadable.map(|bytes| scale.at(bytes as f64)));
+            self.steps("line unreadable", &line.collect::<Vec<_>>());
+        }
     }
 
     fn nodes(&mut self) {

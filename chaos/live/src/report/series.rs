@@ -23,6 +23,8 @@ pub(super) struct Bin {
     pub latency: [Option<f64>; 4],
     /// The distribution closest to loss.
     pub by_distance: Option<[u64; 4]>,
+    /// Most bytes that could not be read.
+    pub unreadable: Option<u64>,
     /// Most bytes below their contract.
     pub below_contract: Option<u64>,
     /// Fewest nodes that answered.
@@ -81,6 +83,7 @@ fn bin(samples: &[(u64, &Sample)]) -> Bin {
             highest(|it| it.read_p99_ms),
         ],
         by_distance: samples.iter().filter_map(|(_, sample)| sample.bytes_by_distance).max(),
+        unreadable: samples.iter().filter_map(|(_, sample)| sample.bytes_unreadable).max(),
         below_contract: samples.iter().filter_map(|(_, sample)| sample.bytes_below_contract).max(),
         nodes_answering: samples.iter().map(|(_, sample)| sample.nodes_answering).min().unwrap_or(0),
     }

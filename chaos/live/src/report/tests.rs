@@ -156,6 +156,15 @@ fn an_hour_is_drawn_small_and_says_what_a_step_is() {
 }
 
 #[test]
+fn what_could_not_be_read_is_drawn_only_when_there_was_any() {
+    let mut run = fixture::run(100);
+    assert!(!page::render(&run).contains("line unreadable\""));
+    run.samples[40].bytes_unreadable = Some(7 << 20);
+    let text = page::render(&run);
+    assert!(text.contains("class=\"line unreadable\"") && text.contains("cannot be read"));
+}
+
+#[test]
 fn hundreds_of_faults_stay_a_page() {
     let mut run = fixture::run(600);
     run.faults = (1..=300)
