@@ -27,8 +27,8 @@ use pacsvault_volume::format::{Body, RECORD_MAGIC, Record, Tombstone};
 enum Allows {
     /// Versions of a key.
     Delete(ObjectKey, Option<VersionNumber>),
-    /// A former encoding.
-    Replace(InstanceId),
+    /// A former encoding; and copies of the one that takes its place, as [`Allows::Seal`].
+    Replace(InstanceId, InstanceId),
     /// Copies of a sealed instance that lie elsewhere than its record says.
     Seal(InstanceId),
     /// Copies of a stripe that lie elsewhere than it was reseated to.
@@ -53,7 +53,7 @@ pub struct Chronicle(Mutex<Known>);
 fn allows(command: Command) -> Option<Allows> {
     match command {
         Command::Delete { key, version } => Some(Allows::Delete(key, version)),
-        Command::Replace(replace) => Some(Allows::Replace(replace.replaces)),
+        Command::Replace(replace) => Some(Allows::Replace(replace.replaces, replace.seal.instance)),
         Command::Seal(seal) => Some(Allows::Seal(seal.instance)),
         Command::Reseat(reseat) => Some(Allows::Reseat(reseat.instance, reseat.stripe)),
         _ => None,
@@ -85,7 +85,7 @@ impl Chronicle {
             *time = entry.time.max(*time);
         }
         let list: Vec<Allows> = entry.into_iter().flat_map(|entry| entry.commands).filter_map(allows).collect();
-        let replaced = list.iter().filter_map(|one| if let Allows::Replace(old) = one { Some(*old) } else { None });
+        let replaced = list.iter().filter_map(|one| if let Allows::Replace(old, _) = one { Some(*old) } else { None });
         known.replaced.extend(replaced.collect::<Vec<_>>());
         known.entries.insert((index, term), list);
     }
@@ -129,8 +129,10 @@ impl Chronicle {
                 let named = sealed.seal.key == *key && version.is_none_or(|only| only == sealed.version);
                 named && sealed.deleted == Some(authority)
             }
-            (Allows::Replace(old), Some(sealed)) => *old == shard.instance && sealed.deleted == Some(authority),
-            (Allows::Seal(instance), Some(sealed)) => *instance == shard.instance && sealed.index == authority,
+            (Allows::Replace(old, _), Some(sealed)) if *old == shard.instance => sealed.deleted == Some(authority),
+            (Allows::Seal(instance) | Allows::Replace(_, instance), Some(sealed)) => {
+                *instance == shard.instance && sealed.index == authority
+            }
             (Allows::Reseat(instance, stripe), Some(_)) => (*instance, *stripe) == (shard.instance, shard.stripe),
             (_, None) => false,
         };

@@ -82,6 +82,19 @@ fn what_no_entry_allows_is_told() {
     told(13, None, "could still be sealed");
 }
 
+/// Simulated seed 325: a re-encoding left a copy on a slow holder.
+#[test]
+fn a_copy_left_by_a_re_encoding_goes_on_the_authority_of_its_entry() {
+    let chronicle = chronicle();
+    let later = SealedInstance { index: LogIndex(15), ..record(3, 1, b"content") };
+    let replace = Replace { seal: later.seal.clone(), version: VersionNumber(1), replaces: instance(1) };
+    entry(&chronicle, 15, SOON, vec![Command::Replace(Box::new(replace))]);
+    assert_eq!(chronicle.check(shard(3), LogIndex(15), Some(&later)), Ok(()));
+    assert!(chronicle.check(shard(3), LogIndex(11), Some(&later)).is_err(), "of another encoding");
+    let other = SealedInstance { index: LogIndex(15), ..record(2, 1, b"content") };
+    assert!(chronicle.check(shard(2), LogIndex(15), Some(&other)).is_err(), "of neither");
+}
+
 #[test]
 fn an_attempt_may_be_swept_once_the_log_says_that_it_has_expired() {
     let chronicle = chronicle();
