@@ -28,6 +28,8 @@ use crate::{
 
 /// One operation that takes longer hangs: coordinators give up much earlier.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
+/// Looks for a machine that has started, a quarter of a second apart.
+const STARTS_WITHIN_TRIES: usize = 40;
 /// Virtual time in which people have replaced what they replace.
 const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 /// Virtual time in which everything that is lost must be told, and all that is not be readable.
@@ -130,9 +132,20 @@ fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
     }
 }
 
+/// As [`standing`], once a machine has started of all that were restarted.
+async fn standing_soon(work: &Work) -> Option<Vec<Standing>> {
+    for _ in 0..STARTS_WITHIN_TRIES {
+        if let Some(all) = standing(work) {
+            return Some(all);
+        }
+        pause(work, 250).await;
+    }
+    standing(work)
+}
+
 /// Reads everything that must live. `settled`: what has enough shards must be readable by now.
 async fn read_all(work: &Arc<Work>, reader: &Coordinator, settled: bool) {
-    let Some(all) = standing(work) else { return work.violation("beyond the contract: no replica runs") };
+    let Some(all) = standing_soon(work).await else { return work.violation("beyond the contract: no replica runs") };
     for one in all {
         let key = one.key;
         let sim = &work.cluster.sim;
