@@ -23,7 +23,7 @@ use pacsvault_ports::{
     peer::{Caller, Peer, Reply, Request, Service, Target},
 };
 use pacsvault_service::{Front, LocalFirst, Node, OwnVolume, Profile, ReplicaStarter};
-use pacsvault_simdisk::SimDisk;
+use pacsvault_simdisk::{SIMULATED, SimDisk};
 use pacsvault_simkv::INJECTED;
 use pacsvault_volume::{Identity, Options as VolumeOptions, Owner, Store, Volume};
 
@@ -339,8 +339,12 @@ impl Cluster {
         let task = async move {
             let sim = cluster.sim.clone();
             if let Err(why) = Arc::clone(&cluster).run(at, life, &node, &stores).await {
-                // No fault is meant to do that: those that stop a node do so from outside, or through its stores.
+                // The process exits; the supervisor tries again. Only a disk that refuses a call is a reason.
                 sim.event("node ended", &[at as u64], || why.clone());
+                if why.contains(SIMULATED) {
+                    sim.hit("node ended by itself: its volume cannot be opened");
+                    std::panic::resume_unwind(Box::new(PowerLost));
+                }
                 let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
                 assert!(!first, "machine {at}: its node ended by itself: {why}");
                 std::panic::resume_unwind(Box::new(PowerLost));
@@ -381,7 +385,10 @@ impl Cluster {
                 _ => Arc::new(disk),
             };
             let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
-            let volume = opened.map_err(|error| format!("volume {id}: {error}"))?;
+            let volume = opened.map_err(|error| {
+                let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
+                format!("volume {id}: {error}: {cause}")
+            })?;
             self.check_reopened(at, &volume);
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));

@@ -114,6 +114,9 @@ struct Shared {
     state: Mutex<State>,
 }
 
+/// What every error of a simulated disk says.
+pub const SIMULATED: &str = "simulated";
+
 /// The simulated disk. Clones are the same disk.
 #[derive(Clone)]
 pub struct SimDisk {
