@@ -270,6 +270,16 @@ impl Cluster {
         self.machines()[at].running.as_ref().map(|running| running.life).filter(|life| self.sim.alive(*life))
     }
 
+    /// Whether the running node that has `volume` finds `shard` on it; nothing when none runs. What it has deleted may be back
+    /// after its next start, when rot has taken the tombstone.
+    pub fn finds(&self, volume: VolumeId, shard: ShardId) -> Option<bool> {
+        let machines = self.machines();
+        let running = machines.iter().filter_map(|machine| machine.running.as_ref());
+        let stores = running.filter_map(|running| running.stores.get()).flatten();
+        let store = stores.into_iter().find(|store| store.id() == volume)?;
+        Some(!matches!(store.store().header(shard), Err(pacsvault_volume::Error::NotFound { .. })))
+    }
+
     /// True when machine `at` is stopped, or its life has ended by itself.
     pub fn is_down(&self, at: usize) -> bool {
         self.life(at).is_none()
