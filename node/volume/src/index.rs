@@ -111,7 +111,8 @@ pub(crate) struct Segment {
     pub(crate) restated: bool,
     /// What its head says; `None` when recovery could not tell.
     pub(crate) head: Option<SegmentHeader>,
-    /// Where lives of the volume begin in it.
+    /// Where lives of the volume begin in it: two sectors for each start of the volume whose first write went here, so never
+    /// more bytes than the segment has.
     pub(crate) marks: Vec<Guide>,
 }
 

@@ -21,8 +21,8 @@
 //!
 //! Rooms: [`format`] (bytes), `walk` (following a segment's records), `recover` (open), [`store`] (what is held; reading and
 //! proving), `index` (what is where, and what holds a segment back), `writer` (appending), `segment` (its files), `mend`
-//! (what leads through them, looked at again), `compact` (getting space back), `note` (small durable files for those who use the volume), [`worker`] (the async handle with group
-//! commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
+//! (what leads through them, looked at again), `compact` (getting space back), `note` (small durable files for those who use
+//! the volume), [`worker`] (the async handle with group commit), [`file_disk`] (a directory as [`pacsvault_ports::disk::Disk`]).
 
 mod compact;
 mod crash;

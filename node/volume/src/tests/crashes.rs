@@ -293,6 +293,24 @@ fn planted(crossed: &mut BTreeSet<&'static str>) {
             assert_eq!((mended, store.list(None, 30)), (1, (1..=3).map(id).collect::<Vec<_>>()));
         }
     });
+    // Behind two heads lies the record of the first life, in five sectors; then the mark, twice.
+    let rotten_mark = || {
+        let disk = formatted();
+        put(&open(&disk, 1).unwrap().0, 1, 20_000).unwrap();
+        let (store, _) = open(&disk, 2).unwrap();
+        (2..=3).for_each(|number| put(&store, number, 20_000).unwrap());
+        disk.flip(&segment_files(&disk).remove(0), 7 * 4096 + 100, 1);
+        disk
+    };
+    cross(&rotten_mark, &|disk| {
+        if let Ok((store, _)) = open(disk, 3) {
+            assert_eq!(store.list(None, 30), (1..=3).map(id).collect::<Vec<_>>(), "by the other copy");
+            disk.flip(&segment_files(disk).remove(0), 8 * 4096 + 100, 1);
+            if let Ok(mended) = store.mend_guides() {
+                assert_eq!(mended, 1, "of the copy that it found");
+            }
+        }
+    });
     let crowded = || {
         let disk = formatted();
         let (store, _) = open(&disk, 1).unwrap();
