@@ -83,9 +83,10 @@ pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
             Ok(found) => found.leaks,
             Err(why) => return work.violation(format!("what was whole is not, hours later: {why}")),
         };
-        // One whose tombstone has rotted is back after the next start, and is swept then.
-        let (leaks, buried): (Vec<Leak>, Vec<Leak>) =
-            leaks.into_iter().partition(|leak| cluster.finds(leak.volume, leak.shard) != Some(false));
+        // One whose tombstone has rotted is back after the next start, and is swept then. A sound disk brings nothing back.
+        let hurt = cluster.hurt().clone();
+        let rotted = |leak: &Leak| hurt.contains(&leak.volume) && cluster.finds(leak.volume, leak.shard) == Some(false);
+        let (buried, leaks): (Vec<Leak>, Vec<Leak>) = leaks.into_iter().partition(rotted);
         if !buried.is_empty() {
             cluster.sim.hit("encore: deleted shard whose tombstone has rotted");
         }
