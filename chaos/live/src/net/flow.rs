@@ -156,6 +156,8 @@ pub async fn carry(
                 Err(_) => return End::Closed,
             },
             read = read_some(&mut reader, &mut buffer, room), if wants && gate.is_none() => {
+                // What was asked for before these bytes were sent holds for them, also when this task has not heard of it.
+                let link = table.borrow().link(way.from, way.to).clone();
                 let lateness = lateness(&link, round_trip, buffer.len());
                 let through = match link.state.bytes_per_second {
                     Some(rate) => meters.take(way, buffer.len(), rate),

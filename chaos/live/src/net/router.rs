@@ -171,7 +171,7 @@ impl Work {
     /// Waits for packets or for the next one's time, and does what is to be done.
     fn step(&mut self) {
         let ready = self.wait();
-        self.table = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        self.look();
         for port in ready {
             for _ in 0..TURN_PACKETS {
                 let mut packet = self.spare.pop().unwrap_or_default();
@@ -179,6 +179,8 @@ impl Work {
                 match self.ports[port].tun.take(&mut packet) {
                     Ok(length) => {
                         packet.truncate(length);
+                        // What was asked for before this packet was sent holds for it.
+                        self.look();
                         self.send(packet);
                     }
                     // Nothing more waits; a device that is gone stays silent, which its host will notice.
@@ -190,6 +192,11 @@ impl Work {
             }
         }
         self.arrive();
+    }
+
+    /// Takes over what is asked of the links now.
+    fn look(&mut self) {
+        self.table = self.shared.lock().unwrap_or_else(PoisonError::into_inner).clone();
     }
 
     /// Numbers of the ports that have packets.
