@@ -21,7 +21,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::join_all;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use pacsvault_consensus::Replica;
 use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner};
 use pacsvault_core::{
@@ -67,6 +67,14 @@ struct Tally {
     read: u64,
     written: u64,
     wan: u64,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.read += other.read;
+        self.written += other.written;
+        self.wan += other.wan;
+    }
 }
 
 /// Why a shard could not be had from one volume.
@@ -265,8 +273,12 @@ impl Job<'_> {
         let mut tally = Tally::default();
         let mut copies: BTreeMap<ShardIndex, Copy> = BTreeMap::new();
         let mut absent = Vec::new();
-        for (shard, target) in &self.task.moves {
-            match self.copy(*shard, *target, &mut tally).await {
+        // All at once: holders that have just fallen silent each take their time, and meanwhile nobody else may work on this
+        // stripe here.
+        let asked = self.task.moves.iter().map(|(shard, target)| self.copy(*shard, *target));
+        for ((shard, _), (copy, read)) in self.task.moves.iter().zip(join_all(asked).await) {
+            tally.add(read);
+            match copy {
                 Some(copy) => drop(copies.insert(*shard, copy)),
                 None => absent.push(*shard),
             }
@@ -304,11 +316,14 @@ impl Job<'_> {
         }
     }
 
-    /// Its bytes may be read although they do not count: the node is there.
+    /// Its bytes may be read although they do not count: the node is there, by what is known now. A node that fell silent
+    /// since this began is asked no more once that is known.
     fn readable(&self, volume: VolumeId) -> bool {
+        let present = self.worker.replica.layout();
+        let layout = present.as_ref().unwrap_or(self.layout);
         let up = |state| matches!(state, NodeState::Up | NodeState::Suspect);
-        let served = self.layout.volumes.get(&volume).is_some_and(|known| known.state != VolumeState::Away);
-        served && self.layout.node_of(volume).is_some_and(|node| up(node.state))
+        let served = layout.volumes.get(&volume).is_some_and(|known| known.state != VolumeState::Away);
+        served && layout.node_of(volume).is_some_and(|node| up(node.state))
     }
 
     /// Where `shard` may lie whole: on its new home already, where the catalog has it, where it was before.
@@ -326,17 +341,18 @@ impl Job<'_> {
         holders
     }
 
-    /// One shard whole from a volume that has it.
-    async fn copy(&self, shard: ShardIndex, target: VolumeId, tally: &mut Tally) -> Option<Copy> {
+    /// One shard whole from a volume that has it, and what was moved for it.
+    async fn copy(&self, shard: ShardIndex, target: VolumeId) -> (Option<Copy>, Tally) {
+        let mut tally = Tally::default();
         for volume in self.holders(shard, Some(target)).into_iter().filter(|volume| self.readable(*volume)) {
-            if let Ok(copy) = self.read(shard, volume, tally).await {
+            if let Ok(copy) = self.read(shard, volume, &mut tally).await {
                 if volume == target {
                     pacsvault_core::sometimes!("recovery: returned copy adopted where it lies");
                 }
-                return Some(copy);
+                return (Some(copy), tally);
             }
         }
-        None
+        (None, tally)
     }
 
     async fn read(&self, shard: ShardIndex, volume: VolumeId, tally: &mut Tally) -> Result<Copy, Fault> {
@@ -435,31 +451,44 @@ impl Job<'_> {
     ) -> Result<Result<Vec<(ShardIndex, Bytes)>, String>, Fault> {
         pacsvault_core::sometimes!("recovery: repair looked for each shard by itself");
         let mut have = Vec::new();
-        let mut misses = Vec::new();
-        for shard in (0..=u8::MAX).map(ShardIndex).take(self.sealed.seal.code.total()) {
-            let target = self.task.moves.iter().find(|(moved, _)| *moved == shard).map(|(_, target)| *target);
-            let holders = self.holders(shard, target);
-            if holders.is_empty() {
-                misses.push(Miss { text: format!("shard {shard} was never durable"), surely: true });
-            }
-            let mut found = false;
-            for volume in holders {
-                match self.read(shard, volume, tally).await {
-                    Ok(copy) => {
-                        have.push((shard, copy.data));
-                        found = true;
-                        break;
-                    }
-                    Err(fault) => misses.push(self.miss(shard, volume, &fault)),
+        let mut misses = BTreeMap::new();
+        let all = (0..=u8::MAX).map(ShardIndex).take(self.sealed.seal.code.total());
+        let mut asked: FuturesUnordered<_> = all.map(|shard| self.look_for(shard)).collect();
+        while let Some((shard, found, missed, read)) = asked.next().await {
+            tally.add(read);
+            misses.insert(shard, missed);
+            if let Some(data) = found {
+                have.push((shard, data));
+                if have.len() >= k {
+                    return Ok(Ok(have));
                 }
             }
-            if found && have.len() >= k {
-                return Ok(Ok(have));
-            }
         }
+        let misses: Vec<Miss> = misses.into_values().flatten().collect();
         let told: Vec<String> = misses.iter().map(|miss| miss.text.clone()).collect();
         let text = format!("{} of {k} shards that are needed are sound: {}", have.len(), told.join("; "));
         if misses.iter().all(|miss| miss.surely) { Ok(Err(text)) } else { Err(failed(Class::Retry, text)) }
+    }
+
+    /// One shard from any of its holders that are there, why the others did not give it, and what was moved.
+    async fn look_for(&self, shard: ShardIndex) -> (ShardIndex, Option<Bytes>, Vec<Miss>, Tally) {
+        let (mut misses, mut tally) = (Vec::new(), Tally::default());
+        let target = self.task.moves.iter().find(|(moved, _)| *moved == shard).map(|(_, target)| *target);
+        let holders = self.holders(shard, target);
+        if holders.is_empty() {
+            misses.push(Miss { text: format!("shard {shard} was never durable"), surely: true });
+        }
+        for volume in holders {
+            let read = match self.readable(volume) {
+                true => self.read(shard, volume, &mut tally).await,
+                false => Err(Fault::new(Class::Retry, "PV-UNREACHABLE", "its node is not up")),
+            };
+            match read {
+                Ok(copy) => return (shard, Some(copy.data), misses, tally),
+                Err(fault) => misses.push(self.miss(shard, volume, &fault)),
+            }
+        }
+        (shard, None, misses, tally)
     }
 
     fn miss(&self, shard: ShardIndex, volume: VolumeId, fault: &Fault) -> Miss {

@@ -15,11 +15,16 @@ use pacsvault_core::{
     catalog::{Command, Outcome},
     health::report::Done,
     ids::{ShardIndex, StripeIndex, VolumeId},
-    layout::VolumeState,
+    layout::{NodeState, VolumeState},
     shard::ShardId,
 };
-use pacsvault_ports::{crash, peer::Class};
-use support::{STRIPE_BYTES, World, catalog, instance, pace, volume};
+use pacsvault_ports::{
+    crash,
+    peer::{Class, Fault},
+};
+use tokio::task::JoinHandle;
+
+use support::{STRIPE_BYTES, World, catalog, instance, node_id, pace, until, volume};
 
 const SHARD: u64 = STRIPE_BYTES as u64 / 4;
 
@@ -108,6 +113,43 @@ async fn shards_out_of_reach_are_waited_for_not_given_up() {
     let fault = healer.repair(world.task(id, &[(5, volume(5))])).await.unwrap_err();
     assert_eq!((fault.class, fault.code), (Class::Retry, "PV-REPAIR"));
     assert_eq!(world.puts.load(Ordering::SeqCst), 0);
+}
+
+/// A task that moves three shards of a stripe with every holder on a node that does not answer, once it waits for them.
+async fn waits_for_silent_holders(world: &Arc<World>) -> JoinHandle<Result<Done, Fault>> {
+    let id = world.store(1, catalog::ALL);
+    (0..6).for_each(|number| world.set_silent(number));
+    let healer = world.healer(6, pace());
+    let moves = [0, 1, 2].map(|shard| (shard, catalog::spare(shard)));
+    let task = world.task(id, &moves);
+    let ends = tokio::spawn(async move { healer.repair(task).await });
+    until("copies of all three are asked for", || world.calls_into_silence() == (3, 3)).await;
+    ends
+}
+
+#[tokio::test]
+async fn holders_that_fell_silent_are_waited_for_together() {
+    let world = World::new(true);
+    let ends = waits_for_silent_holders(&world).await;
+    world.give_up();
+    until("any that would do are asked for", || world.calls_into_silence() == (6, 9)).await;
+    world.give_up();
+    assert_eq!(ends.await.unwrap().unwrap_err().class, Class::Retry);
+    assert_eq!(world.calls_into_silence(), (0, 9));
+}
+
+#[tokio::test]
+async fn holders_that_are_known_to_be_down_since_are_asked_no_more() {
+    let world = World::new(true);
+    let ends = waits_for_silent_holders(&world).await;
+    for number in 0..6 {
+        let down = Command::SetNodeState { node: node_id(number), state: NodeState::Down };
+        assert_eq!(world.catalog().one(support::START, down), Outcome::Done);
+    }
+    world.give_up();
+    let fault = ends.await.unwrap().unwrap_err();
+    assert!(fault.class == Class::Retry && fault.message.contains("not up"), "{fault}");
+    assert_eq!(world.calls_into_silence(), (0, 3));
 }
 
 #[tokio::test]

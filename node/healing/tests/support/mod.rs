@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -30,6 +30,7 @@ use pacsvault_ports::{
     peer::{Class, Fault, Freshness, Peer, Reply, Request, ShardData, Target, VolumeStatus},
 };
 use pacsvault_runtime::TokioEnv;
+use tokio::sync::Notify;
 
 pub use catalog::{START, instance, volume};
 
@@ -46,6 +47,10 @@ pub struct World {
     shards: Mutex<Shards>,
     healers: Mutex<BTreeMap<NodeName, Arc<Healer>>>,
     dark: Mutex<BTreeSet<NodeName>>,
+    silent: Mutex<BTreeSet<NodeName>>,
+    patience: Notify,
+    waiting: AtomicUsize,
+    unheard: AtomicUsize,
     refusing: Mutex<BTreeSet<VolumeId>>,
     leader: AtomicU64,
     term: AtomicU64,
@@ -83,6 +88,10 @@ impl World {
             shards: Mutex::default(),
             healers: Mutex::default(),
             dark: Mutex::default(),
+            silent: Mutex::default(),
+            patience: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            unheard: AtomicUsize::new(0),
             refusing: Mutex::default(),
             leader: AtomicU64::new(1),
             term: AtomicU64::new(1),
@@ -107,6 +116,21 @@ impl World {
         } else {
             set.remove(&name)
         };
+    }
+
+    /// This node answers nothing any more, and nothing says so: callers wait, until [`World::give_up`].
+    pub fn set_silent(&self, number: u8) {
+        self.silent.lock().expect("no panic").insert(catalog::join(number).name);
+    }
+
+    /// Calls to silent nodes that wait, and those there ever were.
+    pub fn calls_into_silence(&self) -> (usize, usize) {
+        (self.waiting.load(Ordering::SeqCst), self.unheard.load(Ordering::SeqCst))
+    }
+
+    /// The time of all who wait for silent nodes is over.
+    pub fn give_up(&self) {
+        self.patience.notify_waiters();
     }
 
     pub fn set_refusing(&self, volume: VolumeId) {
@@ -280,6 +304,14 @@ impl Peer for Wire {
             let dark = |name: &NodeName| world.dark.lock().expect("no panic").contains(name);
             if to != from && (dark(&to) || dark(&from)) {
                 return Err(Fault::new(Class::Retry, "PV-UNREACHABLE", "no route"));
+            }
+            if world.silent.lock().expect("no panic").contains(&to) {
+                let given_up = world.patience.notified();
+                world.unheard.fetch_add(1, Ordering::SeqCst);
+                world.waiting.fetch_add(1, Ordering::SeqCst);
+                given_up.await;
+                world.waiting.fetch_sub(1, Ordering::SeqCst);
+                return Err(Fault::new(Class::Unknown, "PV-DEADLINE", "no answer"));
             }
             let healer = world.healers.lock().expect("no panic").get(&to).cloned();
             let healer = healer.ok_or_else(|| Fault::new(Class::Retry, "PV-NOT-MEMBER", "starting"));
