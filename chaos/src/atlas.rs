@@ -77,6 +77,17 @@ impl Atlas {
         allowed
     }
 
+    /// Whether these claims cover all that is damaged or was away for long, and `missing` besides.
+    pub fn covered_by(&self, claims: &Contract, missing: &BTreeSet<usize>) -> bool {
+        let all: BTreeSet<usize> = self.damage.keys().chain(&self.away).chain(missing).copied().collect();
+        claims.failures().iter().any(|clause| self.clause_covers(*clause, &all))
+    }
+
+    /// Whether something of this machine is damaged.
+    pub fn is_damaged(&self, machine: usize) -> bool {
+        self.damage.contains_key(&machine)
+    }
+
     /// How many machines are damaged.
     pub fn damaged(&self) -> usize {
         self.damage.len()

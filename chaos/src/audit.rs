@@ -4,7 +4,11 @@
 //! by a count of its own, not by the code under test. After the faults end the cluster must converge, take writes, and read
 //! everything acknowledged, also with any one site dark as far as receipts promise it.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use pacsvault_coordinator::{Coordinator, GetQuery, ShardCheck, ShardFinding, Stored};
 use pacsvault_core::{
@@ -25,7 +29,7 @@ use crate::{
     nemesis::Nemesis,
     operator::{AfterDrain, Operator},
     proof::{Why, kept, newest, record, survivor, whole},
-    recoding,
+    recoding, remnant,
     rng::SimRng,
     rows,
     run::phase,
@@ -258,6 +262,9 @@ pub(crate) async fn wait_converged(work: &Work) -> bool {
 /// Heals the cluster and holds it to everything that was promised.
 pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     let sim = &work.cluster.sim;
+    if let Some(how) = work.cluster.scenario.part {
+        remnant::trial(work, nemesis, how).await;
+    }
     phase(sim, "healing");
     nemesis.heal();
     if !heals(work, nemesis).await || !recoding::done(work, nemesis).await || !wait_converged(work).await {
@@ -274,23 +281,42 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     read_all(work, &reader, "after healing").await;
     read_every_version(work, &reader).await;
     verify_all(work, &reader).await;
-    phase(sim, "one site dark");
-    let site = rng.index(SITES);
-    for at in work.cluster.of_site(site) {
-        nemesis.down(at, Stop::Power);
-    }
-    work.cluster.sim.hit("everything read with one site dark");
-    let elsewhere = work.client((site + 1) % SITES).coordinator();
-    read_all(work, &elsewhere, "with a site dark").await;
+    let wrote = one_site_dark(work, nemesis, &mut rng).await;
     phase(sim, "encore");
     nemesis.heal();
-    if wait_converged(work).await {
+    if (!wrote || heals(work, nemesis).await) && wait_converged(work).await {
         match work.cluster.scenario.beyond {
             Some(how) => beyond::trial(work, nemesis, how).await,
             None => encore(work, nemesis, &mut rng).await,
         }
     }
     nemesis.operator.give_up();
+}
+
+/// Everything can be read without any one site, and a surviving one takes a write where the rest can keep the floor: true
+/// when it did. What was written so is below its contract until the site is back.
+async fn one_site_dark(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) -> bool {
+    let cluster = &work.cluster;
+    phase(&cluster.sim, "one site dark");
+    let site = rng.index(SITES);
+    let dark: BTreeSet<usize> = cluster.of_site(site).into_iter().collect();
+    dark.iter().for_each(|&at| nemesis.down(at, Stop::Power));
+    cluster.sim.hit("everything read with one site dark");
+    let elsewhere = work.client((site + 1) % SITES).coordinator();
+    read_all(work, &elsewhere, "with a site dark").await;
+    let layout = newest(cluster).and_then(|replica| replica.layout());
+    if !layout.is_some_and(|layout| remnant::floor_possible(cluster, &layout, &dark)) {
+        cluster.sim.hit("one site dark: too little left for the floor");
+        return false;
+    }
+    let writes_at = (site + 1 + rng.index(SITES - 1)) % SITES;
+    let wrote = takes_a_write(work, writes_at, 0, rng).await;
+    if wrote {
+        cluster.sim.hit("one site dark: took a write");
+    } else {
+        work.violation(format!("with site {site} dark no write is taken at site {writes_at}"));
+    }
+    wrote
 }
 
 /// People and nodes repair everything, in time.
@@ -446,7 +472,13 @@ async fn read_every_version(work: &Arc<Work>, reader: &Coordinator) {
 }
 
 /// Reads one version. `must`: it has to be there.
-async fn read_version(work: &Arc<Work>, reader: &Coordinator, key: usize, version: VersionNumber, must: Option<&str>) {
+pub(crate) async fn read_version(
+    work: &Arc<Work>,
+    reader: &Coordinator,
+    key: usize,
+    version: VersionNumber,
+    must: Option<&str>,
+) {
     let mut query = GetQuery::whole(key_name(key));
     query.version = Some(version);
     query.freshness = Freshness::Linearizable;

@@ -1,4 +1,5 @@
-//! What a run of many seeds must have met: every kind of fault, and every branch that product code marks.
+//! What a run of many seeds must have met: every kind of fault, every kind of part that had to suffice, and every branch that
+//! product code marks.
 //!
 //! **Invariants.** Marks are counted into the simulation that runs on the thread, and nowhere else. What is not asked for is named
 //! in [`EXCUSED`], with the reason.
@@ -7,7 +8,7 @@ use std::{cell::Cell, collections::BTreeMap};
 
 use pacsvault_core::probe;
 
-use crate::{exec::Sim, scenario::FAULTS};
+use crate::{exec::Sim, remnant, scenario::FAULTS};
 
 /// So many seeds meet everything; of fewer seeds nothing is asked.
 pub const SEEDS_FOR_ALL: usize = 1_000;
@@ -78,6 +79,7 @@ pub fn gaps(table: &BTreeMap<&'static str, (u64, u64)>) -> Vec<String> {
     let faults = FAULTS.into_iter().map(|fault| fault.name());
     let asked = |tag: &&str| !EXCUSED.iter().any(|(known, _)| known == tag);
     let wanted = faults.chain(probe::TAGS.iter().copied().filter(asked)).chain(MARKS.iter().copied());
+    let wanted = wanted.chain(remnant::MARKS.iter().copied());
     wanted.filter(|tag| !table.contains_key(tag)).map(|tag| format!("no seed met `{tag}`")).collect()
 }
 
@@ -90,6 +92,7 @@ mod tests {
         assert!(EXCUSED.iter().all(|(tag, why)| probe::is_known(tag) && !why.is_empty()));
         let faults = FAULTS.into_iter().map(|fault| fault.name());
         let everything = faults.chain(probe::TAGS.iter().copied()).chain(MARKS.iter().copied());
+        let everything = everything.chain(remnant::MARKS.iter().copied());
         let excused = |tag: &&str| EXCUSED.iter().any(|(known, _)| known == tag);
         let table: BTreeMap<_, _> = everything.filter(|tag| !excused(tag)).map(|tag| (tag, (1, 1))).collect();
         assert_eq!(gaps(&table), Vec::<String>::new());

@@ -4,7 +4,7 @@
 //! file of the machine is used inside a run. Nothing imports this crate.
 //!
 //! [`exec`] runs tasks, [`env`] and [`runtime`] lend it to our ports and to openraft, [`net`] connects the nodes; [`scenario`] draws a run, [`cluster`]
-//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`chronicle`], [`model`], [`proof`], [`rows`], [`leftovers`], [`recoding`] and
+//! and [`workload`] play it, [`nemesis`] breaks it as far as the [`atlas`] allows, [`operator`] does what people do about it, [`remnant`] leaves a part that must suffice, [`chronicle`], [`model`], [`proof`], [`rows`], [`leftovers`], [`recoding`] and
 //! [`audit`] judge it, [`run`] reports, [`coverage`] says what should have been met; [`trace`] tells a run, [`overrides`] change one by hand, [`minimise`] makes a
 //! failing one small.
 
@@ -28,6 +28,7 @@ pub mod overrides;
 pub mod progress;
 pub mod proof;
 pub mod recoding;
+pub mod remnant;
 pub mod rng;
 pub mod rows;
 pub mod run;

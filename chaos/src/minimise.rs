@@ -133,8 +133,11 @@ impl Search<'_> {
     }
 
     fn calm(&mut self) {
-        let calm: [(&str, Calm); 3] = [
+        let calm: [(&str, Calm); 6] = [
+            ("nothing beyond the contract", |candidate| candidate.no_beyond = true),
             ("no encore", |candidate| candidate.no_encore = true),
+            ("no part that must suffice", |candidate| candidate.no_part = true),
+            ("no upgrade", |candidate| candidate.no_upgrade = true),
             ("true clocks", |candidate| candidate.true_clocks = true),
             ("near sites", |candidate| candidate.near_sites = true),
         ];

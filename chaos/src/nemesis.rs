@@ -29,10 +29,20 @@ mod links;
 /// No pace takes anybody for down who is out of sight for so long: nothing is repaired for it.
 const UNNOTICED: Duration = Duration::from_millis(700);
 
+/// How a machine stays, whatever is due, until everything heals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stays {
+    /// Without power.
+    Dark,
+    /// Its process is stopped as SIGSTOP does; without power when it does not run.
+    Stopped,
+}
+
 /// The fault injector of one run.
 pub struct Nemesis {
     cluster: Arc<Cluster>,
     held: Mutex<BTreeSet<usize>>,
+    frozen: Mutex<BTreeSet<usize>>,
     /// What people do meanwhile.
     pub operator: Arc<Operator>,
     over: AtomicBool,
@@ -44,6 +54,7 @@ impl Nemesis {
         let nemesis = Arc::new(Self {
             cluster: Arc::clone(cluster),
             held: Mutex::default(),
+            frozen: Mutex::default(),
             operator: Operator::new(cluster),
             over: AtomicBool::new(false),
         });
@@ -54,6 +65,15 @@ impl Nemesis {
 
     fn held(&self) -> MutexGuard<'_, BTreeSet<usize>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn frozen(&self) -> MutexGuard<'_, BTreeSet<usize>> {
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether machine `at` is held down, or being worked on.
+    pub fn is_held(&self, at: usize) -> bool {
+        self.held().contains(&at)
     }
 
     async fn pause(&self, duration: Duration) {
@@ -99,8 +119,11 @@ impl Nemesis {
         !self.over.load(Ordering::Relaxed)
     }
 
-    /// Starts machine `at`.
+    /// Starts machine `at`, unless it is to stay as it is.
     pub fn up(&self, at: usize) {
+        if self.frozen().contains(&at) {
+            return;
+        }
         self.held().remove(&at);
         self.cluster.start(at);
     }
@@ -365,7 +388,11 @@ impl Nemesis {
         let lasts = self.grant(&[at], lasts);
         self.cluster.sim.hit(kind.name());
         self.cluster.sim.pause(life);
-        self.later(lasts, move |nemesis| nemesis.cluster.sim.resume(life));
+        self.later(lasts, move |nemesis| {
+            if !nemesis.frozen().contains(&at) {
+                nemesis.cluster.sim.resume(life);
+            }
+        });
     }
 
     fn change_rate(self: &Arc<Self>, at: usize, lasts: Duration, rng: &mut SimRng) {
@@ -393,26 +420,50 @@ impl Nemesis {
         }
     }
 
+    /// No fault begins any more; those that have begun go on.
+    pub fn end_faults(&self) {
+        self.over.store(true, Ordering::Relaxed);
+    }
+
+    /// Lets machines stay so until everything heals.
+    pub fn freeze(&self, machines: &BTreeSet<usize>, how: Stays) {
+        for &at in machines {
+            self.frozen().insert(at);
+            match self.cluster.life(at).filter(|_| how == Stays::Stopped) {
+                Some(life) => self.cluster.sim.pause(life),
+                None => self.down(at, Stop::Power),
+            }
+        }
+    }
+
     /// Ends every fault and starts every machine.
     pub fn heal(&self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.frozen().clear();
+        self.heal_rest();
+    }
+
+    /// As [`Nemesis::heal`], of all machines that are not frozen.
+    pub fn heal_rest(&self) {
+        self.end_faults();
+        let frozen = self.frozen().clone();
         self.cluster.net.heal();
         self.cluster.net.set_weather(Weather::fair());
-        self.held().clear();
-        self.each_disk(|disk| {
-            disk.set_thin_full(false);
-            disk.be_honest();
-            disk.end_stale_reads();
-        });
-        // A power loss still to come is put off for ever.
-        self.each_disk(|disk| disk.crash_at(u64::MAX));
-        for machine in self.cluster.machines().iter() {
+        self.held().retain(|at| frozen.contains(at));
+        for (_, machine) in self.cluster.machines().iter().enumerate().filter(|(at, _)| !frozen.contains(at)) {
+            for disk in machine.volumes.iter().map(|volume| &volume.disk) {
+                disk.set_thin_full(false);
+                disk.be_honest();
+                disk.end_stale_reads();
+                // A failure or a power loss still to come is put off for ever: later everything is whole, and counted on.
+                disk.fail_no_more();
+                disk.crash_at(u64::MAX);
+            }
             machine.speed.set(HEALTHY_MICROS);
             machine.fuse.light(0);
             machine.log.fail_at(u64::MAX, pacsvault_simkv::Fault::Before);
         }
-        self.drop_caches();
-        for at in 0..self.cluster.count() {
+        self.drop_caches(&frozen);
+        for at in (0..self.cluster.count()).filter(|at| !frozen.contains(at)) {
             if let Some(life) = self.cluster.life(at) {
                 self.cluster.sim.jump_wall(life, 0);
                 self.cluster.sim.resume(life);
@@ -423,11 +474,11 @@ impl Nemesis {
         }
     }
 
-    /// Takes the power from every machine with a disk that confirmed a write and kept it in its cache alone. No reading of a
+    /// Takes the power from every machine that is not frozen and has a disk that confirmed a write and kept it in its cache alone. No reading of a
     /// running node shows what is lost so; the next start does, and only what is seen is repaired. The loss was booked when
     /// the disk was told to lie.
-    fn drop_caches(&self) {
-        for at in 0..self.cluster.count() {
+    fn drop_caches(&self, frozen: &BTreeSet<usize>) {
+        for at in (0..self.cluster.count()).filter(|at| !frozen.contains(at)) {
             let owes = self.cluster.machines()[at].volumes.iter().any(|volume| volume.disk.owes_cached());
             if owes {
                 self.cluster.sim.hit("machine restarted whose disk kept a write in its cache alone");

@@ -72,6 +72,15 @@ impl Weather {
     }
 }
 
+/// What does not see what, whatever is cut and mended meanwhile.
+#[derive(Debug, Clone, Default)]
+pub struct Barrier {
+    /// Nobody in this site sees anybody outside, and the other way round.
+    pub site: Option<usize>,
+    /// From, to.
+    pub links: BTreeSet<(HostId, HostId)>,
+}
+
 struct Host {
     name: String,
     site: usize,
@@ -84,6 +93,7 @@ struct State {
     /// One-way latency in microseconds between sites.
     latency_micros: Vec<Vec<u64>>,
     cuts: BTreeSet<(HostId, HostId)>,
+    barrier: Barrier,
     /// Messages that wait in links which are held.
     held: BTreeMap<(HostId, HostId), Vec<oneshot::Sender<Duration>>>,
     /// Microseconds that a link takes longer.
@@ -107,6 +117,13 @@ enum Passage {
     Vanishes,
 }
 
+impl State {
+    fn bars(&self, from: HostId, to: HostId) -> bool {
+        let inside = |host: HostId| Some(self.hosts[host.0].site) == self.barrier.site;
+        inside(from) != inside(to) || self.barrier.links.contains(&(from, to))
+    }
+}
+
 impl Net {
     /// A network between sites with the given one-way latencies.
     pub fn new(sim: Sim, latency_micros: Vec<Vec<u64>>) -> Arc<Self> {
@@ -114,6 +131,7 @@ impl Net {
             hosts: Vec::new(),
             latency_micros,
             cuts: BTreeSet::new(),
+            barrier: Barrier::default(),
             held: BTreeMap::new(),
             slow: BTreeMap::new(),
             weather: Weather::fair(),
@@ -195,11 +213,18 @@ impl Net {
         }
     }
 
-    /// Removes every cut, releases what is held, and no link is slower than it should be.
+    /// Raises a barrier, which only [`Net::heal`] takes away.
+    pub fn raise(&self, barrier: Barrier) {
+        self.sim.event("barrier", &[barrier.links.len() as u64], || format!("{barrier:?}"));
+        self.state().barrier = barrier;
+    }
+
+    /// Removes every cut and barrier, releases what is held, and no link is slower than it should be.
     pub fn heal(&self) {
         let held: Vec<(HostId, HostId)> = {
             let mut state = self.state();
             state.cuts.clear();
+            state.barrier = Barrier::default();
             state.slow.clear();
             state.held.keys().copied().collect()
         };
@@ -272,7 +297,7 @@ impl Net {
         if from == to {
             return Passage::Arrives(Duration::from_micros(20));
         }
-        if state.cuts.contains(&(from, to)) {
+        if state.cuts.contains(&(from, to)) || state.bars(from, to) {
             self.sim.hit("message into a cut");
             self.sim.event("lost", &[from.0 as u64, to.0 as u64], || "into a cut".to_owned());
             return Passage::Vanishes;

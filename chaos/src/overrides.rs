@@ -35,6 +35,15 @@ pub struct Overrides {
     /// Nothing happens once everything was proven whole.
     #[arg(long)]
     pub no_encore: bool,
+    /// Everything heals at once when faults end, with no part that must suffice before.
+    #[arg(long)]
+    pub no_part: bool,
+    /// Nothing is destroyed beyond the contract in the end.
+    #[arg(long)]
+    pub no_beyond: bool,
+    /// The cluster begins in the present version.
+    #[arg(long)]
+    pub no_upgrade: bool,
     /// All clocks run true.
     #[arg(long)]
     pub true_clocks: bool,
@@ -95,6 +104,13 @@ impl Overrides {
         if self.no_encore {
             scenario.encore = Encore::Nothing;
         }
+        if self.no_part {
+            scenario.part = None;
+        }
+        if self.no_beyond {
+            scenario.beyond = None;
+        }
+        scenario.upgrade &= !self.no_upgrade;
         if self.true_clocks {
             scenario.clock_ppm = 0;
         }
@@ -131,9 +147,14 @@ impl fmt::Display for Overrides {
         if let Some(nodes) = self.nodes {
             write!(f, " --nodes {nodes}")?;
         }
-        for (set, name) in
-            [(self.no_encore, "no-encore"), (self.true_clocks, "true-clocks"), (self.near_sites, "near-sites")]
-        {
+        for (set, name) in [
+            (self.no_encore, "no-encore"),
+            (self.no_part, "no-part"),
+            (self.no_beyond, "no-beyond"),
+            (self.no_upgrade, "no-upgrade"),
+            (self.true_clocks, "true-clocks"),
+            (self.near_sites, "near-sites"),
+        ] {
             if set {
                 write!(f, " --{name}")?;
             }
@@ -157,12 +178,15 @@ mod tests {
     #[test]
     fn overrides_print_as_what_they_are_read_from() {
         let line = "x --bug volume-acks-before-sync --only crash,bit-rot --skip-fault 3,7 --fault-time 6500ms --clients 1 \
-                    --keys 2 --nodes 1 --no-encore --true-clocks --near-sites";
+                    --keys 2 --nodes 1 --no-encore --no-part --no-beyond --no-upgrade --true-clocks \
+                    --near-sites";
         let read = Line::try_parse_from(line.split_whitespace()).expect("valid options").overrides;
         assert_eq!(format!("x{read}"), line.split_whitespace().collect::<Vec<_>>().join(" "));
         let scenario = read.draw(5);
         assert_eq!((scenario.clients, scenario.keys, scenario.nodes_per_site), (1, 2, 1));
         assert!(scenario.skipped.contains(&7) && scenario.encore == Encore::Nothing && scenario.clock_ppm == 0);
+        assert_eq!(scenario.part, None);
+        assert!((0..50).all(|seed| read.draw(seed).beyond.is_none() && !read.draw(seed).upgrade));
         let none = Line::try_parse_from(["x", "--only", "none"]).expect("valid options").overrides;
         assert!((0..50).all(|seed| {
             let scenario = none.draw(seed);

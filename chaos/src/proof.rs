@@ -59,7 +59,12 @@ fn survivors(cluster: &Cluster) -> Stores {
 
 /// The replica that has applied most.
 pub(crate) fn newest(cluster: &Cluster) -> Option<Arc<dyn Replica>> {
-    let replicas = (0..cluster.count()).filter_map(|at| cluster.replica(at));
+    newest_of(cluster, |_| true)
+}
+
+/// The replica that has applied most of those on machines that are `wanted`.
+pub(crate) fn newest_of(cluster: &Cluster, wanted: impl Fn(usize) -> bool) -> Option<Arc<dyn Replica>> {
+    let replicas = (0..cluster.count()).filter(|at| wanted(*at)).filter_map(|at| cluster.replica(at));
     replicas.max_by_key(|replica| replica.status().applied)
 }
 
@@ -325,8 +330,14 @@ pub(crate) struct Standing {
 
 /// What is left on the disks of all that must live; `None` when no replica runs.
 pub(crate) fn standing(work: &Work) -> Option<Vec<Standing>> {
-    let replica = newest(&work.cluster)?;
-    let stores = survivors(&work.cluster);
+    standing_on(work, |_| true)
+}
+
+/// As [`standing`], with nothing but the disks and replicas of machines that are `wanted`.
+pub(crate) fn standing_on(work: &Work, wanted: impl Fn(usize) -> bool) -> Option<Vec<Standing>> {
+    let replica = newest_of(&work.cluster, &wanted)?;
+    let (mut stores, homes) = (survivors(&work.cluster), homes(&work.cluster));
+    stores.retain(|volume, _| homes.get(volume).is_some_and(|(at, _)| wanted(*at)));
     let of = |live: Live| {
         let sealed = kept(replica.as_ref(), &live)?;
         let shards = expected(&live.content, &sealed);

@@ -130,6 +130,47 @@ pub enum Beyond {
     JustTooMuch,
 }
 
+/// What stays broken when faults end, so that the rest must suffice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// A site has no power.
+    SiteDark,
+    /// A site runs, and sees nobody outside.
+    SiteCut,
+    /// One or two nodes have no power.
+    NodesDark,
+    /// One or two processes are stopped, and hold their connections.
+    NodesStopped,
+    /// Two nodes do not see each other, or one does not hear the other.
+    LinkCut,
+    /// Nodes of two sites do not see each other, or do not hear the others.
+    SitesCut,
+}
+
+/// All kinds, in the order in which they are tried when the drawn one does not fit.
+pub const MISSING: [Missing; 6] = [
+    Missing::NodesDark,
+    Missing::SiteDark,
+    Missing::SiteCut,
+    Missing::NodesStopped,
+    Missing::LinkCut,
+    Missing::SitesCut,
+];
+
+impl Missing {
+    /// Its name in the coverage table.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SiteDark => "part: a site dark",
+            Self::SiteCut => "part: a site cut off",
+            Self::NodesDark => "part: nodes dark",
+            Self::NodesStopped => "part: nodes stopped",
+            Self::LinkCut => "part: a link between nodes cut",
+            Self::SitesCut => "part: links between two sites cut",
+        }
+    }
+}
+
 /// One run, as drawn.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -173,6 +214,8 @@ pub struct Scenario {
     pub sweep_every: Duration,
     /// What happens once everything was proven whole.
     pub encore: Encore,
+    /// When faults end a part must suffice, without this.
+    pub part: Option<Missing>,
     /// In the end more is destroyed than any contract covers.
     pub beyond: Option<Beyond>,
     /// The cluster is founded by the release before, and upgraded node by node while faults last.
@@ -280,6 +323,7 @@ impl Scenario {
                 Encore::WipeSite,
                 Encore::Retire,
             ]),
+            part: None,
             beyond: rng.chance(60).then(|| *rng.pick(&[Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch])),
             upgrade: rng.chance(120),
             knobs: Knobs::draw(rng),
@@ -301,6 +345,7 @@ impl Scenario {
                 scenario.encore = Encore::Recode;
             }
         }
+        scenario.part = rng.chance(700).then(|| *rng.pick(&MISSING));
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario
     }
@@ -369,6 +414,9 @@ mod tests {
         assert!(others.clone().any(|(one, other)| one.contract != other.contract));
         for beyond in [Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch] {
             assert!((0..300).any(|seed| Scenario::draw(seed).beyond == Some(beyond)), "{beyond:?}");
+        }
+        for missing in MISSING {
+            assert!((0..100).any(|seed| Scenario::draw(seed).part == Some(missing)), "{missing:?}");
         }
         for nodes in 1..=4 {
             assert!((0..100).any(|seed| Scenario::draw(seed).nodes_per_site == nodes));

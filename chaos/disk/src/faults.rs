@@ -61,6 +61,11 @@ impl SimDisk {
         self.state().faults.fail.insert(kind, (nth, error));
     }
 
+    /// Plans no failing call any more. What has failed stays so.
+    pub fn fail_no_more(&self) {
+        self.state().faults.fail.clear();
+    }
+
     /// Lets every write into existing files fail for want of room, as when a thin volume runs out; or ends that.
     pub fn set_thin_full(&self, thin_full: bool) {
         self.state().faults.thin_full = thin_full;
