@@ -173,18 +173,18 @@ impl Nemesis {
         let site = rng.index(SITES);
         let short = rng.micros(20_000, 3_000_000);
         match kind {
-            Fault::Crash => self.take_down(&[one], Stop::Process, short, kind),
-            Fault::PowerLoss => self.take_down(&[one], Stop::Power, short, kind),
+            Fault::Crash => self.take_down(&[one], Stop::Process, short, (kind, rng)),
+            Fault::PowerLoss => self.take_down(&[one], Stop::Power, short, (kind, rng)),
             Fault::PowerLossInOperation => self.lose_power_in_operation(one, rng),
-            Fault::SitePowerLoss => self.take_down(&cluster.of_site(site), Stop::Power, short, kind),
+            Fault::SitePowerLoss => self.take_down(&cluster.of_site(site), Stop::Power, short, (kind, rng)),
             Fault::MajorityPowerLoss => {
                 let spared = cluster.of_site(site);
                 let victims: Vec<usize> = (0..cluster.count()).filter(|at| !spared.contains(at)).collect();
-                self.take_down(&victims, Stop::Power, short, kind);
+                self.take_down(&victims, Stop::Power, short, (kind, rng));
             }
             Fault::TotalPowerLoss => {
                 let victims: Vec<usize> = (0..cluster.count()).collect();
-                self.take_down(&victims, Stop::Power, short, kind);
+                self.take_down(&victims, Stop::Power, short, (kind, rng));
             }
             Fault::CutOneWay
             | Fault::IsolateSite
@@ -275,7 +275,7 @@ impl Nemesis {
             Fault::LeaderCrash => {
                 let how = *rng.pick(&[Stop::Process, Stop::Power]);
                 if let Some(at) = self.leader_at() {
-                    self.take_down(&[at], how, short, kind);
+                    self.take_down(&[at], how, short, (kind, rng));
                 }
             }
             Fault::CrashInRepair => self.set_trap(Trap::Repair, kind, rng),
@@ -327,6 +327,7 @@ impl Nemesis {
         let nemesis = Arc::clone(self);
         let (after, how) = (rng.micros(0, 120_000), *rng.pick(&[Stop::Process, Stop::Power]));
         let (who, lasts) = (rng.index(3), rng.micros(20_000, 3_000_000));
+        let mut own = rng.fork();
         self.cluster.net.set_trap(
             trap,
             Box::new(move |from, to| {
@@ -338,7 +339,7 @@ impl Nemesis {
                 let Some(victim) = victim else { return };
                 nemesis.later(after, move |nemesis| {
                     if nemesis.faults_last() {
-                        nemesis.take_down(&[victim], how, lasts, kind);
+                        nemesis.take_down(&[victim], how, lasts, (kind, &mut own));
                     }
                 });
             }),
@@ -410,11 +411,11 @@ impl Nemesis {
         if lasts <= UNNOTICED || self.cluster.atlas().away(machines) { lasts } else { UNNOTICED }
     }
 
-    fn take_down(self: &Arc<Self>, victims: &[usize], how: Stop, longest: Duration, kind: Fault) {
+    fn take_down(self: &Arc<Self>, victims: &[usize], how: Stop, longest: Duration, (kind, rng): (Fault, &mut SimRng)) {
         self.cluster.sim.hit(kind.name());
         for &at in victims {
             self.down(at, how);
-            let back = self.cluster.sim.random(|rng| rng.below(crate::exec::nanos(longest) + 1));
+            let back = rng.below(crate::exec::nanos(longest) + 1);
             let back = self.grant(&[at], Duration::from_nanos(back));
             self.later(back + Duration::from_millis(10), move |nemesis| nemesis.up(at));
         }
