@@ -31,7 +31,7 @@ use crate::{
     atlas::{Atlas, Part},
     chronicle::Chronicle,
     env::SimEnv,
-    exec::{Life, PowerLost, Sim},
+    exec::{ClockSkew, Life, PowerLost, Sim},
     faulty::{Heard, Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
     machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
@@ -50,6 +50,19 @@ pub enum Stop {
     Process,
     /// No power: unsynced bytes are gone, connections time out.
     Power,
+}
+
+/// A client process at work, as faults see it.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientAt {
+    /// On the network.
+    pub host: HostId,
+    /// Where it stands.
+    pub site: usize,
+    /// Its process.
+    pub life: Life,
+    /// How its clock is wrong when no fault makes it worse.
+    pub skew: ClockSkew,
 }
 
 /// All machines and the network between them.
@@ -72,6 +85,7 @@ pub struct Cluster {
     asked: Mutex<BTreeMap<Uid, BTreeSet<ProfileName>>>,
     /// Machines whose node has ended by itself: it is told once.
     ended: Mutex<BTreeSet<usize>>,
+    clients: Mutex<BTreeMap<HostId, ClientAt>>,
     operator: HostId,
 }
 
@@ -113,6 +127,7 @@ impl Cluster {
             gone: Mutex::default(),
             asked: Mutex::default(),
             ended: Mutex::default(),
+            clients: Mutex::default(),
             operator,
         })
     }
@@ -125,6 +140,21 @@ impl Cluster {
     /// Which cluster it is.
     pub fn id(&self) -> ClusterId {
         self.id
+    }
+
+    /// Clients at work, which faults may meet.
+    pub fn clients(&self) -> Vec<ClientAt> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).values().copied().collect()
+    }
+
+    /// A client is at work from now on.
+    pub fn enter(&self, client: ClientAt) {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).insert(client.host, client);
+    }
+
+    /// The client of `host` is not at work any more.
+    pub fn leave(&self, host: HostId) {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner).remove(&host);
     }
 
     /// Volumes whose disks were damaged: they count as lost.

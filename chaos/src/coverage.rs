@@ -45,6 +45,14 @@ pub const EXCUSED: &[(&str, &str)] = &[
     ("recovery: write refused while an old copy is being deleted", RARE),
 ];
 
+/// What faults meet besides machines.
+pub const CLIENTS: &[&str] = &[
+    "clients cut off with their site",
+    "clients stopped with their site",
+    "link of a client disturbed",
+    "write refused: its client's clock is more than a day wrong",
+];
+
 thread_local! {
     static INSTRUMENT: Cell<bool> = const { Cell::new(false) };
 }
@@ -78,8 +86,8 @@ pub fn as_instrument<T>(work: impl FnOnce() -> T) -> T {
 pub fn gaps(table: &BTreeMap<&'static str, (u64, u64)>) -> Vec<String> {
     let faults = FAULTS.into_iter().map(|fault| fault.name());
     let asked = |tag: &&str| !EXCUSED.iter().any(|(known, _)| known == tag);
-    let wanted = faults.chain(probe::TAGS.iter().copied().filter(asked)).chain(MARKS.iter().copied());
-    let wanted = wanted.chain(remnant::MARKS.iter().copied());
+    let own = MARKS.iter().chain(remnant::MARKS).chain(CLIENTS).copied();
+    let wanted = faults.chain(own).chain(probe::TAGS.iter().copied().filter(asked));
     wanted.filter(|tag| !table.contains_key(tag)).map(|tag| format!("no seed met `{tag}`")).collect()
 }
 
@@ -90,9 +98,8 @@ mod tests {
     #[test]
     fn excuses_are_for_marks_that_there_are() {
         assert!(EXCUSED.iter().all(|(tag, why)| probe::is_known(tag) && !why.is_empty()));
-        let faults = FAULTS.into_iter().map(|fault| fault.name());
-        let everything = faults.chain(probe::TAGS.iter().copied()).chain(MARKS.iter().copied());
-        let everything = everything.chain(remnant::MARKS.iter().copied());
+        let own = MARKS.iter().chain(remnant::MARKS).chain(CLIENTS).copied();
+        let everything = FAULTS.into_iter().map(|fault| fault.name()).chain(own).chain(probe::TAGS.iter().copied());
         let excused = |tag: &&str| EXCUSED.iter().any(|(known, _)| known == tag);
         let table: BTreeMap<_, _> = everything.filter(|tag| !excused(tag)).map(|tag| (tag, (1, 1))).collect();
         assert_eq!(gaps(&table), Vec::<String>::new());

@@ -402,6 +402,11 @@ impl Sim {
         honest.saturating_add_signed(state.life(life).skew.wall_offset_millis)
     }
 
+    /// By how many milliseconds the wall clock of `life` is ahead of the true one.
+    pub fn wall_offset(&self, life: Life) -> i64 {
+        self.state().life(life).skew.wall_offset_millis
+    }
+
     /// Moves the wall clock of `life` to `offset_millis` ahead of the true one.
     pub fn jump_wall(&self, life: Life, offset_millis: i64) {
         self.state().lives[life.0 as usize].skew.wall_offset_millis = offset_millis;

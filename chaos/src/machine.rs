@@ -163,17 +163,20 @@ pub(crate) fn id_bytes(sim: &Sim) -> [u8; 16] {
     sim.random(|rng| rng.bytes(16)).try_into().expect("16 bytes were asked for")
 }
 
+/// How wrong a clock of this scenario is.
+pub(crate) fn draw_skew(rng: &mut SimRng, scenario: &Scenario) -> ClockSkew {
+    let most = i64::try_from(scenario.clock_ppm).unwrap_or(0);
+    let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0) - most;
+    ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
+}
+
 impl Machine {
     /// A machine with empty disks for a node of that name.
     pub fn new(sim: &Sim, host: HostId, scenario: &Scenario, site: usize, name: &str) -> Self {
         let fuse = Arc::new(Fuse::default());
         let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
         let volumes = (0..count).map(|_| SimVolume::new(sim, &fuse)).collect();
-        let skew = sim.random(|rng| {
-            let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0)
-                - i64::try_from(scenario.clock_ppm).unwrap_or(0);
-            ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
-        });
+        let skew = sim.random(|rng| draw_skew(rng, scenario));
         Self {
             host,
             name: name.parse().expect("a valid name"),

@@ -176,7 +176,10 @@ impl Nemesis {
             Fault::Crash => self.take_down(&[one], Stop::Process, short, (kind, rng)),
             Fault::PowerLoss => self.take_down(&[one], Stop::Power, short, (kind, rng)),
             Fault::PowerLossInOperation => self.lose_power_in_operation(one, rng),
-            Fault::SitePowerLoss => self.take_down(&cluster.of_site(site), Stop::Power, short, (kind, rng)),
+            Fault::SitePowerLoss => {
+                self.take_down(&cluster.of_site(site), Stop::Power, short, (kind, rng));
+                self.clients_out(site, short, rng);
+            }
             Fault::MajorityPowerLoss => {
                 let spared = cluster.of_site(site);
                 let victims: Vec<usize> = (0..cluster.count()).filter(|at| !spared.contains(at)).collect();
@@ -224,6 +227,7 @@ impl Nemesis {
             Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
             Fault::ClientCrash => {}
+            Fault::PausedClient | Fault::ClientClock => self.hurt_client(kind, rng),
             Fault::LongAbsence
             | Fault::LeaderCrash
             | Fault::CrashInRepair
@@ -262,6 +266,7 @@ impl Nemesis {
                 if cluster.atlas().away(&dark) {
                     cluster.sim.hit(kind.name());
                     dark.iter().for_each(|&at| self.down(at, how));
+                    self.clients_out(site, lasts, rng);
                     self.later(lasts, move |nemesis| dark.iter().for_each(|&at| nemesis.up(at)));
                 }
             }

@@ -9,17 +9,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::{Either, select};
+use futures::{
+    channel::oneshot,
+    future::{Either, select},
+};
 use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner, Stored};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{LogIndex, ObjectKey, VersionNumber},
-    limits::WRITE_WINDOW_MILLIS,
 };
 use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, List};
 
 use crate::{
-    cluster::{Cluster, site_name},
+    cluster::{ClientAt, Cluster, site_name},
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life},
     machine::HEALTHY_MICROS,
@@ -29,14 +31,14 @@ use crate::{
     scenario::{Fault as FaultKind, SITES},
 };
 
+mod clocks;
+
 /// Share of writes whose client's clock is so wrong that they are about to expire, in 1,000.
 const LATE_PER_MILLE: u64 = 25;
 /// How long a client tries, unless it is impatient.
 const PATIENCE: Duration = Duration::from_secs(6);
 /// Share of impatient clients, in 1,000.
 const IMPATIENT_PER_MILLE: u64 = 350;
-/// How long before or after it expires such an attempt begins, at most.
-const LATE_SPARE_MILLIS: u64 = 3_000;
 
 /// Figures of one run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -157,11 +159,12 @@ impl Work {
             session,
             life: Life::HARNESS,
             coordinator: None,
+            skew: ClockSkew::default(),
             rng: cluster.sim.random(SimRng::fork),
-            ahead_millis: 0,
             unknown: None,
             patience: PATIENCE,
         };
+        client.skew = crate::machine::draw_skew(&mut client.rng, &cluster.scenario);
         client.connect();
         client
     }
@@ -176,8 +179,8 @@ pub struct Client {
     life: Life,
     coordinator: Option<Coordinator>,
     rng: SimRng,
-    /// How far its clock is ahead of ours.
-    ahead_millis: i64,
+    /// How its clock is wrong.
+    skew: ClockSkew,
     /// A write whose outcome was unknown, to be tried again with the same content.
     unknown: Option<(usize, Bytes)>,
     /// How long it tries.
@@ -187,7 +190,7 @@ pub struct Client {
 impl Client {
     fn connect(&mut self) {
         let cluster = &self.work.cluster;
-        self.life = cluster.sim.begin_life(format!("client-{}", self.session), ClockSkew::default());
+        self.life = cluster.sim.begin_life(format!("client-{}", self.session), self.skew);
         let env = Arc::new(SimEnv::new(cluster.sim.clone(), self.life, WorkSpeed::new(HEALTHY_MICROS)));
         let peer = cluster.net.peer(self.host, self.life, Caller::Gateway(format!("client-{}", self.session)));
         let first = self.rng.index(cluster.count());
@@ -209,18 +212,47 @@ impl Client {
 
     /// Its clock shows so much more than ours.
     pub fn set_clock(&mut self, ahead_millis: i64) {
-        self.ahead_millis = ahead_millis;
+        self.skew.wall_offset_millis = ahead_millis;
         self.work.cluster.sim.jump_wall(self.life, ahead_millis);
     }
 
-    /// The process dies: everything it was doing is dropped, and what it knew is gone.
-    fn crash(self) -> Self {
-        let Self { work, site, life, coordinator, session, .. } = self;
+    /// Its place in the cluster, as faults see it.
+    fn place(&self) -> ClientAt {
+        ClientAt { host: self.host, site: self.site, life: self.life, skew: self.skew }
+    }
+
+    /// One operation, as a task of the client's own process: when that is stopped, so is the operation. With `dies_after` the
+    /// process dies so much later, unless the operation has ended: everything it was doing is dropped, and what it knew is gone.
+    async fn operate(self, dies_after: Option<Duration>) -> Self {
+        let (work, session, place) = (Arc::clone(&self.work), self.session, self.place());
+        let sim = work.cluster.sim.clone();
+        let (done, ended) = oneshot::channel();
+        let mut client = self;
+        let task = async move {
+            client.step().await;
+            // Who waits for it waits until it comes, or kills this task.
+            drop(done.send(client));
+        };
+        sim.spawn(place.life, Box::pin(task));
+        let returned = match dies_after {
+            None => ended.await,
+            Some(after) => match select(ended, sim.sleep(Life::HARNESS, after)).await {
+                Either::Left((returned, _)) => returned,
+                Either::Right(_) => Err(oneshot::Canceled),
+            },
+        };
+        if let Ok(client) = returned {
+            return client;
+        }
         work.model(|model| model.died(session));
-        work.cluster.sim.kill(life);
-        work.cluster.sim.within(life, || drop(coordinator));
-        work.cluster.sim.hit(FaultKind::ClientCrash.name());
-        work.client(site)
+        work.cluster.leave(place.host);
+        if sim.alive(place.life) {
+            sim.hit(FaultKind::ClientCrash.name());
+            sim.kill(place.life);
+        }
+        let next = work.client(place.site);
+        work.cluster.enter(next.place());
+        next
     }
 
     /// Works until `until`.
@@ -231,24 +263,16 @@ impl Client {
             self.patience = self.rng.micros(150_000, 1_500_000);
             self.connect();
         }
-        let crashes = self.work.cluster.scenario.has(FaultKind::ClientCrash);
+        let cluster = Arc::clone(&self.work.cluster);
+        cluster.enter(self.place());
+        let crashes = cluster.scenario.has(FaultKind::ClientCrash);
         while sim.now() < until {
-            if crashes && self.rng.chance(60) {
-                let patience = self.rng.micros(100, 400_000);
-                let pause = sim.sleep(Life::HARNESS, patience);
-                let interrupted = {
-                    let step = Box::pin(self.step());
-                    matches!(select(step, pause).await, Either::Right(_))
-                };
-                if interrupted {
-                    self = self.crash();
-                }
-            } else {
-                self.step().await;
-            }
-            let pause = self.rng.micros(100, self.work.cluster.scenario.mix.pause_micros);
+            let dies_after = (crashes && self.rng.chance(60)).then(|| self.rng.micros(100, 400_000));
+            self = self.operate(dies_after).await;
+            let pause = self.rng.micros(100, cluster.scenario.mix.pause_micros);
             sim.sleep(Life::HARNESS, pause).await;
         }
+        cluster.leave(self.host);
     }
 
     /// The key of the next operation.
@@ -325,10 +349,12 @@ impl Client {
             header.declared_size_bytes = Some(content.len() as u64);
         }
         let late = self.rng.chance(LATE_PER_MILLE);
+        let usual = work.cluster.sim.wall_offset(self.life);
         let expired = late && self.date_back();
         let mut upload = self.coordinator().begin_put(header);
-        work.cluster.sim.jump_wall(self.life, self.ahead_millis);
+        work.cluster.sim.jump_wall(self.life, usual);
         let instance = upload.instance();
+        let astray = !late && self.is_astray(instance.time().0);
         let put = work.model(|model| model.begin_put(self.session, (key, &name), content.clone(), instance));
         self.tell("call", key, || format!("put {} bytes as {instance}", content.len()));
         let cut = self.rng.index(content.len() + 1);
@@ -341,11 +367,9 @@ impl Client {
         };
         match result.await {
             Ok(stored) => {
-                if expired && stored.first {
-                    work.violation(format!(
-                        "attempt {} had expired before it began, and was sealed",
-                        stored.sealed.seal.instance
-                    ));
+                if (expired || astray) && stored.first {
+                    let why = if expired { "had expired before it began" } else { "began more than a day off" };
+                    work.violation(format!("attempt {} {why}, and was sealed", stored.sealed.seal.instance));
                 }
                 self.trace_ack(&stored);
                 work.model(|model| model.acked(put, &stored.sealed, stored.first));
@@ -374,6 +398,11 @@ impl Client {
                 work.model(|model| model.put_refused(put));
                 work.count(|figures| figures.refused += 1);
             }
+            Err(fault) if astray && matches!(fault.code, "PV-WINDOW-CLOSED" | "PV-REJECTED") => {
+                work.cluster.sim.hit("write refused: its client's clock is more than a day wrong");
+                work.model(|model| model.put_refused(put));
+                work.count(|figures| figures.refused += 1);
+            }
             // It was stored, and deleted before the answer arrived.
             Err(fault) if fault.code == "PV-DELETED" => {
                 work.model(|model| model.put_unknown(put));
@@ -387,19 +416,6 @@ impl Client {
             }
         }
         None
-    }
-
-    /// Sets the client's clock so far back that an attempt begun now is about to expire, or has: it may be sealed just in time,
-    /// or be refused, and what it leaves is soon swept. True when it must be refused.
-    fn date_back(&mut self) -> bool {
-        let cluster = &self.work.cluster;
-        let Some(replica) = crate::proof::newest(cluster) else { return false };
-        let horizon = replica.catalog_time().0.saturating_sub(WRITE_WINDOW_MILLIS);
-        let began = (horizon + self.rng.below(2 * LATE_SPARE_MILLIS)).saturating_sub(LATE_SPARE_MILLIS);
-        let offset = i128::from(began) - i128::from(cluster.sim.wall_millis(Life::HARNESS));
-        cluster.sim.jump_wall(self.life, i64::try_from(offset).unwrap_or(0));
-        // Catalog time only grows: what has expired for one replica has for the log.
-        began < horizon
     }
 
     /// A row of the trace.
@@ -565,11 +581,11 @@ impl Client {
 }
 
 /// Starts the scenario's clients; each works until `until`.
-pub fn start_clients(work: &Arc<Work>, until: Duration) -> Vec<futures::channel::oneshot::Receiver<()>> {
+pub fn start_clients(work: &Arc<Work>, until: Duration) -> Vec<oneshot::Receiver<()>> {
     let sim = &work.cluster.sim;
     let clients = (0..work.cluster.scenario.clients).map(|number| {
         let client = work.client(number % SITES);
-        let (done, ended) = futures::channel::oneshot::channel();
+        let (done, ended) = oneshot::channel();
         sim.spawn(
             Life::HARNESS,
             Box::pin(async move {

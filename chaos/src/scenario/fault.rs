@@ -44,6 +44,10 @@ pub enum Fault {
     TransferLeader,
     /// A client stops in the middle of a write.
     ClientCrash,
+    /// A client's process is stopped for seconds, and goes on with whatever it was doing.
+    PausedClient,
+    /// A client's wall clock is wrong for a while: by up to an hour, or so much that nothing it writes may be stored.
+    ClientClock,
     /// A node is down for longer than repair waits.
     LongAbsence,
     /// The leader's process dies, or loses power.
@@ -97,7 +101,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 43] = [
+pub const FAULTS: [Fault; 45] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -116,6 +120,8 @@ pub const FAULTS: [Fault; 43] = [
     Fault::ClockJump,
     Fault::TransferLeader,
     Fault::ClientCrash,
+    Fault::PausedClient,
+    Fault::ClientClock,
     Fault::LongAbsence,
     Fault::LeaderCrash,
     Fault::CrashInRepair,
@@ -165,6 +171,8 @@ impl Fault {
             Self::ClockJump => "fault: wall clock jumps",
             Self::TransferLeader => "fault: leadership moved",
             Self::ClientCrash => "fault: client crash",
+            Self::PausedClient => "fault: client paused",
+            Self::ClientClock => "fault: client's clock wrong",
             Self::LongAbsence => "fault: node away for long",
             Self::LeaderCrash => "fault: leader crashes",
             Self::CrashInRepair => "fault: crash during a repair",
