@@ -331,8 +331,9 @@ impl Client {
             }
         }
         let len = match self.rng.weighted(&mix.sizes) {
-            0 => 0,
-            1 => self.rng.range(8, 400),
+            // Empty content is always the same.
+            0 if self.repeats() => 0,
+            0 | 1 => self.rng.range(8, 400),
             _ => self.rng.range(400, 6_000),
         };
         let len = usize::try_from(len).expect("a few thousand");
