@@ -310,6 +310,33 @@ impl Cluster {
         Some(!matches!(store.store().header(shard), Err(pacsvault_volume::Error::NotFound { .. })))
     }
 
+    /// The wall clock of machine `at` shows so much more than the true one, also after a restart.
+    pub fn set_wall(&self, at: usize, ahead_millis: i64) {
+        self.machines()[at].skew.wall_offset_millis = ahead_millis;
+        if let Some(life) = self.life(at) {
+            self.sim.jump_wall(life, ahead_millis);
+        }
+    }
+
+    /// The monotonic clock of machine `at` runs at another rate, also after a restart; `None`: at its usual one.
+    pub fn set_rate(&self, at: usize, rate_ppm: Option<i32>) {
+        let rate = {
+            let machine = &mut self.machines()[at];
+            machine.skew.rate_ppm = rate_ppm.unwrap_or(machine.usual.rate_ppm);
+            machine.skew.rate_ppm
+        };
+        if let Some(life) = self.life(at) {
+            self.sim.set_rate(life, rate);
+        }
+    }
+
+    /// The clocks of machine `at` are as wrong as they always are, and no more.
+    pub fn set_clocks_right(&self, at: usize) {
+        let usual = self.machines()[at].usual.wall_offset_millis;
+        self.set_wall(at, usual);
+        self.set_rate(at, None);
+    }
+
     /// True when machine `at` is stopped, or its life has ended by itself.
     pub fn is_down(&self, at: usize) -> bool {
         self.life(at).is_none()

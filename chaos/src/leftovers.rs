@@ -68,9 +68,7 @@ pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
         let day = if jump == 0 { 0 } else { i64::try_from(WRITE_WINDOW_MILLIS).expect("a day") };
         let ahead = day + 2 * HOUR_MILLIS * (jump + 1);
         for at in 0..cluster.count() {
-            if let Some(life) = cluster.life(at) {
-                cluster.sim.jump_wall(life, ahead);
-            }
+            cluster.set_wall(at, ahead);
         }
         if !takes_a_write(work, rng.index(SITES), ahead, rng).await {
             work.violation("the healed cluster does not take a write hours later");

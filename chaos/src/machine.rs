@@ -154,7 +154,10 @@ pub struct Machine {
     /// Version of commands that its program understands.
     pub format: u32,
     pub(crate) registry: Arc<MemoryRegistry>,
+    /// How its clocks are wrong now: a restart does not set them right.
     pub(crate) skew: ClockSkew,
+    /// How they are wrong when no fault makes it worse.
+    pub(crate) usual: ClockSkew,
     pub(crate) running: Option<Running>,
 }
 
@@ -165,9 +168,12 @@ pub(crate) fn id_bytes(sim: &Sim) -> [u8; 16] {
 
 /// How wrong a clock of this scenario is.
 pub(crate) fn draw_skew(rng: &mut SimRng, scenario: &Scenario) -> ClockSkew {
-    let most = i64::try_from(scenario.clock_ppm).unwrap_or(0);
-    let ppm = i64::try_from(rng.below(2 * scenario.clock_ppm + 1)).unwrap_or(0) - most;
-    ClockSkew { rate_ppm: i32::try_from(ppm).unwrap_or(0), wall_offset_millis: 0 }
+    let mut around = |most: u64| {
+        let drawn = i64::try_from(rng.below(2 * most + 1)).unwrap_or(0);
+        drawn - i64::try_from(most).unwrap_or(0)
+    };
+    let rate = around(scenario.clock_ppm);
+    ClockSkew { rate_ppm: i32::try_from(rate).unwrap_or(0), wall_offset_millis: around(scenario.clock_off_millis) }
 }
 
 impl Machine {
@@ -192,6 +198,7 @@ impl Machine {
             format: FORMAT_VERSION,
             registry: Arc::default(),
             skew,
+            usual: skew,
             running: None,
         }
     }

@@ -219,10 +219,9 @@ impl Nemesis {
                 log.fail_at(log.operations() + rng.below(10), how);
             }
             Fault::ClockJump => {
-                let Some(life) = cluster.life(one) else { return };
                 cluster.sim.hit(kind.name());
                 let ahead = i64::try_from(rng.below(7_200_000)).unwrap_or(0) - 3_600_000;
-                cluster.sim.jump_wall(life, ahead);
+                cluster.set_wall(one, ahead);
             }
             Fault::TransferLeader => self.transfer_leader(one),
             // Clients see to this themselves.
@@ -403,11 +402,9 @@ impl Nemesis {
 
     fn change_rate(self: &Arc<Self>, at: usize, lasts: Duration, rng: &mut SimRng) {
         let rate = *rng.pick(&[-300_000, -100_000, -20_000, 20_000, 100_000, 300_000]);
-        let Some(life) = self.cluster.life(at) else { return };
-        let usual = self.cluster.machines()[at].skew.rate_ppm;
         self.cluster.sim.hit(Fault::ClockRate.name());
-        self.cluster.sim.set_rate(life, rate);
-        self.later(lasts * 2, move |nemesis| nemesis.cluster.sim.set_rate(life, usual));
+        self.cluster.set_rate(at, Some(rate));
+        self.later(lasts * 2, move |nemesis| nemesis.cluster.set_rate(at, None));
     }
 
     /// How long machines may be out of sight that would be for `lasts`: short when the damage done allows no repair without
@@ -471,11 +468,9 @@ impl Nemesis {
         self.drop_caches(&frozen);
         for at in (0..self.cluster.count()).filter(|at| !frozen.contains(at)) {
             if let Some(life) = self.cluster.life(at) {
-                self.cluster.sim.jump_wall(life, 0);
                 self.cluster.sim.resume(life);
-                let usual = self.cluster.machines()[at].skew.rate_ppm;
-                self.cluster.sim.set_rate(life, usual);
             }
+            self.cluster.set_clocks_right(at);
             self.cluster.start(at);
         }
     }

@@ -112,7 +112,7 @@ impl Overrides {
         }
         scenario.upgrade &= !self.no_upgrade;
         if self.true_clocks {
-            scenario.clock_ppm = 0;
+            (scenario.clock_ppm, scenario.clock_off_millis) = (0, 0);
         }
         if self.near_sites {
             scenario.latency_micros =

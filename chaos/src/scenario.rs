@@ -208,6 +208,8 @@ pub struct Scenario {
     pub fault_pause_millis: u64,
     /// Most parts per million by which a node's clock runs wrong.
     pub clock_ppm: u64,
+    /// Most milliseconds by which a clock of the wall is wrong when no fault makes it worse.
+    pub clock_off_millis: u64,
     /// How nodes heal.
     pub pace: Pace,
     /// Between two sweeps.
@@ -311,6 +313,7 @@ impl Scenario {
             fault_time: Duration::from_millis(rng.range(8_000, 16_000)),
             fault_pause_millis: *rng.pick(&[800, 1_500, 3_000]),
             clock_ppm: *rng.pick(&[0, 0, 200, 20_000]),
+            clock_off_millis: 0,
             pace: draw_pace(rng),
             sweep_every: Duration::from_millis(rng.range(500, 3_000)),
             encore: *rng.pick(&[
@@ -345,6 +348,7 @@ impl Scenario {
                 scenario.encore = Encore::Recode;
             }
         }
+        scenario.clock_off_millis = *rng.pick(&[0, 0, 30_000, 3_600_000]);
         scenario.part = rng.chance(700).then(|| *rng.pick(&MISSING));
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario
