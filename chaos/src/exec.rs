@@ -1,7 +1,8 @@
 //! A whole cluster on one thread: tasks of many nodes, a virtual clock, and one seed that decides what runs when.
 //!
 //! **Invariants.**
-//! - One seed and one program give one trace: every choice is drawn from the seed, and folded into [`Sim::trace_hash`].
+//! - One seed and one program give one trace: every choice is drawn from the seed, and folded into [`Sim::trace_hash`]: which
+//!   task ran when, what was drawn (the state of the generator after each use), what was sent, how clocks were set.
 //! - Every task belongs to one [`Life`]: one life of one node between start and kill. It is inherited on spawn. Killing
 //!   a life drops all its tasks before the next poll; nothing of a dead life ever runs again.
 //! - Time moves only when nothing can run, and then to the next timer.
@@ -284,7 +285,21 @@ impl Sim {
 
     /// Runs `use_rng` on the simulation's generator.
     pub fn random<T>(&self, use_rng: impl FnOnce(&mut SimRng) -> T) -> T {
-        use_rng(&mut self.state().rng)
+        let mut state = self.state();
+        let drawn = use_rng(&mut state.rng);
+        let mark = state.rng.mark();
+        state.fold(mark);
+        drawn
+    }
+
+    /// Folds what a generator of somebody's own has drawn so far into the trace hash.
+    pub fn drew(&self, rng: &SimRng) {
+        self.state().fold(rng.mark());
+    }
+
+    /// Folds a word that stands for something that was said into the trace hash.
+    pub fn said(&self, word: u64) {
+        self.state().fold(word);
     }
 
     /// Folds an event into the trace hash, and takes it down when somebody listens.
@@ -409,11 +424,14 @@ impl Sim {
 
     /// Moves the wall clock of `life` to `offset_millis` ahead of the true one.
     pub fn jump_wall(&self, life: Life, offset_millis: i64) {
+        self.event("wall", &[u64::from(life.0), offset_millis.cast_unsigned()], || format!("{offset_millis} ms ahead"));
         self.state().lives[life.0 as usize].skew.wall_offset_millis = offset_millis;
     }
 
     /// The monotonic clock of `life` runs `rate_ppm` fast from now on. Who sleeps wakes no earlier by that clock than asked.
     pub fn set_rate(&self, life: Life, rate_ppm: i32) {
+        let numbers = [u64::from(life.0), u64::from(rate_ppm.cast_unsigned())];
+        self.event("rate", &numbers, || format!("{rate_ppm} parts per million fast"));
         let mut state = self.state();
         let now = state.now_nanos;
         let known = &mut state.lives[life.0 as usize];

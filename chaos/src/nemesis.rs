@@ -155,6 +155,7 @@ impl Nemesis {
             }
             self.cluster.sim.event("fault", &[number], || kind.to_string());
             self.strike(kind, &mut own);
+            self.cluster.sim.drew(&own);
         }
     }
 

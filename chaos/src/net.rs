@@ -33,8 +33,8 @@ use crate::{
 
 mod trap;
 
-use trap::kind;
 pub use trap::{Sprung, Trap};
+use trap::{answer_gist, gist, kind};
 
 /// After so long without an answer to its pings a connection is given up.
 const KEEPALIVE: Duration = Duration::from_secs(9);
@@ -529,6 +529,7 @@ impl Exchange {
             net.sim.hit("piece of a snapshot sent");
         }
         let told = if net.sim.listens() { trace::words(kind, &request) } else { String::new() };
+        net.sim.said(gist(&request));
         net.sim.event("deliver", &[from.0 as u64, to.0 as u64], || told.clone());
         let sim = net.sim.clone();
         let task = async move {
@@ -541,6 +542,7 @@ impl Exchange {
                 net.sim.hit("request cancelled half-way");
                 return;
             };
+            net.sim.said(answer_gist(&result));
             net.sim.event("answer", &[to.0 as u64, from.0 as u64], || format!("{told}: {}", trace::answer(&result)));
             match net.passage(to, from) {
                 Passage::Vanishes => net.sim.hit("answer lost"),

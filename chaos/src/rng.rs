@@ -30,6 +30,11 @@ impl SimRng {
         Self { state }
     }
 
+    /// What all draws so far have made of it: equal only when as many numbers were drawn, of the same seed.
+    pub fn mark(&self) -> u64 {
+        self.state[0] ^ self.state[3].rotate_left(31)
+    }
+
     /// 64 random bits.
     pub fn bits(&mut self) -> u64 {
         let s = &mut self.state;
@@ -132,6 +137,14 @@ mod tests {
             |seed| (0..8).map(move |_| ()).scan(SimRng::new(seed), |rng, ()| Some(rng.bits())).collect::<Vec<_>>();
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
+    }
+
+    #[test]
+    fn every_draw_changes_the_mark() {
+        let (mut one, other) = (SimRng::new(3), SimRng::new(3));
+        assert_eq!(one.mark(), other.mark());
+        let marks: std::collections::BTreeSet<u64> = (0..100).map(|_| (one.bits(), one.mark()).1).collect();
+        assert!(marks.len() == 100 && !marks.contains(&other.mark()));
     }
 
     #[test]

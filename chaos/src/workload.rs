@@ -230,6 +230,7 @@ impl Client {
         let mut client = self;
         let task = async move {
             client.step().await;
+            client.work.cluster.sim.drew(&client.rng);
             // Who waits for it waits until it comes, or kills this task.
             drop(done.send(client));
         };

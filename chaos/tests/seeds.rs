@@ -104,6 +104,7 @@ fn one_seed_gives_one_trace_on_any_thread_traced_or_not() {
         let traced = run(&scenario, true);
         assert!(!traced.events.is_empty() && report.events.is_empty());
         assert_eq!((report.hash, report.polls), (traced.hash, traced.polls), "seed {}", report.seed);
+        assert_eq!((&report.hits, &report.violations), (&traced.hits, &traced.violations), "seed {}", report.seed);
     }
     let again = run_many(&scenarios[..6], 1, usize::MAX);
     for report in &again {

@@ -3,9 +3,10 @@
 //! **Invariants.** A trap looks at what crosses the network and changes nothing of it.
 
 use pacsvault_core::catalog::Command;
-use pacsvault_ports::peer::Request;
+use pacsvault_ports::peer::{Fault, Reply, Request};
 
 use super::HostId;
+use crate::rng::splitmix;
 
 /// What a request is called in traces.
 pub(super) fn kind(request: &Request) -> &'static str {
@@ -31,6 +32,36 @@ pub(super) fn kind(request: &Request) -> &'static str {
         Request::VerifyShards { .. } => "verify-shards",
         Request::Health => "health",
         _ => "other",
+    }
+}
+
+/// A word that stands for a request, from its kind and what of it is cheap to look at.
+pub(super) fn gist(request: &Request) -> u64 {
+    let named = kind(request).bytes().fold(0, |word, byte| splitmix(word ^ u64::from(byte)));
+    let first = |bytes: &[u8]| bytes.iter().take(8).fold(0, |word, byte| word << 8 | u64::from(*byte));
+    let bytes = |bytes: &[u8]| {
+        let mixed = bytes.chunks(8).fold(0_u64, |word, chunk| splitmix(word ^ first(chunk)));
+        mixed ^ bytes.len() as u64
+    };
+    let of = match request {
+        Request::PutShard(put) => first(&put.header.digest.0) ^ put.data.len() as u64,
+        Request::GetShard(get) => u64::from(get.id.shard.0) << 32 ^ bytes(&get.id.instance.0),
+        Request::Raft(message) => bytes(message),
+        Request::Propose(commands) => commands.len() as u64,
+        Request::SnapshotRead { offset_bytes, len_bytes, .. } => *offset_bytes ^ u64::from(*len_bytes) << 32,
+        Request::VerifyShards { shards, .. } => shards.len() as u64,
+        _ => 0,
+    };
+    splitmix(named ^ of)
+}
+
+/// The same of an answer.
+pub(super) fn answer_gist(answer: &Result<Reply, Fault>) -> u64 {
+    match answer {
+        Ok(Reply::Raft(message)) => message.len() as u64,
+        Ok(Reply::Outcomes(outcomes)) => outcomes.len() as u64,
+        Ok(_) => 0,
+        Err(fault) => fault.code.bytes().fold(1, |word, byte| splitmix(word ^ u64::from(byte))),
     }
 }
 
