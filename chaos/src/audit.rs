@@ -273,7 +273,7 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     phase(sim, "writing and reading again");
     let mut rng = sim.random(SimRng::fork);
     for site in 0..SITES {
-        if !takes_a_write(work, site, 0, &mut rng).await {
+        if !takes_a_write(work, site, 0, Promise::Contract, &mut rng).await {
             work.violation(format!("the healed cluster takes no write at full contract at site {site}"));
         }
     }
@@ -310,7 +310,7 @@ async fn one_site_dark(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRn
         return false;
     }
     let writes_at = (site + 1 + rng.index(SITES - 1)) % SITES;
-    let wrote = takes_a_write(work, writes_at, 0, rng).await;
+    let wrote = takes_a_write(work, writes_at, 0, Promise::Floor, rng).await;
     if wrote {
         cluster.sim.hit("one site dark: took a write");
     } else {
@@ -406,15 +406,30 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
     }
 }
 
+/// What a write must keep to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Promise {
+    /// All of its contract: nothing is missing.
+    Contract,
+    /// Its floor: a part of the cluster is away.
+    Floor,
+}
+
 /// Tries a few times: a store that failed before the end may be noticed only by the next write to it, and its node
 /// must then start again.
-pub(crate) async fn takes_a_write(work: &Arc<Work>, site: usize, ahead_millis: i64, rng: &mut SimRng) -> bool {
+pub(crate) async fn takes_a_write(
+    work: &Arc<Work>,
+    site: usize,
+    ahead_millis: i64,
+    promise: Promise,
+    rng: &mut SimRng,
+) -> bool {
     let mut client = work.client(site);
     client.set_clock(ahead_millis);
     for _ in 0..5 {
         let (key, content) = (rng.index(work.cluster.scenario.keys), rng.bytes(700).into());
-        // Whole again is what it promised to be at first.
-        if client.put(key, content, false).await.is_some_and(|stored| !stored.sealed.degraded) {
+        let stored = client.put(key, content, false).await;
+        if stored.is_some_and(|stored| promise == Promise::Floor || !stored.sealed.degraded) {
             return true;
         }
         work.cluster.sim.sleep(Life::HARNESS, Duration::from_secs(1)).await;

@@ -13,7 +13,7 @@ use pacsvault_core::{
 };
 
 use crate::{
-    audit::{homes, takes_a_write},
+    audit::{Promise, homes, takes_a_write},
     exec::Life,
     proof::{Leak, Whole, Why, newest, whole},
     rng::SimRng,
@@ -70,7 +70,7 @@ pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
         for at in 0..cluster.count() {
             cluster.set_wall(at, ahead);
         }
-        if !takes_a_write(work, rng.index(SITES), ahead, rng).await {
+        if !takes_a_write(work, rng.index(SITES), ahead, Promise::Contract, rng).await {
             work.violation("the healed cluster does not take a write hours later");
         }
         cluster.sim.sleep(Life::HARNESS, rest).await;

@@ -32,7 +32,7 @@ use pacsvault_core::{
 };
 
 use crate::{
-    audit::{homes, persisted, read_version, takes_a_write},
+    audit::{Promise, homes, persisted, read_version, takes_a_write},
     cluster::{Cluster, site_name},
     exec::Life,
     nemesis::{Nemesis, Stays},
@@ -353,7 +353,11 @@ async fn takes_writes(work: &Arc<Work>, broken: &Broken, site: usize, rng: &mut 
     if !floor_left(&work.cluster, broken) {
         return sim.hit("part: too small for the floor, no write asked of it");
     }
-    if takes_a_write(work, site, 0, rng).await || takes_a_write(work, site, 0, rng).await {
+    let mut tried = takes_a_write(work, site, 0, Promise::Floor, rng).await;
+    if !tried {
+        tried = takes_a_write(work, site, 0, Promise::Floor, rng).await;
+    }
+    if tried {
         return sim.hit("part: took a write");
     }
     // People may have drained something meanwhile.
