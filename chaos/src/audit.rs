@@ -440,7 +440,7 @@ pub(crate) async fn takes_a_write(
 /// Reads every acknowledged version that nobody may have deleted, byte for byte.
 async fn read_all(work: &Arc<Work>, reader: &Coordinator, when: &str) {
     for live in work.model(|model| model.must_live()) {
-        read_version(work, reader, live.key, live.acked.version, Some(when)).await;
+        read_version(work, reader, live.key, live.acked.version, Expect::There(when)).await;
     }
 }
 
@@ -481,25 +481,37 @@ async fn read_every_version(work: &Arc<Work>, reader: &Coordinator) {
         let made = work.model(|model| model.attempts().iter().filter(|attempt| attempt.key == key).count());
         let most = work.model(|model| model.newest_seen(key)).max(u32::try_from(made).unwrap_or(u32::MAX));
         for version in 1..=most {
-            read_version(work, reader, key, VersionNumber(version), None).await;
+            read_version(work, reader, key, VersionNumber(version), Expect::Answer).await;
         }
     }
 }
 
-/// Reads one version. `must`: it has to be there.
+/// What reading a version must come to, besides the bytes that were written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Expect<'a> {
+    /// It is there, at such a time.
+    There(&'a str),
+    /// It is there or not, the cluster being whole.
+    Answer,
+    /// Nothing: faults go on.
+    Nothing,
+}
+
+/// Reads one version.
 pub(crate) async fn read_version(
     work: &Arc<Work>,
     reader: &Coordinator,
     key: usize,
     version: VersionNumber,
-    must: Option<&str>,
+    expect: Expect<'_>,
 ) {
     let mut query = GetQuery::whole(key_name(key));
     query.version = Some(version);
     query.freshness = Freshness::Linearizable;
     let mut last = String::new();
     // An election may be under way: a few tries, each as patient as the coordinator is.
-    for _ in 0..4 {
+    let tries = if matches!(expect, Expect::Nothing) { 1 } else { 4 };
+    for _ in 0..tries {
         let started = work.model(Model::tick);
         let name = key_name(key);
         let question = Question { session: 0, key: name, version: Some(version.0), linearizable: true, started };
@@ -510,7 +522,7 @@ pub(crate) async fn read_version(
             }
             Err(fault) if fault.class == Class::NotFound => {
                 work.model(|model| model.answered(question, None));
-                if let Some(when) = must {
+                if let Expect::There(when) = expect {
                     work.violation(format!("version {version} of key {key} is gone {when}"));
                 }
                 return;
@@ -533,7 +545,11 @@ pub(crate) async fn read_version(
             Err(fault) => last = format!("{} {}", fault.code, fault.message),
         }
     }
-    let when = must.unwrap_or("after healing");
+    let when = match expect {
+        Expect::There(when) => when,
+        Expect::Answer => "after healing",
+        Expect::Nothing => return,
+    };
     work.violation(format!("version {version} of key {key} cannot be read {when}: {last}"));
 }
 

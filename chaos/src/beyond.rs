@@ -210,7 +210,7 @@ async fn takes_true_writes(work: &Arc<Work>, rng: &mut SimRng) {
         let Some((key, sealed)) = stored else {
             return work.violation(format!("beyond the contract: site {site} takes no write any more"));
         };
-        let one = Standing { key, sealed, readable: true, lost: Vec::new() };
+        let one = Standing { key, sealed, readable: true, recoverable: true, lost: Vec::new() };
         let mut last = String::new();
         let mut done = false;
         for _ in 0..4 {

@@ -15,7 +15,8 @@ use std::{
 use pacsvault_consensus::log_store::commands_of;
 use pacsvault_core::{
     catalog::{Command, SealedInstance, wire::decode_entry},
-    ids::{InstanceId, LogIndex, ObjectKey, StripeIndex, Term, VersionNumber, WallMillis},
+    ids::{InstanceId, LogIndex, ObjectKey, StripeIndex, Term, VersionNumber, VolumeId, WallMillis},
+    layout::VolumeState,
     limits::WRITE_WINDOW_MILLIS,
     shard::ShardId,
 };
@@ -42,6 +43,8 @@ struct Known {
     /// The latest time that an entry at each index has.
     times: BTreeMap<LogIndex, WallMillis>,
     replaced: BTreeSet<InstanceId>,
+    /// The last index at which somebody gave a volume up.
+    fenced: BTreeMap<VolumeId, LogIndex>,
     /// Deletions that were allowed: compaction writes them again.
     allowed: BTreeSet<(ShardId, LogIndex)>,
 }
@@ -84,10 +87,23 @@ impl Chronicle {
             let time = known.times.entry(index).or_insert(entry.time);
             *time = entry.time.max(*time);
         }
+        let given_up = |command: &Command| match command {
+            Command::SetVolumeState { volume, state: VolumeState::Fenced } => Some(*volume),
+            _ => None,
+        };
+        for volume in entry.iter().flat_map(|entry| &entry.commands).filter_map(given_up) {
+            let last = known.fenced.entry(volume).or_insert(index);
+            *last = index.max(*last);
+        }
         let list: Vec<Allows> = entry.into_iter().flat_map(|entry| entry.commands).filter_map(allows).collect();
         let replaced = list.iter().filter_map(|one| if let Allows::Replace(old, _) = one { Some(*old) } else { None });
         known.replaced.extend(replaced.collect::<Vec<_>>());
         known.entries.insert((index, term), list);
+    }
+
+    /// By which index a volume that is fenced was, if an entry that names it made it so.
+    pub fn fenced_by(&self, volume: VolumeId) -> Option<LogIndex> {
+        self.known().fenced.get(&volume).copied()
     }
 
     /// Whether some entry, perhaps not of the log that counts, puts another encoding in the place of this one.

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -78,6 +81,8 @@ pub struct Cluster {
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
     hurt: Mutex<BTreeSet<VolumeId>>,
+    /// How often bytes on disks were struck.
+    strikes: AtomicU64,
     atlas: Mutex<Atlas>,
     /// Volumes of machines that were wiped or removed: where they were.
     gone: Mutex<BTreeMap<VolumeId, (usize, usize)>>,
@@ -123,6 +128,7 @@ impl Cluster {
             id,
             machines: Mutex::new(machines),
             hurt: Mutex::default(),
+            strikes: AtomicU64::new(0),
             atlas: Mutex::new(atlas),
             gone: Mutex::default(),
             asked: Mutex::default(),
@@ -180,6 +186,16 @@ impl Cluster {
             self.sim.hit("damage on several machines, inside the promise");
         }
         allowed
+    }
+
+    /// Bytes on a disk were struck.
+    pub fn struck(&self) {
+        self.strikes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often bytes on disks were struck.
+    pub fn strikes(&self) -> u64 {
+        self.strikes.load(Ordering::Relaxed)
     }
 
     /// Votes at present, by whoever leads; none while they change or nobody leads.
@@ -441,7 +457,7 @@ impl Cluster {
             (profile, env, local, Arc::clone(&machine.registry), starter, disks, machine.host)
         };
         let mut volumes = BTreeMap::new();
-        let mut stores = Vec::new();
+        let (mut stores, mut distrusted) = (Vec::new(), Vec::new());
         for (id, disk) in disks {
             let disk = MortalDisk { disk, heard: self.hears_deletions(id) };
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
@@ -452,10 +468,13 @@ impl Cluster {
                 _ => Arc::new(disk),
             };
             let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
-            let volume = opened.map_err(|error| {
+            let (volume, was_poisoned) = opened.map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 format!("volume {id}: {error}: {cause}")
             })?;
+            if was_poisoned {
+                distrusted.push(id);
+            }
             self.check_reopened(at, &volume);
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));
@@ -468,6 +487,10 @@ impl Cluster {
             sim: self.sim.clone(),
         });
         let node = Node::new(profile, env, asks, registry, starter, volumes, self.scenario.pace.clone());
+        for volume in distrusted {
+            self.sim.hit("volume distrusted that failed in an earlier life");
+            node.distrust(volume, "a write or sync failed in an earlier life");
+        }
         let front: Arc<dyn Service> = Arc::new(Front(Arc::clone(&node)));
         peer.attach(&front);
         self.net.serve(host, life, front);
@@ -588,12 +611,13 @@ impl Cluster {
 }
 
 /// Opens a volume as a node does; formats it when it is empty.
+/// And whether it failed in an earlier life.
 async fn open_volume(
     disk: Arc<dyn Disk>,
     identity: Identity,
     env: SharedEnv,
     segment_bytes: u64,
-) -> Result<Volume, pacsvault_volume::Error> {
+) -> Result<(Volume, bool), pacsvault_volume::Error> {
     let life = env.random();
     let opening = move || {
         let owner = Owner { cluster: identity.cluster, node: identity.node.clone() };
@@ -609,9 +633,9 @@ async fn open_volume(
         }
     };
     // The life ends before its own blocking work can be lost.
-    let (store, _) =
+    let (store, recovery) =
         blocking(env.as_ref(), opening).await.unwrap_or_else(|| std::panic::resume_unwind(Box::new(PowerLost)))?;
-    Ok(Volume::new(store, env))
+    Ok((Volume::new(store, env), recovery.was_poisoned))
 }
 
 /// The main stops the process when consensus cannot go on; so does this.

@@ -18,6 +18,7 @@ const MARKS: &[&str] = &[
     "beyond: restarted on rotten volumes",
     "deletion held to the logs",
     "encore: all studies in another profile",
+    "everything asked for after a disk was struck",
     "machine restarted whose disk kept a write in its cache alone",
     "other encoding of what was acknowledged proven on the disks",
 ];

@@ -118,11 +118,14 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// What each of its volumes holds now. Not of a poisoned one: what its last batch put or deleted was answered with an
-    /// error, and may be found there or not.
+    /// What each of its volumes holds now. Not of one that is poisoned, or was in an earlier life: what its last batch put or
+    /// deleted was answered with an error, and may be found there or not.
     pub(crate) fn held(&self) -> BTreeMap<VolumeId, BTreeSet<ShardId>> {
         let held = |volume: &Arc<Volume>| (volume.id(), volume.store().list(None, usize::MAX).into_iter().collect());
-        let sound = |volume: &&Arc<Volume>| volume.store().status().state != VolumeState::Fenced;
+        let told = self.node.get().map(|node| node.volume_statuses()).unwrap_or_default();
+        let sound = |volume: &&Arc<Volume>| {
+            told.iter().any(|one| one.volume == volume.id() && one.state != VolumeState::Fenced)
+        };
         self.stores.get().into_iter().flatten().filter(sound).map(held).collect()
     }
 }

@@ -238,6 +238,7 @@ impl Nemesis {
             Fault::ClockRate => self.change_rate(one, short, rng),
             Fault::WipeNode
             | Fault::ReplaceVolume
+            | Fault::FenceInWrite
             | Fault::DrainNode
             | Fault::DrainVolume
             | Fault::AddNode
@@ -306,6 +307,8 @@ impl Nemesis {
                 let Some(volume) = volume.filter(|volume| cluster.may_damage_volume(at, *volume)) else { return };
                 operator.begin(|operator| operator.replace(nemesis, at, volume));
             }
+            // Counted when it happens.
+            Fault::FenceInWrite => return self.fence_in_write(rng),
             Fault::DrainNode if operator.jobs() == 0 => {
                 let then = *rng.pick(&[AfterDrain::TakenBack, AfterDrain::Removed]);
                 operator.begin(|operator| operator.drain(nemesis, at, then));
@@ -339,7 +342,7 @@ impl Nemesis {
                 let victim = match (trap, who) {
                     (Trap::Repair, 0) => nemesis.leader_at(),
                     (Trap::Repair, 1) => nemesis.machine_of(to),
-                    (Trap::Repair, _) | (Trap::Snapshot, _) => nemesis.machine_of(from),
+                    (Trap::Repair, _) | (Trap::Snapshot | Trap::Write, _) => nemesis.machine_of(from),
                 };
                 let Some(victim) = victim else { return };
                 nemesis.later(after, move |nemesis| {
@@ -349,6 +352,24 @@ impl Nemesis {
                 });
             }),
         );
+    }
+
+    /// A volume of the next node that a client writes to is given up, before or after the write is sealed.
+    fn fence_in_write(self: &Arc<Self>, rng: &mut SimRng) {
+        let (nemesis, after, volume) = (Arc::clone(self), rng.micros(0, 40_000), rng.index(8));
+        let fence = move |nemesis: &Arc<Self>, at: usize| {
+            let own = nemesis.cluster.machines()[at].volumes.iter().map(|volume| volume.id).collect::<Vec<_>>();
+            let Some(volume) = own.get(volume % own.len().max(1)).copied() else { return };
+            if nemesis.faults_last() && nemesis.cluster.may_damage_volume(at, volume) {
+                nemesis.cluster.sim.hit(Fault::FenceInWrite.name());
+                nemesis.operator.begin(|operator| operator.give_up_volume(volume));
+            }
+        };
+        let sprung = move |_, to| {
+            let Some(at) = nemesis.machine_of(to) else { return };
+            nemesis.later(after, move |nemesis| fence(nemesis, at));
+        };
+        self.cluster.net.set_trap(Trap::Write, Box::new(sprung));
     }
 
     fn machine_of(&self, host: HostId) -> Option<usize> {

@@ -295,8 +295,13 @@ impl Operator {
         nemesis.give_back(at);
         // Half of the operators leave it to the cluster to notice.
         if self.cluster.sim.random(|rng| rng.chance(500)) {
-            self.insist(Command::SetVolumeState { volume, state: VolumeState::Fenced }).await;
+            self.give_up_volume(volume).await;
         }
+    }
+
+    /// Declares a volume lost, whatever it still holds.
+    pub async fn give_up_volume(self: Arc<Self>, volume: VolumeId) {
+        self.insist(Command::SetVolumeState { volume, state: VolumeState::Fenced }).await;
     }
 
     /// Replaces a disk whose volume was fenced, if there is one on a machine that runs.

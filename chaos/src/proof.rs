@@ -15,23 +15,26 @@ use pacsvault_core::{
     catalog::{SealedInstance, query},
     codec::Coder,
     ids::{InstanceId, LogIndex, ProfileName, ShardIndex, StripeIndex, VersionNumber, VolumeId},
-    layout::{Contract, Layout, NodeState, Profile, survival::covers},
+    layout::{Contract, Layout, NodeState, Profile, VolumeState, survival::covers},
     shard::ShardId,
 };
 use pacsvault_ports::peer::Freshness;
 use pacsvault_volume::{Options as VolumeOptions, Owner, Store};
 
 use crate::{
-    audit::{Lies, homes, persisted, survives},
+    audit::{self, Expect, Lies, homes, persisted, survives},
     cluster::Cluster,
     exec::Life,
     model::Live,
     rng::SimRng,
+    scenario::SITES,
     workload::{Work, key_name},
 };
 
 /// Between two looks behind the catalog while faults go on.
 const LOOK_EVERY: Duration = Duration::from_millis(2_500);
+/// Between two looks for disks that were struck.
+const LOOK_AFTER_ROT: Duration = Duration::from_millis(100);
 /// Stores as a power failure would leave them; `None` for one that does not even open.
 pub(crate) type Stores = BTreeMap<VolumeId, Option<Store>>;
 
@@ -129,7 +132,16 @@ fn all_named(work: &Work, replica: &dyn Replica) -> BTreeMap<(usize, VersionNumb
     live.into_iter().filter_map(of).collect()
 }
 
-/// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte.
+/// A volume that the record was sealed on although it had been given up before.
+fn on_a_fenced_volume(cluster: &Cluster, layout: &Layout, record: &SealedInstance, names: &Named) -> Option<VolumeId> {
+    let gone = |volume: &VolumeId| layout.volumes.get(volume).is_some_and(|known| known.state == VolumeState::Fenced);
+    let before = |volume: &VolumeId| cluster.chronicle.fenced_by(*volume).is_some_and(|by| record.index > by);
+    let sealed = names.iter().filter(|(_, _, since)| since.is_none()).map(|(_, volume, _)| *volume);
+    sealed.filter(|volume| gone(volume) && before(volume)).next()
+}
+
+/// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte, and
+/// nothing was sealed on a volume that had been given up.
 ///
 /// What is named before the look and, by a linearizable read, still named after it, was named at that instant.
 pub async fn watch_promises(work: Arc<Work>) {
@@ -145,8 +157,13 @@ pub async fn watch_promises(work: Arc<Work>) {
         }
         let after = all_named(&work, replica.as_ref());
         cluster.sim.hit("catalog compared with the disks");
+        let Some(layout) = replica.layout() else { continue };
         for (version, (live, record, names)) in &before {
             let Some((_, _, still)) = after.get(version) else { continue };
+            if let Some(volume) = on_a_fenced_volume(cluster, &layout, record, names) {
+                let (index, instance) = (record.index, record.seal.instance);
+                return work.violation(format!("entry {index} sealed {instance} on volume {volume}, fenced before"));
+            }
             let shards = expected(&live.content, record);
             for (id, volume, _) in names.intersection(still).filter(|(_, volume, _)| !hurt.contains(volume)) {
                 let bytes = &shards[id.stripe.0 as usize][usize::from(id.shard.0)];
@@ -155,6 +172,26 @@ pub async fn watch_promises(work: Arc<Work>) {
                     return;
                 }
             }
+        }
+    }
+}
+
+/// Reads all that must live whenever a disk was struck, as clients that happen to ask then: by whichever way they get them,
+/// bytes are those that were written.
+pub async fn watch_rot(work: Arc<Work>) {
+    let cluster = &work.cluster;
+    let mut seen = 0;
+    loop {
+        cluster.sim.sleep(Life::HARNESS, LOOK_AFTER_ROT).await;
+        let struck = cluster.strikes();
+        if struck == seen {
+            continue;
+        }
+        seen = struck;
+        cluster.sim.hit("everything asked for after a disk was struck");
+        let reader = work.client(cluster.sim.random(|rng| rng.index(SITES))).coordinator();
+        for live in work.model(|model| model.must_live()) {
+            audit::read_version(&work, &reader, live.key, live.acked.version, Expect::Nothing).await;
         }
     }
 }
@@ -324,6 +361,8 @@ pub(crate) struct Standing {
     pub sealed: SealedInstance,
     /// Every stripe has enough sound shards where the catalog names them.
     pub readable: bool,
+    /// Every stripe has enough sound shards, those of former homes counted: they stay until the new homes keep the contract.
+    pub recoverable: bool,
     /// Stripes of which too few sound shards are left anywhere they were placed.
     pub lost: Vec<StripeIndex>,
 }
@@ -341,7 +380,7 @@ pub(crate) fn standing_on(work: &Work, wanted: impl Fn(usize) -> bool) -> Option
     let of = |live: Live| {
         let sealed = kept(replica.as_ref(), &live)?;
         let shards = expected(&live.content, &sealed);
-        let (mut readable, mut lost) = (true, Vec::new());
+        let (mut readable, mut recoverable, mut lost) = (true, true, Vec::new());
         for (stripe, index) in sealed.seal.stripes.iter().zip(0_u32..) {
             let bytes = &shards[index as usize];
             let left = |shard: u8, volume: VolumeId| {
@@ -350,14 +389,19 @@ pub(crate) fn standing_on(work: &Work, wanted: impl Fn(usize) -> bool) -> Option
                 sound(&stores, volume, id, &bytes[usize::from(shard)]).is_ok()
             };
             let needed = sealed.seal.code.data();
-            let named = persisted(stripe).filter(|(shard, volume)| left(*shard, *volume)).count();
+            let named: BTreeSet<u8> =
+                persisted(stripe).filter(|(shard, volume)| left(*shard, *volume)).map(|(shard, _)| shard).collect();
+            let former = sealed.moved.get(&StripeIndex(index)).map(|moved| &moved.former).into_iter().flatten();
+            let former = former.filter(|(shard, volume)| left(shard.0, **volume)).map(|(shard, _)| shard.0);
+            let anywhere: BTreeSet<u8> = named.iter().copied().chain(former).collect();
             let placed = (0_u8..).zip(&stripe.placement).filter(|(shard, volume)| left(*shard, **volume)).count();
-            readable &= named >= needed;
+            readable &= named.len() >= needed;
+            recoverable &= anywhere.len() >= needed;
             if placed < needed {
                 lost.push(StripeIndex(index));
             }
         }
-        Some(Standing { key: live.key, sealed, readable, lost })
+        Some(Standing { key: live.key, sealed, readable, recoverable, lost })
     };
     Some(work.model(|model| model.must_live()).into_iter().filter_map(of).collect())
 }

@@ -32,7 +32,7 @@ use pacsvault_core::{
 };
 
 use crate::{
-    audit::{Promise, homes, persisted, read_version, takes_a_write},
+    audit::{Expect, Promise, homes, persisted, read_version, takes_a_write},
     cluster::{Cluster, site_name},
     exec::Life,
     nemesis::{Nemesis, Stays},
@@ -135,9 +135,22 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Missing) {
     cluster.sim.event("part", &[], || format!("{how:?}: {broken:?}"));
     cluster.sim.hit(how.name());
     break_it(cluster, nemesis, how, &broken);
+    if outvoted(cluster, ground, &broken).await {
+        return cluster.sim.hit("part: outvoted by a change that was under way");
+    }
     if suffices(work, nemesis, &broken, &mut rng).await {
         cluster.sim.hit("part: sufficed");
     }
+}
+
+/// Whether what is missing was given a majority of the votes before its silence could be noticed: then only its return helps.
+async fn outvoted(cluster: &Cluster, mut ground: Ground, broken: &Broken) -> bool {
+    let pace = &cluster.scenario.pace;
+    cluster.sim.sleep(Life::HARNESS, pace.suspect_after + 2 * pace.heartbeat).await;
+    let Some(status) = newest_left(cluster, broken).map(|replica| replica.status()) else { return false };
+    // While two sets of voters are in force, all of them are told.
+    ground.voters = status.voters.into_iter().collect();
+    !broken.leaves_a_quorum(cluster, &ground)
 }
 
 /// Heals all but what is drawn.
@@ -376,7 +389,7 @@ async fn reads(work: &Arc<Work>, broken: &Broken, site: usize) {
     for one in &all {
         let promised = promised(cluster, broken, one);
         let (key, version) = (one.key, one.sealed.version);
-        match (promised, one.readable) {
+        match (promised, if promised { one.recoverable } else { one.readable }) {
             (true, true) => cluster.sim.hit("part: read what a receipt promised in spite of what is missing"),
             (false, true) => cluster.sim.hit("part: read what has enough shards left"),
             (true, false) => {
@@ -392,7 +405,7 @@ async fn reads(work: &Arc<Work>, broken: &Broken, site: usize) {
                 continue;
             }
         }
-        read_version(work, &reader, key, version, Some("in a part that must suffice")).await;
+        read_version(work, &reader, key, version, Expect::There("in a part that must suffice")).await;
     }
 }
 

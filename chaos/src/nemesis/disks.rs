@@ -71,6 +71,7 @@ impl Nemesis {
             }
         };
         if done {
+            self.cluster.struck();
             self.cluster.sim.hit(kind.name());
         } else if newly {
             self.cluster.hurt().remove(&id);

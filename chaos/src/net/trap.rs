@@ -70,6 +70,8 @@ pub(super) fn answer_gist(answer: &Result<Reply, Fault>) -> u64 {
 pub enum Trap {
     /// A repair is under way: a task is handed out, a shard is written, new homes are proposed.
     Repair,
+    /// A client writes a shard.
+    Write,
     /// A replica takes a snapshot.
     Snapshot,
 }
@@ -85,6 +87,7 @@ impl Trap {
             (Self::Repair, Request::Propose(commands)) => {
                 commands.iter().any(|command| matches!(command, Command::Reseat(_)))
             }
+            (Self::Write, Request::PutShard(put)) => !put.repair,
             (Self::Snapshot, Request::SnapshotRead { .. }) => true,
             _ => false,
         }

@@ -60,6 +60,8 @@ pub enum Fault {
     WipeNode,
     /// A disk is replaced by an empty one.
     ReplaceVolume,
+    /// A volume is given up as lost while a client writes to its node; its disk is replaced later.
+    FenceInWrite,
     /// A node is drained; then removed, or taken back.
     DrainNode,
     /// A volume is drained, and taken back later.
@@ -101,7 +103,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 45] = [
+pub const FAULTS: [Fault; 46] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -128,6 +130,7 @@ pub const FAULTS: [Fault; 45] = [
     Fault::CrashInSnapshot,
     Fault::WipeNode,
     Fault::ReplaceVolume,
+    Fault::FenceInWrite,
     Fault::DrainNode,
     Fault::DrainVolume,
     Fault::AddNode,
@@ -179,6 +182,7 @@ impl Fault {
             Self::CrashInSnapshot => "fault: crash during a snapshot",
             Self::WipeNode => "fault: machine wiped",
             Self::ReplaceVolume => "fault: volume replaced",
+            Self::FenceInWrite => "operator: gives up a volume during a write",
             Self::DrainNode => "operator: drains a node",
             Self::DrainVolume => "operator: drains a volume",
             Self::AddNode => "operator: adds a node",
