@@ -84,6 +84,7 @@ pub const TAGS: &[&str] = &[
     "recovery: snapshot transfer resumed",
     "recovery: stale copy swept",
     "recovery: strict write refused before anything was sent",
+    "recovery: stripe at its last node spread as far as it can be",
     "recovery: stripe at its last shards repaired without waiting",
     "recovery: stripe set aside",
     "recovery: stripe set aside is tried again",

@@ -104,7 +104,13 @@ impl Plan<'_> {
                     crate::sometimes!("recovery: shards to be spread anew for their contract");
                     return Step::Moves(Cause::Respread, choice.moves);
                 }
-                None => self.hold(Hold::Below(self.seating.state.profile.clone()), 1),
+                None => {
+                    self.hold(Hold::Below(self.seating.state.profile.clone()), 1);
+                    if let Some(choice) = self.seating.safer(&leaving).filter(|_| self.urgent) {
+                        crate::sometimes!("recovery: stripe at its last node spread as far as it can be");
+                        return Step::Moves(Cause::Respread, choice.moves);
+                    }
+                }
             }
         }
         match self.drain(&leaving) {
@@ -153,6 +159,7 @@ impl Plan<'_> {
             let helps = |choice: &Choice| better(&choice.calm, &taken.calm);
             let found = self.seating.choose(&all).filter(helps);
             let found = found.or_else(|| self.below.then(|| self.seating.widened(&all)).flatten().filter(helps));
+            let found = found.or_else(|| urgent.then(|| self.seating.safer(&all)).flatten().filter(helps));
             match found {
                 Some(found) => taken = found,
                 None => self.hold(Hold::Nowhere, overdue.len()),

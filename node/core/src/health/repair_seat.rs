@@ -210,6 +210,19 @@ impl<'a> Seating<'a> {
         self.greedy(&mut seats, &sites, moving)
     }
 
+    /// The best homes for these shards and for as few others as keep the floor, or at least the loss of any one node, where the
+    /// contract cannot hold now; `None` when that is survived already, or by nothing.
+    pub(super) fn safer(&self, moving: &[u8]) -> Option<Choice> {
+        let floor = self.facts.situation.layout.profiles.get(&self.state.profile).map(|profile| profile.floor.clone());
+        let one_node = Contract::one(Failures { sites: 0, nodes: 1 });
+        floor.into_iter().chain([one_node]).filter(|lesser| !covers(&self.before, lesser)).find_map(|lesser| {
+            let wanted = Contract::new(lesser.failures().iter().chain(&self.before).copied().collect());
+            let profile = Profile { contract: wanted.unwrap_or(lesser), ..self.profile.clone() };
+            let (fates, before, crowded) = (self.fates.clone(), self.before.clone(), self.crowded.clone());
+            Self { fates, before, crowded, profile, ..*self }.widened(moving)
+        })
+    }
+
     /// Takes shards off whichever site holds most until the contract holds: for stripes over so many sites that trying
     /// all ways would take too long.
     fn greedy(&self, seats: &mut Seats<'_>, sites: &[Vec<Movable<'_>>], moving: &[u8]) -> Option<Choice> {

@@ -286,9 +286,16 @@ proptest! {
             }
         }
         match task(&state, &world.situation()) {
-            Planned::Task(task) => {
+            Planned::Task(task) if fewest.is_some() => {
                 prop_assert_eq!(task.cause, Cause::Respread);
                 prop_assert_eq!(Some(task.moves.len()), fewest);
+            }
+            // Where the contract cannot hold, what the next node would lose is spread all the same.
+            Planned::Task(task) => {
+                prop_assert_eq!((task.cause, task.tier), (Cause::Respread, Tier::Distance(0)));
+                let mut after = state.clone();
+                carry_out(&mut after, &task);
+                prop_assert!(covers_all(&world.claims(&after), &[Failures { sites: 0, nodes: 1 }]), "{:?}", task);
             }
             other => prop_assert_eq!(fewest, None, "{:?}", other),
         }
@@ -364,6 +371,24 @@ fn a_suspect_beside_a_node_that_is_down_makes_its_stripes_urgent() {
     let Planned::Task(found) = task(&state, &world.situation()) else { panic!("a suspect of 10 s is taken for gone") };
     assert_eq!((found.tier, found.cause), (Tier::Distance(0), Cause::Repair));
     assert_eq!(found.moves[0].0, ShardIndex(0));
+}
+
+#[test]
+fn a_stripe_at_its_last_node_is_spread_also_where_its_contract_cannot_hold() {
+    // Nine shards, of which any one site and a node may be lost; two of nine volumes are gone.
+    let mut world = World::new(&[3, 3, 3], 1, &profile("5+4", "1 site + 1 node"));
+    let mut state = world.stripe(1);
+    let crowded = [0, 0, 0, 0, 0, 4, 6, 7, 8].map(volume).to_vec();
+    state = world.on(state.instance, crowded);
+    fence(&mut world.layout, 5);
+    world.set(2, NodeState::Lost, 90_000);
+    let Planned::Task(found) = task(&state, &world.situation()) else { panic!("the loss of node 0 loses it") };
+    assert_eq!((found.tier, found.cause), (Tier::Distance(0), Cause::Respread));
+    carry_out(&mut state, &found);
+    assert!(covers_all(&world.claims(&state), &[Failures { sites: 0, nodes: 1 }]), "{:?}", world.claims(&state));
+    assert!(
+        matches!(task(&state, &world.situation()), Planned::Wait(why) if why.contains("do not allow the contract"))
+    );
 }
 
 #[test]
