@@ -356,7 +356,9 @@ impl Nemesis {
 
     /// A volume of the next node that a client writes to is given up, before or after the write is sealed.
     fn fence_in_write(self: &Arc<Self>, rng: &mut SimRng) {
-        let (nemesis, after, volume) = (Arc::clone(self), rng.micros(0, 40_000), rng.index(8));
+        // Mostly at once: the write is sealed a round trip later.
+        let after = if rng.chance(700) { rng.micros(0, 2_000) } else { rng.micros(0, 40_000) };
+        let (nemesis, volume) = (Arc::clone(self), rng.index(8));
         let fence = move |nemesis: &Arc<Self>, at: usize| {
             let own = nemesis.cluster.machines()[at].volumes.iter().map(|volume| volume.id).collect::<Vec<_>>();
             let Some(volume) = own.get(volume % own.len().max(1)).copied() else { return };

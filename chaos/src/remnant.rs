@@ -98,12 +98,20 @@ impl Broken {
 
     /// Whether most voters are left, in touch with one of them.
     fn leaves_a_quorum(&self, cluster: &Cluster, ground: &Ground) -> bool {
+        self.leaves_quorums(cluster, ground, &[&ground.voters])
+    }
+
+    /// Whether most of each of these sets of voters are left, in touch with one and the same node.
+    fn leaves_quorums(&self, cluster: &Cluster, ground: &Ground, sets: &[&BTreeSet<NodeId>]) -> bool {
         let lives = |at: &usize| !self.missing.contains(at) && !cluster.machines()[*at].blank;
-        let votes = |(at, node): (&usize, &NodeId)| ground.voters.contains(node).then_some(*at);
-        let left: Vec<usize> = ground.nodes.iter().filter_map(votes).filter(lives).collect();
-        left.iter().any(|&one| {
-            let heard = left.iter().filter(|&&other| !self.cut(one, other)).count();
-            heard * 2 > ground.voters.len()
+        let left: Vec<(usize, NodeId)> =
+            ground.nodes.iter().map(|(at, node)| (*at, *node)).filter(|(at, _)| lives(at)).collect();
+        left.iter().any(|&(one, _)| {
+            let heard = |other: &&(usize, NodeId)| !self.cut(one, other.0);
+            sets.iter().all(|set| {
+                let votes = left.iter().filter(heard).filter(|(_, node)| set.contains(node)).count();
+                votes * 2 > set.len()
+            })
         })
     }
 
@@ -135,7 +143,7 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Missing) {
     cluster.sim.event("part", &[], || format!("{how:?}: {broken:?}"));
     cluster.sim.hit(how.name());
     break_it(cluster, nemesis, how, &broken);
-    if outvoted(cluster, ground, &broken).await {
+    if outvoted(cluster, &ground, &broken).await {
         return cluster.sim.hit("part: outvoted by a change that was under way");
     }
     if suffices(work, nemesis, &broken, &mut rng).await {
@@ -144,13 +152,14 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Missing) {
 }
 
 /// Whether what is missing was given a majority of the votes before its silence could be noticed: then only its return helps.
-async fn outvoted(cluster: &Cluster, mut ground: Ground, broken: &Broken) -> bool {
+async fn outvoted(cluster: &Cluster, ground: &Ground, broken: &Broken) -> bool {
     let pace = &cluster.scenario.pace;
     cluster.sim.sleep(Life::HARNESS, pace.suspect_after + 2 * pace.heartbeat).await;
     let Some(status) = newest_left(cluster, broken).map(|replica| replica.status()) else { return false };
-    // While two sets of voters are in force, all of them are told.
-    ground.voters = status.voters.into_iter().collect();
-    !broken.leaves_a_quorum(cluster, &ground)
+    // While two sets are in force, the voters of both are told; a majority of the former is needed as well.
+    let voters: BTreeSet<NodeId> = status.voters.into_iter().collect();
+    let sets = if status.joint { vec![&ground.voters, &voters] } else { vec![&voters] };
+    !broken.leaves_quorums(cluster, ground, &sets)
 }
 
 /// Heals all but what is drawn.
@@ -448,7 +457,16 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Opti
         for (stripe, index) in now.seal.stripes.iter().zip(0_u32..) {
             let here = |volume: &VolumeId| homes.get(volume).is_some_and(|(at, _)| !broken.missing.contains(at));
             let held = persisted(stripe).filter(|(_, volume)| here(volume));
-            let held: Vec<Held> = held.map(|(shard, volume)| Held { shard: ShardIndex(shard), volume }).collect();
+            // What lies on a volume that was given up may still be read, and is nothing to repair from.
+            let gone =
+                |volume: &VolumeId| layout.volumes.get(volume).is_none_or(|known| known.state == VolumeState::Fenced);
+            let held: Vec<Held> = held
+                .filter(|(_, volume)| !gone(volume))
+                .map(|(shard, volume)| Held { shard: ShardIndex(shard), volume })
+                .collect();
+            if held.len() < now.seal.code.data() {
+                continue;
+            }
             if distance(&held, now.seal.code.data(), &layout).nodes < 2 {
                 let instance = now.seal.instance;
                 return Some(format!(

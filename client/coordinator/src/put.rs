@@ -269,6 +269,7 @@ impl Coordinator {
         if pacsvault_core::probe::planted("ack-early") {
             return self.seal_early(seal, layout).await;
         }
+        let strict = seal.strict;
         let outcomes = self.propose(vec![Command::Seal(Box::new(seal))]).await?;
         match outcomes.into_iter().next() {
             Some(Outcome::Sealed { sealed, .. }) if sealed.deleted.is_some() => {
@@ -277,6 +278,13 @@ impl Coordinator {
                     sealed.seal.key
                 );
                 Err(Fault::new(Class::Reject, "PV-DELETED", text))
+            }
+            // Sealed by an earlier try of this attempt; since then shards were lost, or brought together while sites were away.
+            Some(Outcome::Sealed { sealed, first: false })
+                if (strict && sealed.degraded) || sealed.survives.is_empty() =>
+            {
+                let text = format!("{} is stored, below its contract for now; repeat the attempt", sealed.seal.key);
+                Err(Fault::new(Class::Unknown, "PV-TOO-WEAK", text))
             }
             Some(Outcome::Sealed { sealed, first }) => {
                 if !first {

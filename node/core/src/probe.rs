@@ -20,6 +20,7 @@ pub const TAGS: &[&str] = &[
     "recovery: answer to a task that was given up",
     "recovery: attempt answered with another's record is answered so again",
     "recovery: attempt sealed before answered with its record",
+    "recovery: cluster told again what a node is like",
     "recovery: compaction freed a segment",
     "recovery: compaction moved live shards",
     "recovery: copy kept: its stripe is not whole without it",

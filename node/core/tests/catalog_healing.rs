@@ -72,6 +72,36 @@ fn a_reseat_is_refused_once_its_time_is_over_whatever_the_record_says() {
     assert_eq!(replica.one(START + 11, Command::Reseat(in_time)), Outcome::Done);
 }
 
+#[test]
+fn an_attempt_repeated_after_a_repair_claims_no_more_than_what_holds_where_its_shards_are_now() {
+    let (mut replica, id) = stored();
+    [0, 3].into_iter().for_each(|node| replica.add_spare(node));
+    let again = present(&replica, id).seal;
+    let promised = vec![Failures { sites: 1, nodes: 0 }, Failures { sites: 0, nodes: 2 }];
+    let claims = |replica: &mut Replica| {
+        let (sealed, first) = replica.sealed(START, again.clone());
+        assert!(!first);
+        (sealed.survives, sealed.degraded)
+    };
+    assert_eq!(claims(&mut replica), (promised.clone(), false));
+    // Sites 1 and 2 are away: what was on site 1 is made again in site 0, which has four shards of six then.
+    for node in [2, 3, 5, 6] {
+        let down = Command::SetNodeState { node: NodeId(node), state: NodeState::Down };
+        assert_eq!(replica.one(START, down), Outcome::Done);
+    }
+    done_reseat(&mut replica, id, &[(1, spare(0)), (4, spare(3))]);
+    assert_eq!(claims(&mut replica), (vec![Failures { sites: 0, nodes: 1 }], true), "site 0 holds too many");
+    let kept = present(&replica, id);
+    assert_eq!(kept.survives, promised, "what was promised stays promised: by former homes");
+    // It comes apart again.
+    for node in [2, 3, 5, 6] {
+        let up = Command::SetNodeState { node: NodeId(node), state: NodeState::Up };
+        assert_eq!(replica.one(START, up), Outcome::Done);
+    }
+    done_reseat(&mut replica, id, &[(1, volume(1)), (4, volume(4))]);
+    assert_eq!(claims(&mut replica), (promised.clone(), false));
+}
+
 fn refused_reseat(replica: &mut Replica, id: InstanceId, moves: &[(u8, VolumeId)]) -> Rejection {
     let command = Command::Reseat(reseat(replica, id, moves));
     replica.refused(START, command)

@@ -16,7 +16,7 @@ use pacsvault_core::ids::{
     Digest, InstanceId, LogIndex, NodeId, ObjectKey, ShardIndex, StripeIndex, Uid, VersionNumber, VolumeId, WallMillis,
 };
 use pacsvault_core::layout::survival::{Held, survives};
-use pacsvault_core::layout::{Contract, Failures, Layout, NodeState};
+use pacsvault_core::layout::{Contract, Failures, Layout, NodeState, VolumeState};
 use pacsvault_core::limits::WRITE_WINDOW_MILLIS;
 use pacsvault_core::shard::ShardId;
 use proptest::prelude::*;
@@ -231,6 +231,16 @@ fn keeps(seal: &Seal, contract: &Contract, layout: &Layout) -> bool {
     })
 }
 
+/// The same once everybody is back who may come back.
+fn lasts(seal: &Seal, contract: &Contract, layout: &Layout) -> bool {
+    let mut whole = layout.clone();
+    let nodes = whole.nodes.values_mut().filter(|node| node.state != NodeState::Removed);
+    nodes.for_each(|node| node.state = NodeState::Up);
+    let volumes = whole.volumes.values_mut().filter(|volume| volume.state != VolumeState::Fenced);
+    volumes.for_each(|volume| volume.state = VolumeState::Up);
+    keeps(seal, contract, &whole)
+}
+
 /// The naive catalog: versions in a list per key, everything else by looking at all of them.
 #[derive(Default)]
 struct Model {
@@ -282,7 +292,8 @@ impl Model {
         let answered = self.answered.get(&seal.instance).and_then(|record| self.stands_for(*record, &seal.key));
         if let Some((number, known)) = self.stands_for(seal.instance, &seal.key).or(answered) {
             let same = known.seal.key == seal.key && known.seal.digest == seal.digest;
-            let again = format!("version {number} again, degraded {}", known.degraded);
+            let degraded = known.degraded || !lasts(&known.seal, &profile().contract, layout);
+            let again = format!("version {number} again, degraded {degraded}");
             return if same { again } else { "malformed".to_owned() };
         }
         let promise = profile();
@@ -388,7 +399,8 @@ impl Model {
         let number = replace.version;
         let same = self.find(seal.instance).filter(|(at, known)| *at == number && known.seal.key == seal.key);
         if let Some((number, known)) = same {
-            return format!("version {number} again, degraded {}", known.degraded);
+            let degraded = known.degraded || !lasts(&known.seal, &profile().contract, layout);
+            return format!("version {number} again, degraded {degraded}");
         }
         let known = self.replaced.iter().any(|(_, old)| old.seal.instance == seal.instance);
         if known || self.find(seal.instance).is_some() {

@@ -8,7 +8,11 @@
 //! - A cluster is founded on an operator's word alone, whose profiles are then the ones it gets; a founder that crashed
 //!   half-way waits for that word to be repeated.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
@@ -19,12 +23,17 @@ use pacsvault_core::{
         plan::{Topology, defaults_for},
     },
 };
-use pacsvault_ports::peer::{Class, Fault, Reply, Request, Target};
+use pacsvault_ports::{
+    env::SharedEnv,
+    peer::{Class, Fault, Reply, Request, Target},
+};
 
 use crate::Node;
 
 /// Pause between two tries to join, to introduce oneself or to fence.
 pub const RETRY_EVERY: Duration = Duration::from_millis(500);
+/// Pause between two looks whether the cluster knows this node as it is.
+const KNOWN_EVERY: Duration = Duration::from_secs(5);
 /// How long one try to join may take.
 const JOIN_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a seed may take to say whether it is a member before a cluster is founded without its answer.
@@ -88,6 +97,20 @@ fn expected_topology() -> Topology {
     Topology::with_nodes(sites.map(|site| (site, 2)))
 }
 
+/// Introduces the node again whenever the cluster has another picture of it: what an earlier life of it said, of an older
+/// version perhaps, may have been under way for long, and come last.
+async fn stay_known(env: SharedEnv, node: Weak<Node>) {
+    loop {
+        env.sleep(KNOWN_EVERY).await;
+        let Some(node) = node.upgrade() else { return };
+        if !node.is_known() {
+            pacsvault_core::sometimes!("recovery: cluster told again what a node is like");
+            tracing::info!("the cluster knows this node by what it was; introducing it again");
+            node.introduce().await;
+        }
+    }
+}
+
 impl Node {
     /// Runs the node's membership: comes back, joins or waits to be founded, then introduces itself to the cluster.
     /// Ends when the node is a member and known with its present address and volumes.
@@ -116,7 +139,20 @@ impl Node {
             }
         }
         self.introduce().await;
+        self.env.spawn(Box::pin(stay_known(self.env.clone(), Arc::downgrade(&self))));
         Ok(())
+    }
+
+    /// Whether the cluster knows this node as it is; true while that cannot be told.
+    fn is_known(&self) -> bool {
+        let Some(layout) = self.replica().and_then(|replica| replica.layout()) else { return true };
+        let own = self.introduction();
+        let mut nodes = layout.nodes.values();
+        let Some(known) = nodes.find(|node| node.incarnation == own.incarnation) else { return true };
+        let volumes = own.volumes.iter().all(|(id, capacity_bytes)| {
+            layout.volumes.get(id).is_some_and(|one| one.node == known.id && one.capacity_bytes == *capacity_bytes)
+        });
+        volumes && (&known.address, known.roles, known.version) == (&own.address, own.roles, own.version)
     }
 
     fn check_cluster(&self, membership: &Membership) -> Result<(), Fault> {

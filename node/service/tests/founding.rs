@@ -6,7 +6,11 @@ mod support;
 use std::sync::{Arc, atomic::Ordering};
 
 use pacsvault_consensus::Replica;
-use pacsvault_core::{ids::NodeId, layout::Profile};
+use pacsvault_core::{
+    catalog::{Command, Outcome, command::JoinNode},
+    ids::NodeId,
+    layout::Profile,
+};
 use pacsvault_ports::peer::{Class, Request};
 use pacsvault_service::{Founding, Membership};
 use support::{Bed, CLUSTER, Fake, Memory, Seed, catalog, target, until};
@@ -113,4 +117,26 @@ async fn a_founder_that_was_cut_short_gets_the_profiles_its_operator_asks_for() 
         assert_eq!(layout.default_profile, mine.name);
         assert_eq!(layout.profiles.keys().collect::<Vec<_>>(), [&mine.name]);
     }
+}
+
+#[tokio::test]
+async fn what_an_earlier_life_said_late_is_corrected() {
+    let (replica, memory) = fresh();
+    let bed = Bed::new(&replica, &memory, &[], Vec::new());
+    bed.ask(found()).await.unwrap();
+    bed.node.clone().run().await.unwrap();
+    let known = || replica.layout().unwrap().nodes[&NodeId(1)].clone();
+    let own = known();
+    let late = JoinNode {
+        name: own.name.clone(),
+        incarnation: own.incarnation,
+        site: own.site.clone(),
+        address: "where-it-was:1".to_owned(),
+        roles: own.roles,
+        volumes: Vec::new(),
+        version: own.version + 1,
+    };
+    assert_eq!(replica.apply(catalog::START, vec![Command::JoinNode(late)]), [Outcome::Joined(NodeId(1))]);
+    assert_ne!(known(), own);
+    until(|| known() == own).await;
 }

@@ -27,7 +27,7 @@ impl Machine {
         let present = present.filter(|record| record.deleted.is_none());
         let present = resolve(overlay, present.ok_or_else(|| Rejection::NotFound(of()))?)?;
         if present.seal.instance == seal.instance {
-            return Ok(sealed_before(seal, present)?);
+            return Ok(sealed_before(&layout, seal, present)?);
         }
         if present.seal.instance != replace.replaces {
             return Err(Rejection::Changed(of()).into());

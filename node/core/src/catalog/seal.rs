@@ -145,11 +145,11 @@ impl Machine {
         check_structure(seal, named, &layout).map_err(Rejection::Malformed)?;
         if let Some(earlier) = by_instance(overlay, seal.instance)? {
             crate::sometimes!("recovery: attempt sealed before answered with its record");
-            return Ok(sealed_before(seal, living(overlay, earlier)?)?);
+            return Ok(sealed_before(&layout, seal, living(overlay, earlier)?)?);
         }
         if let Some(earlier) = answered_with(overlay, seal.instance)? {
             crate::sometimes!("recovery: attempt answered with another's record is answered so again");
-            return Ok(sealed_before(seal, living(overlay, earlier)?)?);
+            return Ok(sealed_before(&layout, seal, living(overlay, earlier)?)?);
         }
         let name = keys::object_name(&seal.key);
         let object = read_object(overlay, &name)?.unwrap_or_default();
@@ -408,14 +408,33 @@ fn living(view: &dyn View, earlier: SealedInstance) -> Result<SealedInstance, Er
     }
 }
 
-/// The same attempt again: its first record, even if it was deleted since.
-pub(super) fn sealed_before(seal: &Seal, earlier: SealedInstance) -> Result<Outcome, Rejection> {
+/// The same attempt again: its first record, even if it was deleted since, saying no more than what its shards survive where
+/// they are by now. While sites are away repair may bring them all together; that nothing is lost meanwhile rests on former
+/// homes, which an acknowledgement does not show.
+pub(super) fn sealed_before(layout: &Layout, seal: &Seal, mut earlier: SealedInstance) -> Result<Outcome, Rejection> {
+    let (layout, k) = (with_all_there(layout), earlier.seal.code.data());
+    let lasting = |stripe: &StripeSeal| strongest(&persisted(stripe).collect::<Vec<Held>>(), k, &layout);
+    let now = common(earlier.seal.stripes.iter().map(lasting).collect());
+    earlier.survives = common(BTreeSet::from([std::mem::take(&mut earlier.survives), now]));
+    earlier.degraded = !covers(&earlier.survives, &earlier.contract);
     let known = &earlier.seal;
     if known.key == seal.key && known.digest == seal.digest && known.size_bytes == seal.size_bytes {
         Ok(Outcome::Sealed { sealed: Box::new(earlier), first: false })
     } else {
         Err(Rejection::Malformed(format!("instance id {} was sealed with other content", seal.instance)))
     }
+}
+
+/// The layout as it will be when everybody who may return has done so.
+fn with_all_there(layout: &Layout) -> Layout {
+    let mut whole = layout.clone();
+    for node in whole.nodes.values_mut().filter(|node| node.state != NodeState::Removed) {
+        node.state = NodeState::Up;
+    }
+    for volume in whole.volumes.values_mut().filter(|volume| volume.state != VolumeState::Fenced) {
+        volume.state = VolumeState::Up;
+    }
+    whole
 }
 
 /// The record that this attempt was answered with, when that is another's.
