@@ -330,6 +330,9 @@ pub(crate) async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
             scrubbed = sim.now() + SCRUB_EVERY;
             operator.begin(Operator::scrub);
         }
+        if operator.jobs() == 0 {
+            operator.take_back_drains();
+        }
         let state = if operator.jobs() == 0 { whole(work) } else { Err(format!("{} jobs wait", operator.jobs())) };
         let why = match state {
             Ok(found) => {

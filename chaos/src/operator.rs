@@ -237,6 +237,20 @@ impl Operator {
         }
     }
 
+    /// Takes back a drain that nobody wants: one whose order was answered by nothing, and arrived late.
+    pub fn take_back_drains(self: &Arc<Self>) {
+        let Some(layout) = crate::proof::newest(&self.cluster).and_then(|replica| replica.layout()) else { return };
+        let nodes = layout.nodes.values().filter(|node| node.draining && node.state != NodeState::Removed);
+        let volumes = layout.volumes.values().filter(|one| one.draining && one.state != VolumeState::Fenced);
+        let nodes = nodes.map(|node| DrainTarget::Node(node.id));
+        if let Some(target) = nodes.chain(volumes.map(|one| DrainTarget::Volume(one.id))).next() {
+            self.cluster.sim.hit("operator: took back a drain that had come late");
+            self.begin(
+                |operator| async move { drop(operator.insist(Command::SetDrain { target, draining: false }).await) },
+            );
+        }
+    }
+
     /// Drains a volume of machine `at`, and takes it back later.
     pub async fn drain_volume(self: Arc<Self>, at: usize) {
         let volumes = self.volumes(at);
