@@ -136,8 +136,8 @@ fn all_named(work: &Work, replica: &dyn Replica) -> BTreeMap<(usize, VersionNumb
 fn on_a_fenced_volume(cluster: &Cluster, layout: &Layout, record: &SealedInstance, names: &Named) -> Option<VolumeId> {
     let gone = |volume: &VolumeId| layout.volumes.get(volume).is_some_and(|known| known.state == VolumeState::Fenced);
     let before = |volume: &VolumeId| cluster.chronicle.fenced_by(*volume).is_some_and(|by| record.index > by);
-    let sealed = names.iter().filter(|(_, _, since)| since.is_none()).map(|(_, volume, _)| *volume);
-    sealed.filter(|volume| gone(volume) && before(volume)).next()
+    let mut sealed = names.iter().filter(|(_, _, since)| since.is_none()).map(|(_, volume, _)| *volume);
+    sealed.find(|volume| gone(volume) && before(volume))
 }
 
 /// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte, and

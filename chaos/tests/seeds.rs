@@ -16,7 +16,7 @@ use pacsvault_chaos::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Seeds of the first test; `PACSVAULT_SIM_SEEDS` overrides.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 1_000;
 /// Seeds from `PACSVAULT_SIM_FROM` on, when that is set: another share for each release, the same for each run of it.
 const FRESH_SEEDS: u64 = 100;
 /// Seeds after which every kind of fault must have happened.
