@@ -92,6 +92,9 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
         Some(profile) if profile.contract != sealed.contract => {
             work.violation("a receipt tells another contract than its profile has");
         }
+        Some(profile) if !covers(&sealed.survives, &profile.floor) => {
+            work.violation(format!("attempt {} was acknowledged below the floor of its profile", sealed.seal.instance));
+        }
         Some(_) => {}
         None => work.violation("a receipt names a profile that there is not"),
     }

@@ -124,7 +124,9 @@ impl Running {
         let held = |volume: &Arc<Volume>| (volume.id(), volume.store().list(None, usize::MAX).into_iter().collect());
         let told = self.node.get().map(|node| node.volume_statuses()).unwrap_or_default();
         let sound = |volume: &&Arc<Volume>| {
-            told.iter().any(|one| one.volume == volume.id() && one.state != VolumeState::Fenced)
+            // Before there is a node nobody has written.
+            let said = told.iter().find(|one| one.volume == volume.id()).map(|one| one.state);
+            said.unwrap_or_else(|| volume.store().status().state) != VolumeState::Fenced
         };
         self.stores.get().into_iter().flatten().filter(sound).map(held).collect()
     }

@@ -4,8 +4,9 @@
 //! data is lost never comes back under its old identity.
 
 use std::{
+    collections::BTreeSet,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -39,6 +40,8 @@ pub struct Operator {
     cluster: Arc<Cluster>,
     jobs: AtomicUsize,
     gave_up: AtomicBool,
+    /// What was ordered to be drained without an answer: the order may come yet.
+    unanswered: Mutex<BTreeSet<DrainTarget>>,
 }
 
 /// What becomes of a node that is drained.
@@ -53,7 +56,12 @@ pub enum AfterDrain {
 impl Operator {
     /// Does nothing yet.
     pub fn new(cluster: &Arc<Cluster>) -> Arc<Self> {
-        Arc::new(Self { cluster: Arc::clone(cluster), jobs: AtomicUsize::new(0), gave_up: AtomicBool::new(false) })
+        Arc::new(Self {
+            cluster: Arc::clone(cluster),
+            jobs: AtomicUsize::new(0),
+            gave_up: AtomicBool::new(false),
+            unanswered: Mutex::default(),
+        })
     }
 
     /// How many things are still to be done.
@@ -100,6 +108,9 @@ impl Operator {
         while self.patient() {
             if let Some(Reply::Outcomes(outcomes)) = self.ask(Request::Propose(vec![command.clone()])).await {
                 return outcomes.into_iter().next();
+            }
+            if let Command::SetDrain { target, draining: true } = &command {
+                self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).insert(*target);
             }
             self.pause(AGAIN).await;
         }
@@ -243,7 +254,9 @@ impl Operator {
         let nodes = layout.nodes.values().filter(|node| node.draining && node.state != NodeState::Removed);
         let volumes = layout.volumes.values().filter(|one| one.draining && one.state != VolumeState::Fenced);
         let nodes = nodes.map(|node| DrainTarget::Node(node.id));
-        if let Some(target) = nodes.chain(volumes.map(|one| DrainTarget::Volume(one.id))).next() {
+        let unanswered = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut drained = nodes.chain(volumes.map(|one| DrainTarget::Volume(one.id)));
+        if let Some(target) = drained.find(|target| unanswered.contains(target)) {
             self.cluster.sim.hit("operator: took back a drain that had come late");
             self.begin(|operator| async move {
                 // Given up when the run ends: then the judges say what is left of it.

@@ -438,18 +438,21 @@ async fn grows_safer(work: &Work, broken: &Broken) {
     let end = sim.now() + SAFER_WITHIN;
     loop {
         match endangered(cluster, broken, &readable) {
-            None => return sim.hit("part: nothing left that the next node would lose"),
-            Some(_) if !floor_left(cluster, broken) => return sim.hit("part: too small for repair"),
-            Some(why) if sim.now() > end => return work.violation(why),
-            Some(_) => sim.sleep(Life::HARNESS, Duration::from_millis(500)).await,
+            Err(why) => return sim.hit(why),
+            Ok(None) => return sim.hit("part: nothing left that the next node would lose"),
+            Ok(Some(_)) if !floor_left(cluster, broken) => return sim.hit("part: too small for repair"),
+            Ok(Some(why)) if sim.now() > end => return work.violation(why),
+            Ok(Some(_)) => sim.sleep(Life::HARNESS, Duration::from_millis(500)).await,
         }
     }
 }
 
 /// A stripe that the next node may lose, by the catalog and with what is missing not counted.
-fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Option<String> {
-    let replica = newest_left(cluster, broken)?;
-    let layout = replica.layout().filter(|layout| layout.format >= 2)?;
+/// The error says why that is not judged.
+fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Result<Option<String>, &'static str> {
+    let replica = newest_left(cluster, broken).ok_or("part: danger not judged, no replica runs")?;
+    let layout = replica.layout().filter(|layout| layout.format >= 2);
+    let layout = layout.ok_or("part: danger not judged, repair waits for the upgrade")?;
     let homes = homes(cluster);
     for one in readable {
         let now = record(replica.as_ref(), one.sealed.seal.instance).filter(|record| record.deleted.is_none());
@@ -464,18 +467,19 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Opti
                 .filter(|(_, volume)| !gone(volume))
                 .map(|(shard, volume)| Held { shard: ShardIndex(shard), volume })
                 .collect();
-            if held.len() < now.seal.code.data() {
+            if held.len() < now.seal.code.data() && !promised(cluster, broken, one) {
+                cluster.sim.hit("part: stripe at a volume given up, more is damaged than was promised");
                 continue;
             }
             if distance(&held, now.seal.code.data(), &layout).nodes < 2 {
                 let instance = now.seal.instance;
-                return Some(format!(
+                return Ok(Some(format!(
                     "stripe {instance}/{index} stays one node from loss in a part that must suffice; without {broken:?}"
-                ));
+                )));
             }
         }
     }
-    None
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -74,7 +74,7 @@ fn no_seed_breaks_a_promise_and_every_fault_happened() {
 /// there at the next start.
 #[test]
 fn heads_of_segments_that_rot_in_use_lose_nothing() {
-    let scenarios: Vec<Scenario> = [229, 318, 352, 373, 517, 590, 592].into_iter().map(Scenario::draw).collect();
+    let scenarios: Vec<Scenario> = [23, 34, 62].into_iter().map(Scenario::draw).collect();
     let reports = run_many(&scenarios, threads(), usize::MAX);
     let failed: Vec<String> = reports.iter().filter_map(told).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));

@@ -16,7 +16,7 @@ use pacsvault_core::{
     catalog::{Command, Outcome, Seal, SealedInstance, StripeSeal, command::Reserved},
     codec::Coder,
     ids::{Digest, InstanceId, LogIndex, StripeIndex, Term, VersionNumber},
-    layout::{Layout, Profile, profile::Code},
+    layout::{Layout, Profile, profile::Code, survival::covers},
     limits::STRIPES_MAX,
 };
 use pacsvault_ports::{
@@ -264,6 +264,11 @@ impl Upload {
     }
 }
 
+/// Whether the record says that it survives the least that its profile asks of any write.
+fn keeps_floor(sealed: &SealedInstance, layout: &Layout) -> bool {
+    layout.profiles.get(&sealed.seal.profile).is_some_and(|profile| covers(&sealed.survives, &profile.floor))
+}
+
 impl Coordinator {
     async fn seal(&self, seal: Seal, layout: &Layout) -> Result<Stored, Fault> {
         if pacsvault_core::probe::planted("ack-early") {
@@ -281,10 +286,14 @@ impl Coordinator {
             }
             // Sealed by an earlier try of this attempt; since then shards were lost, or brought together while sites were away.
             Some(Outcome::Sealed { sealed, first: false })
-                if (strict && sealed.degraded) || sealed.survives.is_empty() =>
+                if (strict && sealed.degraded) || !keeps_floor(&sealed, layout) =>
             {
-                let text = format!("{} is stored, below its contract for now; repeat the attempt", sealed.seal.key);
-                Err(Fault::new(Class::Unknown, "PV-TOO-WEAK", text))
+                pacsvault_core::sometimes!(
+                    "recovery: repeated write not acknowledged: its shards are worth too little by now"
+                );
+                let text =
+                    format!("{} is stored, and survives less than it must for now; write it again", sealed.seal.key);
+                Err(Fault::new(Class::Unknown, "PV-BELOW-CONTRACT", text))
             }
             Some(Outcome::Sealed { sealed, first }) => {
                 if !first {

@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use pacsvault_coordinator::{Coordinator, GetQuery, PutHeader};
 use pacsvault_core::{
-    catalog::{Outcome, Rejection},
+    catalog::{Outcome, Rejection, SealedInstance},
     ids::{Digest, NodeId},
+    layout::Failures,
 };
 use pacsvault_ports::peer::{Class, Fault, Freshness};
 use proptest::{prelude::*, sample::Index};
@@ -128,6 +129,29 @@ async fn after_a_doubtful_try_only_a_seal_is_definite() {
     assert_eq!((definite.class, definite.code), (Class::Retry, "PV-TOO-WEAK"));
     world.kept().script.push_back(lost());
     assert!(put(&world.coordinator(|_| {}), &content).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_repeated_attempt_that_is_worth_too_little_by_now_is_not_acknowledged() {
+    let (world, content) = (World::new(4, 2), content(1_000));
+    let coordinator = world.coordinator(|_| {});
+    let stored = put(&coordinator, &content).await.expect("is stored");
+    let again = |nodes| {
+        let survives = vec![Failures { sites: 0, nodes }];
+        let sealed = Box::new(SealedInstance { survives, degraded: true, ..stored.sealed.clone() });
+        world.kept().script.push_back(Lie::Outcome(Outcome::Sealed { sealed, first: false }));
+    };
+    again(0);
+    let below = put(&coordinator, &content).await.expect_err("its floor is the loss of a node");
+    assert_eq!((below.class, below.code), (Class::Unknown, "PV-BELOW-CONTRACT"), "{below}");
+    again(1);
+    let degraded = put(&coordinator, &content).await.expect("the floor is kept");
+    assert!(degraded.receipt.degraded && !degraded.first);
+    again(1);
+    let mut header = PutHeader::new(key(1), "application/dicom");
+    header.strict = true;
+    let below = coordinator.put(header, content.clone()).await.expect_err("less than the contract");
+    assert_eq!((below.class, below.code), (Class::Unknown, "PV-BELOW-CONTRACT"), "{below}");
 }
 
 #[tokio::test]

@@ -452,16 +452,20 @@ impl Job<'_> {
         pacsvault_core::sometimes!("recovery: repair looked for each shard by itself");
         let mut have = Vec::new();
         let mut misses = BTreeMap::new();
-        let all = (0..=u8::MAX).map(ShardIndex).take(self.sealed.seal.code.total());
-        let mut asked: FuturesUnordered<_> = all.map(|shard| self.look_for(shard)).collect();
+        let mut all: Vec<ShardIndex> = (0..=u8::MAX).map(ShardIndex).take(self.sealed.seal.code.total()).collect();
+        all.sort_by_key(|shard| self.is_elsewhere(*shard));
+        // As many at once as are needed, another for each that is not there: none is read in vain.
+        let mut rest = all.into_iter();
+        let mut asked: FuturesUnordered<_> = rest.by_ref().take(k).map(|shard| self.look_for(shard)).collect();
         while let Some((shard, found, missed, read)) = asked.next().await {
             tally.add(read);
             misses.insert(shard, missed);
-            if let Some(data) = found {
-                have.push((shard, data));
-                if have.len() >= k {
-                    return Ok(Ok(have));
-                }
+            match found {
+                Some(data) => have.push((shard, data)),
+                None => asked.extend(rest.next().map(|shard| self.look_for(shard))),
+            }
+            if have.len() >= k {
+                return Ok(Ok(have));
             }
         }
         let misses: Vec<Miss> = misses.into_values().flatten().collect();
@@ -540,6 +544,9 @@ impl Job<'_> {
     }
 
     async fn put_one(&self, volume: VolumeId, copy: Copy) -> Result<DurableShard, Fault> {
+        if self.worker.replica.layout().is_some_and(|present| !present.counts(volume)) {
+            return Err(failed(Class::Retry, "its node is not up any more, or it was given up"));
+        }
         let node = self.layout.node_of(volume).ok_or_else(|| failed(Class::Retry, "its node is unknown"))?;
         let target = Target { address: node.address.clone(), name: Some(node.name.clone()) };
         let expected = DurableShard { id: copy.header.id, volume, digest: copy.header.digest };

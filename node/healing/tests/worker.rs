@@ -132,7 +132,9 @@ async fn holders_that_fell_silent_are_waited_for_together() {
     let world = World::new(true);
     let ends = waits_for_silent_holders(&world).await;
     world.give_up();
-    until("any that would do are asked for", || world.calls_into_silence() == (6, 9)).await;
+    until("as many as are needed are asked for", || world.calls_into_silence() == (4, 7)).await;
+    world.give_up();
+    until("the others are", || world.calls_into_silence() == (2, 9)).await;
     world.give_up();
     assert_eq!(ends.await.unwrap().unwrap_err().class, Class::Retry);
     assert_eq!(world.calls_into_silence(), (0, 9));

@@ -17,7 +17,7 @@ use std::{
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::{Command, Outcome, Rejection},
-    ids::{ClusterId, LogIndex, NodeId},
+    ids::{ClusterId, LayoutVersion, LogIndex, NodeId},
     layout::{
         Profile as StorageProfile,
         plan::{Topology, defaults_for},
@@ -25,7 +25,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::{
     env::SharedEnv,
-    peer::{Class, Fault, Reply, Request, Target},
+    peer::{Class, Fault, Freshness, Reply, Request, Target},
 };
 
 use crate::Node;
@@ -100,13 +100,21 @@ fn expected_topology() -> Topology {
 /// Introduces the node again whenever the cluster has another picture of it: what an earlier life of it said, of an older
 /// version perhaps, may have been under way for long, and come last.
 async fn stay_known(env: SharedEnv, node: Weak<Node>) {
+    let mut tried = None;
     loop {
         env.sleep(KNOWN_EVERY).await;
         let Some(node) = node.upgrade() else { return };
-        if !node.is_known() {
-            pacsvault_core::sometimes!("recovery: cluster told again what a node is like");
-            tracing::info!("the cluster knows this node by what it was; introducing it again");
-            node.introduce().await;
+        let Some(version) = node.known_otherwise().filter(|version| tried != Some(*version)) else { continue };
+        // Perhaps only this replica is behind.
+        let Ok(replica) = node.member() else { continue };
+        if replica.wait(Freshness::Linearizable).await.is_err() || node.known_otherwise() != Some(version) {
+            continue;
+        }
+        pacsvault_core::sometimes!("recovery: cluster told again what a node is like");
+        tracing::info!("the cluster knows this node by what it was; introducing it again");
+        if node.introduce_once().await.is_ok() {
+            // Accepted, or refused for as long as the layout stays so.
+            tried = Some(version);
         }
     }
 }
@@ -143,16 +151,16 @@ impl Node {
         Ok(())
     }
 
-    /// Whether the cluster knows this node as it is; true while that cannot be told.
-    fn is_known(&self) -> bool {
-        let Some(layout) = self.replica().and_then(|replica| replica.layout()) else { return true };
+    /// The version of the layout, when it has this node otherwise than it is.
+    fn known_otherwise(&self) -> Option<LayoutVersion> {
+        let layout = self.replica()?.layout()?;
         let own = self.introduction();
-        let mut nodes = layout.nodes.values();
-        let Some(known) = nodes.find(|node| node.incarnation == own.incarnation) else { return true };
+        let known = layout.nodes.values().find(|node| node.incarnation == own.incarnation)?;
         let volumes = own.volumes.iter().all(|(id, capacity_bytes)| {
             layout.volumes.get(id).is_some_and(|one| one.node == known.id && one.capacity_bytes == *capacity_bytes)
         });
-        volumes && (&known.address, known.roles, known.version) == (&own.address, own.roles, own.version)
+        let same = (&known.address, known.roles, known.version) == (&own.address, own.roles, own.version);
+        (!same || !volumes).then_some(layout.version)
     }
 
     fn check_cluster(&self, membership: &Membership) -> Result<(), Fault> {

@@ -3,7 +3,10 @@
 
 mod support;
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
@@ -139,4 +142,8 @@ async fn what_an_earlier_life_said_late_is_corrected() {
     assert_eq!(replica.apply(catalog::START, vec![Command::JoinNode(late)]), [Outcome::Joined(NodeId(1))]);
     assert_ne!(known(), own);
     until(|| known() == own).await;
+    // Once is enough.
+    let entries = replica.status().applied;
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(replica.status().applied, entries);
 }

@@ -412,13 +412,15 @@ fn living(view: &dyn View, earlier: SealedInstance) -> Result<SealedInstance, Er
 /// they are by now. While sites are away repair may bring them all together; that nothing is lost meanwhile rests on former
 /// homes, which an acknowledgement does not show.
 pub(super) fn sealed_before(layout: &Layout, seal: &Seal, mut earlier: SealedInstance) -> Result<Outcome, Rejection> {
-    let (layout, k) = (with_all_there(layout), earlier.seal.code.data());
-    let lasting = |stripe: &StripeSeal| strongest(&persisted(stripe).collect::<Vec<Held>>(), k, &layout);
-    let now = common(earlier.seal.stripes.iter().map(lasting).collect());
-    earlier.survives = common(BTreeSet::from([std::mem::take(&mut earlier.survives), now]));
-    earlier.degraded = !covers(&earlier.survives, &earlier.contract);
     let known = &earlier.seal;
     if known.key == seal.key && known.digest == seal.digest && known.size_bytes == seal.size_bytes {
+        let (layout, k) = (with_all_there(layout), known.code.data());
+        let distinct: BTreeMap<(&[VolumeId], u32), &StripeSeal> =
+            known.stripes.iter().map(|stripe| ((&stripe.placement[..], stripe.persisted), stripe)).collect();
+        let lasting = |stripe: &&StripeSeal| strongest(&persisted(stripe).collect::<Vec<Held>>(), k, &layout);
+        let now = common(distinct.values().map(lasting).collect());
+        earlier.survives = common(BTreeSet::from([std::mem::take(&mut earlier.survives), now]));
+        earlier.degraded = !covers(&earlier.survives, &earlier.contract);
         Ok(Outcome::Sealed { sealed: Box::new(earlier), first: false })
     } else {
         Err(Rejection::Malformed(format!("instance id {} was sealed with other content", seal.instance)))

@@ -106,7 +106,7 @@ impl Plan<'_> {
                 }
                 None => {
                     self.hold(Hold::Below(self.seating.state.profile.clone()), 1);
-                    if let Some(choice) = self.seating.safer(&leaving).filter(|_| self.urgent) {
+                    if let Some(choice) = self.urgent.then(|| self.seating.safer(&leaving)).flatten() {
                         crate::sometimes!("recovery: stripe at its last node spread as far as it can be");
                         return Step::Moves(Cause::Respread, choice.moves);
                     }

@@ -215,7 +215,8 @@ impl<'a> Seating<'a> {
     pub(super) fn safer(&self, moving: &[u8]) -> Option<Choice> {
         let floor = self.facts.situation.layout.profiles.get(&self.state.profile).map(|profile| profile.floor.clone());
         let one_node = Contract::one(Failures { sites: 0, nodes: 1 });
-        floor.into_iter().chain([one_node]).filter(|lesser| !covers(&self.before, lesser)).find_map(|lesser| {
+        let one_node = (floor.as_ref() != Some(&one_node)).then_some(one_node);
+        floor.into_iter().chain(one_node).filter(|lesser| !covers(&self.before, lesser)).find_map(|lesser| {
             let wanted = Contract::new(lesser.failures().iter().chain(&self.before).copied().collect());
             let profile = Profile { contract: wanted.unwrap_or(lesser), ..self.profile.clone() };
             let (fates, before, crowded) = (self.fates.clone(), self.before.clone(), self.crowded.clone());
