@@ -288,9 +288,7 @@ impl Coordinator {
             Some(Outcome::Sealed { sealed, first: false })
                 if (strict && sealed.degraded) || !keeps_floor(&sealed, layout) =>
             {
-                pacsvault_core::sometimes!(
-                    "recovery: repeated write not acknowledged: its shards are worth too little by now"
-                );
+                pacsvault_core::sometimes!("recovery: repeated write worth too little by now");
                 let text =
                     format!("{} is stored, and survives less than it must for now; write it again", sealed.seal.key);
                 Err(Fault::new(Class::Unknown, "PV-BELOW-CONTRACT", text))

@@ -62,7 +62,7 @@ pub const TAGS: &[&str] = &[
     "recovery: repair looked for each shard by itself",
     "recovery: repair made true what part of it was durable",
     "recovery: repair read shards of other sites",
-    "recovery: repeated write not acknowledged: its shards are worth too little by now",
+    "recovery: repeated write worth too little by now",
     "recovery: repetition stored anew: the earlier record is worth less",
     "recovery: reseat refused: it came too late",
     "recovery: reseat refused: it would weaken the stripe",
