@@ -36,6 +36,8 @@ pub const EXCUSED: &[(&str, &str)] = &[
         "recovery: shard to be moved off a fuller volume",
         "what a run stores is less than the percent of a volume that matters",
     ),
+    ("recovery: cluster told again what a node is like", RARE),
+    ("recovery: repeated write worth too little by now", RARE),
     ("recovery: reseat refused: it came too late", RARE),
     ("recovery: reseat refused: its target is away", RARE),
     ("recovery: reseat refused: its target is fenced", RARE),

@@ -223,6 +223,11 @@ impl Worker {
                 self.recorder.end(number, Answer::Unknown, 0);
                 true
             }
+            // It was stored, and deleted before the answer arrived.
+            Err(fault) if fault.code == "PV-DELETED" => {
+                self.recorder.end(number, Answer::Unknown, 0);
+                false
+            }
             Err(fault) => {
                 self.judge_refusal(&format!("the write of {key}"), &fault);
                 self.recorder.end(number, Answer::Refused, 0);
