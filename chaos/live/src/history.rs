@@ -40,6 +40,8 @@ struct State {
     keys: BTreeSet<String>,
     contents: BTreeMap<String, Content>,
     promises: BTreeMap<(String, u32), Promise>,
+    /// Writes acknowledged below their contract: when, and how many bytes.
+    degraded: Vec<(u64, u64)>,
     broken: Vec<String>,
     file: Option<BufWriter<File>>,
     flushed: Option<Instant>,
@@ -116,6 +118,17 @@ impl Recorder {
     /// A version was acknowledged.
     pub fn promise(&self, key: &str, version: u32, content: Content, signed: Vec<u8>) {
         self.state().promises.insert((key.to_owned(), version), Promise { content, signed });
+    }
+
+    /// A write of so many bytes was acknowledged below its contract.
+    pub fn degraded(&self, bytes: u64) {
+        let now = self.now_us();
+        self.state().degraded.push((now, bytes));
+    }
+
+    /// Bytes acknowledged below their contract since then.
+    pub fn degraded_since(&self, from_us: u64) -> u64 {
+        self.state().degraded.iter().filter(|(at, _)| *at >= from_us).map(|(_, bytes)| bytes).sum()
     }
 
     /// A promise was broken in a way that no history needs to be searched for.

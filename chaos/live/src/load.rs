@@ -212,6 +212,9 @@ impl Worker {
                     self.recorder.broken(format!("{key}: the receipt is of something else: {}", stored.receipt));
                 }
                 self.bytes.fetch_add(size as u64, Ordering::Relaxed);
+                if stored.receipt.degraded {
+                    self.recorder.degraded(size as u64);
+                }
                 let version = stored.receipt.version.0;
                 let attempt = stored.receipt.instance.to_string();
                 self.recorder.promise(key, version, content, stored.signed);
