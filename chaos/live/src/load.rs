@@ -337,6 +337,7 @@ impl Worker {
 /// and how many bytes were the same.
 pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, wish: Option<u64>) -> (Answer, u64) {
     let key = query.key.to_string();
+    let whole = query.clone();
     let mut query = query;
     if let Some(wish) = wish {
         query.offset_bytes = wish % 900;
@@ -345,6 +346,10 @@ pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, 
     let (offset, len) = (query.offset_bytes, query.len_bytes);
     let reading = match client.get(query).await {
         Ok(reading) => reading,
+        // It is shorter than that: then all of it.
+        Err(fault) if fault.code == "PV-RANGE" && wish.is_some() => {
+            return Box::pin(read(client, recorder, whole, None)).await;
+        }
         Err(fault) => return (missed(recorder, &key, &fault), 0),
     };
     let sealed = reading.sealed().clone();
@@ -359,11 +364,12 @@ pub(crate) async fn read(client: &Client, recorder: &Recorder, query: GetQuery, 
             .broken(format!("{key} version {} has content that nobody wrote: {}", sealed.version, sealed.seal.digest));
         return (found(&sealed), 0);
     };
-    let whole = content.bytes();
-    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(whole.len());
-    let to =
-        len.map_or(whole.len(), |len| whole.len().min(from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX))));
-    if bytes != whole.slice(from..to) {
+    let written = content.bytes();
+    let from = usize::try_from(offset).unwrap_or(usize::MAX).min(written.len());
+    let to = len.map_or(written.len(), |len| {
+        written.len().min(from.saturating_add(usize::try_from(len).unwrap_or(usize::MAX)))
+    });
+    if bytes != written.slice(from..to) {
         recorder.broken(format!("{key} version {}: bytes {from}..{to} are not those written", sealed.version));
         return (found(&sealed), 0);
     }
