@@ -33,7 +33,7 @@ use crate::{
     rng::SimRng,
     rows,
     run::phase,
-    scenario::{Encore, SITES},
+    scenario::Encore,
     workload::{Work, key_name},
 };
 
@@ -49,12 +49,12 @@ const SCRUB_EVERY: Duration = Duration::from_secs(10);
 /// One shard where it really lies: index, machine, site.
 pub(crate) type Lies = (u8, usize, usize);
 
-/// Whether at least `k` distinct shards remain after every failure of this kind.
-pub fn survives(shards: &[Lies], k: usize, failures: Failures, nodes: usize) -> bool {
+/// Whether at least `k` distinct shards remain after every failure of this kind of so many sites and nodes.
+pub fn survives(shards: &[Lies], k: usize, failures: Failures, (all_sites, nodes): (usize, usize)) -> bool {
     let sets = |of: usize, count: u8| {
         (0_u32..1 << of).filter(move |set| set.count_ones() == u32::from(count)).collect::<Vec<_>>()
     };
-    sets(SITES, failures.sites).iter().all(|sites| {
+    sets(all_sites, failures.sites).iter().all(|sites| {
         sets(nodes, failures.nodes).iter().all(|dark| {
             let left = shards.iter().filter(|(_, node, site)| sites & (1 << site) == 0 && dark & (1 << node) == 0);
             let mut distinct: Vec<u8> = left.map(|(shard, _, _)| *shard).collect();
@@ -159,7 +159,7 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
             }
         }
         for claim in &stored.sealed.survives {
-            if !survives(&durable, seal.code.data(), *claim, cluster.count()) {
+            if !survives(&durable, seal.code.data(), *claim, cluster.extent()) {
                 work.violation(format!(
                     "stripe {index} of {} does not survive {claim}, as its receipt says",
                     seal.instance
@@ -231,8 +231,9 @@ fn spread(cluster: &Cluster, voters: &[NodeId]) -> Result<(), String> {
         let inside = cluster.of_site(site).into_iter().filter_map(|at| cluster.replica(at));
         inside.filter(|replica| voters.contains(&replica.status().node)).count()
     };
-    let all: usize = (0..SITES).map(present).sum();
-    for site in 0..SITES {
+    let sites = cluster.scenario.sites;
+    let all: usize = (0..sites).map(present).sum();
+    for site in 0..sites {
         if (all - present(site)) * 2 <= voters.len() {
             return Err(format!(
                 "without site {site} the voters {voters:?}, {all} of which are there, have no majority"
@@ -275,12 +276,12 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
     }
     phase(sim, "writing and reading again");
     let mut rng = sim.random(SimRng::fork);
-    for site in 0..SITES {
+    for site in 0..work.cluster.scenario.sites {
         if !takes_a_write(work, site, 0, Promise::Contract, &mut rng).await {
             work.violation(format!("the healed cluster takes no write at full contract at site {site}"));
         }
     }
-    let reader = work.client(rng.index(SITES)).coordinator();
+    let reader = work.client(rng.index(work.cluster.scenario.sites)).coordinator();
     read_all(work, &reader, "after healing").await;
     read_every_version(work, &reader).await;
     verify_all(work, &reader).await;
@@ -301,18 +302,19 @@ pub async fn finale(work: &Arc<Work>, nemesis: &Arc<Nemesis>) {
 async fn one_site_dark(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) -> bool {
     let cluster = &work.cluster;
     phase(&cluster.sim, "one site dark");
-    let site = rng.index(SITES);
+    let sites = cluster.scenario.sites;
+    let site = rng.index(sites);
     let dark: BTreeSet<usize> = cluster.of_site(site).into_iter().collect();
     dark.iter().for_each(|&at| nemesis.down(at, Stop::Power));
     cluster.sim.hit("everything read with one site dark");
-    let elsewhere = work.client((site + 1) % SITES).coordinator();
+    let elsewhere = work.client((site + 1) % sites).coordinator();
     read_all(work, &elsewhere, "with a site dark").await;
     let layout = newest(cluster).and_then(|replica| replica.layout());
     if !layout.is_some_and(|layout| remnant::floor_possible(cluster, &layout, &dark)) {
         cluster.sim.hit("one site dark: too little left for the floor");
         return false;
     }
-    let writes_at = (site + 1 + rng.index(SITES - 1)) % SITES;
+    let writes_at = (site + 1 + rng.index(sites - 1)) % sites;
     let wrote = takes_a_write(work, writes_at, 0, Promise::Floor, rng).await;
     if wrote {
         cluster.sim.hit("one site dark: took a write");
@@ -402,7 +404,7 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
         _ => "encore: a node drained and removed",
     });
     if heals(work, nemesis).await && recoding::done(work, nemesis).await && wait_converged(work).await {
-        let reader = work.client(rng.index(SITES)).coordinator();
+        let reader = work.client(rng.index(cluster.scenario.sites)).coordinator();
         read_all(work, &reader, "after the encore").await;
         verify_all(work, &reader).await;
         if cluster.scenario.encore == Encore::Recode {
@@ -568,12 +570,12 @@ mod tests {
         // 4+2 on three sites of two nodes, one volume each.
         let spread: Vec<Lies> = (0..6_u8).map(|shard| (shard, usize::from(shard), usize::from(shard) / 2)).collect();
         let one_site = Failures { sites: 1, nodes: 0 };
-        assert!(survives(&spread, 4, one_site, 6));
-        assert!(!survives(&spread[1..], 4, one_site, 6));
-        assert!(survives(&spread, 4, Failures { sites: 0, nodes: 2 }, 6));
-        assert!(!survives(&spread, 4, Failures { sites: 1, nodes: 1 }, 6));
+        assert!(survives(&spread, 4, one_site, (3, 6)));
+        assert!(!survives(&spread[1..], 4, one_site, (3, 6)));
+        assert!(survives(&spread, 4, Failures { sites: 0, nodes: 2 }, (3, 6)));
+        assert!(!survives(&spread, 4, Failures { sites: 1, nodes: 1 }, (3, 6)));
         // Two copies of one shard are one shard.
         let twice: Vec<Lies> = spread.iter().map(|&(shard, node, site)| (shard.min(4), node, site)).collect();
-        assert!(!survives(&twice, 4, one_site, 6));
+        assert!(!survives(&twice, 4, one_site, (3, 6)));
     }
 }

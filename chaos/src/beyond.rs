@@ -22,7 +22,7 @@ use crate::{
     nemesis::Nemesis,
     proof::{Standing, newest, standing},
     rng::SimRng,
-    scenario::{Beyond, SITES},
+    scenario::Beyond,
     workload::{Work, key_name},
 };
 
@@ -56,7 +56,7 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
         Beyond::Replace => "beyond: the volumes of sites replaced",
         Beyond::JustTooMuch => "beyond: one machine more replaced than the contract covers",
     });
-    let reader = work.client(rng.index(SITES)).coordinator();
+    let reader = work.client(rng.index(work.cluster.scenario.sites)).coordinator();
     read_all(work, &reader, false).await;
     takes_true_writes(work, &mut rng).await;
     if all_told(work).await {
@@ -70,11 +70,12 @@ async fn pause(work: &Work, millis: u64) {
 }
 
 /// Machines that hold volumes, more of them than any clause of a contract covers: whole sites, two at least, or one machine
-/// after the other until it is just too much. Where two sites may be lost, some of the third go with them.
+/// after the other until it is just too much. Where two sites may be lost, some of a third go with them.
 fn victims(work: &Work, how: Beyond, rng: &mut SimRng) -> Vec<usize> {
     let cluster = &work.cluster;
-    let first = rng.index(SITES);
-    let storing = (0..SITES).map(|site| (site + first) % SITES).filter(|site| !cluster.scenario.is_witness(*site));
+    let sites = cluster.scenario.sites;
+    let first = rng.index(sites);
+    let storing = (0..sites).map(|site| (site + first) % sites).filter(|site| !cluster.scenario.is_witness(*site));
     let machines: Vec<Vec<usize>> = storing.map(|site| cluster.of_site(site)).collect();
     let sites: Vec<usize> = cluster.machines().iter().map(|machine| machine.site).collect();
     // One that covers it is enough to read what is kept in it: all must be left behind.
@@ -196,7 +197,7 @@ async fn read(work: &Work, reader: &Coordinator, one: &Standing) -> Result<(), p
 
 /// The cluster goes on: every site's clients can write, and read what they wrote.
 async fn takes_true_writes(work: &Arc<Work>, rng: &mut SimRng) {
-    for site in 0..SITES {
+    for site in 0..work.cluster.scenario.sites {
         let mut client = work.client(site);
         let mut stored = None;
         for _ in 0..15 {

@@ -39,12 +39,14 @@ use crate::{
     machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
     proof::newest,
-    scenario::{PlantedBug, SITES, Scenario},
+    scenario::{PlantedBug, SITES_MAX, Scenario},
 };
 
 mod starter;
 
 use starter::Starter;
+
+const SITE_LETTERS: [u8; SITES_MAX] = *b"abcde";
 
 /// How a machine goes down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +98,7 @@ pub struct Cluster {
 
 /// The name of site number `site`.
 pub fn site_name(site: usize) -> SiteName {
-    format!("site-{}", char::from(b"abc"[site])).parse().expect("a valid name")
+    format!("site-{}", char::from(SITE_LETTERS[site])).parse().expect("a valid name")
 }
 
 impl Cluster {
@@ -105,9 +107,9 @@ impl Cluster {
         let net = Net::new(sim.clone(), scenario.latency_micros.clone());
         net.plant(scenario.bug);
         let mut machines = Vec::new();
-        for site in 0..SITES {
+        for site in 0..scenario.sites {
             for number in 0..scenario.nodes_of(site) {
-                let name = format!("{}-{number}", char::from(b"abc"[site]));
+                let name = format!("{}-{number}", char::from(SITE_LETTERS[site]));
                 let host = net.add_host(&name, site);
                 machines.push(Machine::new(sim, host, &scenario, site, &name));
             }
@@ -251,7 +253,7 @@ impl Cluster {
         }
         let (site, mut host, mut name) = (machine.site, machine.host, machine.name.as_str().to_owned());
         if !same_name {
-            name = format!("{}-r{}", char::from(b"abc"[site]), self.sim.random(|rng| rng.below(1 << 40)));
+            name = format!("{}-r{}", char::from(SITE_LETTERS[site]), self.sim.random(|rng| rng.below(1 << 40)));
             host = self.net.add_host(&name, site);
         }
         *machine = Machine::new(&self.sim, host, &self.scenario, site, &name);
@@ -261,7 +263,7 @@ impl Cluster {
     /// Adds a machine to `site`; answers its number. It is stopped.
     pub fn add_machine(&self, site: usize) -> usize {
         let mut machines = self.machines();
-        let name = format!("{}-{}", char::from(b"abc"[site]), machines.len() + 10);
+        let name = format!("{}-{}", char::from(SITE_LETTERS[site]), machines.len() + 10);
         let host = self.net.add_host(&name, site);
         machines.push(Machine::new(&self.sim, host, &self.scenario, site, &name));
         self.atlas().add(site);
@@ -276,6 +278,11 @@ impl Cluster {
         machine.volumes[place] = SimVolume::new(&self.sim, &machine.fuse);
         self.lose(at, machine.site, volume);
         self.sim.event("replace volume", &[at as u64], || volume.to_string());
+    }
+
+    /// How many sites and machines there are.
+    pub fn extent(&self) -> (usize, usize) {
+        (self.scenario.sites, self.count())
     }
 
     /// How many machines there are.

@@ -17,7 +17,6 @@ use crate::{
     exec::Life,
     proof::{Leak, Whole, Why, newest, whole},
     rng::SimRng,
-    scenario::SITES,
     workload::Work,
 };
 
@@ -70,7 +69,7 @@ pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
         for at in 0..cluster.count() {
             cluster.set_wall(at, ahead);
         }
-        if !takes_a_write(work, rng.index(SITES), ahead, Promise::Contract, rng).await {
+        if !takes_a_write(work, rng.index(cluster.scenario.sites), ahead, Promise::Contract, rng).await {
             work.violation("the healed cluster does not take a write hours later");
         }
         cluster.sim.sleep(Life::HARNESS, rest).await;

@@ -20,7 +20,7 @@ use crate::{
     net::{HostId, Trap, Weather},
     operator::{AfterDrain, Operator},
     rng::SimRng,
-    scenario::{Fault, SITES},
+    scenario::Fault,
 };
 
 mod disks;
@@ -171,7 +171,7 @@ impl Nemesis {
     fn strike(self: &Arc<Self>, kind: Fault, rng: &mut SimRng) {
         let cluster = &self.cluster;
         let one = rng.index(cluster.count());
-        let site = rng.index(SITES);
+        let site = rng.index(cluster.scenario.sites);
         let short = rng.micros(20_000, 3_000_000);
         match kind {
             Fault::Crash => self.take_down(&[one], Stop::Process, short, (kind, rng)),
@@ -212,12 +212,12 @@ impl Nemesis {
             | Fault::MisdirectedWrite
             | Fault::LostWrite
             | Fault::StaleReads => self.hurt_volume(one, kind, rng),
-            Fault::FailingLogSync => {
+            Fault::FailingLogSync | Fault::FailingStateStore => {
                 cluster.sim.hit(kind.name());
                 let machines = cluster.machines();
-                let log = &machines[one].log;
+                let store = if kind == Fault::FailingLogSync { &machines[one].log } else { &machines[one].state };
                 let how = *rng.pick(&[pacsvault_simkv::Fault::Before, pacsvault_simkv::Fault::After]);
-                log.fail_at(log.operations() + rng.below(10), how);
+                store.fail_at(store.operations() + rng.below(10), how);
             }
             Fault::ClockJump => {
                 cluster.sim.hit(kind.name());
@@ -487,7 +487,9 @@ impl Nemesis {
             }
             machine.speed.set(HEALTHY_MICROS);
             machine.fuse.light(0);
-            machine.log.fail_at(u64::MAX, pacsvault_simkv::Fault::Before);
+            for store in [&machine.log, &machine.state] {
+                store.fail_at(u64::MAX, pacsvault_simkv::Fault::Before);
+            }
         }
         self.drop_caches(&frozen);
         for at in (0..self.cluster.count()).filter(|at| !frozen.contains(at)) {

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fmt, time::Duration};
 
 use clap::Args;
 
-use crate::scenario::{Encore, Fault, PlantedBug, SITES, Scenario};
+use crate::scenario::{Encore, Fault, PlantedBug, Scenario, latencies};
 
 /// Changes to drawn scenarios.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Args)]
@@ -115,8 +115,7 @@ impl Overrides {
             (scenario.clock_ppm, scenario.clock_off_millis) = (0, 0);
         }
         if self.near_sites {
-            scenario.latency_micros =
-                (0..SITES).map(|a| (0..SITES).map(|b| if a == b { 80 } else { 500 }).collect()).collect();
+            scenario.latency_micros = latencies(scenario.sites, |_, _| 500);
         }
         scenario
     }

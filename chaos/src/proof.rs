@@ -27,7 +27,6 @@ use crate::{
     exec::Life,
     model::Live,
     rng::SimRng,
-    scenario::SITES,
     workload::{Work, key_name},
 };
 
@@ -189,7 +188,7 @@ pub async fn watch_rot(work: Arc<Work>) {
         }
         seen = struck;
         cluster.sim.hit("everything asked for after a disk was struck");
-        let reader = work.client(cluster.sim.random(|rng| rng.index(SITES))).coordinator();
+        let reader = work.client(cluster.sim.random(|rng| rng.index(cluster.scenario.sites))).coordinator();
         for live in work.model(|model| model.must_live()) {
             audit::read_version(&work, &reader, live.key, live.acked.version, Expect::Nothing).await;
         }
@@ -284,7 +283,7 @@ fn prove(work: &Work, records: &[(Live, SealedInstance)]) -> Result<(), String> 
                 cluster.sim.hit("two shards of a healed stripe on one volume");
             }
             for failures in owed.iter().flat_map(|contract| contract.failures()) {
-                if !survives(&lies, record.seal.code.data(), *failures, cluster.count()) {
+                if !survives(&lies, record.seal.code.data(), *failures, cluster.extent()) {
                     return Err(format!("stripe {instance}/{index} does not survive {failures}: {lies:?}"));
                 }
             }

@@ -41,7 +41,7 @@ use crate::{
     rng::SimRng,
     rows,
     run::phase,
-    scenario::{MISSING, Missing, SITES},
+    scenario::{MISSING, Missing},
     workload::Work,
 };
 
@@ -183,7 +183,7 @@ async fn suffices(work: &Arc<Work>, nemesis: &Nemesis, broken: &Broken, rng: &mu
         return false;
     }
     sim.hit("part: agreed without the rest");
-    let sites: Vec<usize> = (0..SITES).filter(|site| broken.site != Some(*site)).collect();
+    let sites: Vec<usize> = (0..work.cluster.scenario.sites).filter(|site| broken.site != Some(*site)).collect();
     for &site in &sites {
         takes_writes(work, broken, site, rng).await;
     }
@@ -238,11 +238,12 @@ fn draw(cluster: &Cluster, ground: &Ground, how: Missing, rng: &mut SimRng) -> O
 }
 
 fn candidates(cluster: &Cluster, how: Missing, rng: &mut SimRng) -> Vec<Broken> {
-    let machines: Vec<usize> = (0..cluster.count()).collect();
+    let (sites, count) = cluster.extent();
+    let machines: Vec<usize> = (0..count).collect();
     match how {
         Missing::SiteDark | Missing::SiteCut => {
             let of = |site| Broken { missing: set(cluster.of_site(site)), site: Some(site), ..Broken::default() };
-            shuffled((0..SITES).collect(), rng).into_iter().map(of).collect()
+            shuffled((0..sites).collect(), rng).into_iter().map(of).collect()
         }
         Missing::NodesDark | Missing::NodesStopped => {
             let first = shuffled(machines.clone(), rng);
@@ -268,8 +269,8 @@ fn candidates(cluster: &Cluster, how: Missing, rng: &mut SimRng) -> Vec<Broken> 
         }
         Missing::SitesCut => {
             let both = rng.chance(700);
-            let of = |site| between(&cluster.of_site((site + 1) % SITES), &cluster.of_site((site + 2) % SITES), both);
-            shuffled((0..SITES).collect(), rng).into_iter().map(of).collect()
+            let of = |site| between(&cluster.of_site((site + 1) % sites), &cluster.of_site((site + 2) % sites), both);
+            shuffled((0..sites).collect(), rng).into_iter().map(of).collect()
         }
     }
 }
@@ -307,7 +308,7 @@ pub(crate) fn floor_possible(cluster: &Cluster, layout: &Layout, without: &BTree
         has_a_volume && !cluster.atlas().is_damaged(*at) && !without.contains(at)
     };
     let nodes = |site: usize| cluster.of_site(site).iter().filter(|at| takes_shards(at)).count();
-    let topology = Topology::with_nodes((0..SITES).map(|site| (site_name(site), nodes(site))));
+    let topology = Topology::with_nodes((0..cluster.scenario.sites).map(|site| (site_name(site), nodes(site))));
     let floor = Profile { contract: profile.floor.clone(), ..profile.clone() };
     check_possible(&floor, &topology).is_ok()
 }

@@ -24,8 +24,8 @@ mod swarm;
 pub use fault::{FAULTS, Fault};
 pub use swarm::{Knobs, Mix};
 
-/// Sites of every scenario: contracts speak of "any one site" of three.
-pub const SITES: usize = 3;
+/// Most sites of a scenario; three are the least.
+pub const SITES_MAX: usize = 5;
 
 /// A bug put in on purpose, to see that the oracles find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,11 +176,13 @@ impl Missing {
 pub struct Scenario {
     /// Drawn from.
     pub seed: u64,
+    /// Sites.
+    pub sites: usize,
     /// Nodes of the smallest site.
     pub nodes_per_site: usize,
     /// How many more each site has.
-    pub extra_nodes: [usize; SITES],
-    /// Two sites hold everything; the third is one witness, which votes and holds no shards.
+    pub extra_nodes: [usize; SITES_MAX],
+    /// Two of three sites hold everything; the third is one witness, which votes and holds no shards.
     pub witness: bool,
     /// Volumes per node.
     pub volumes_per_node: usize,
@@ -247,8 +249,8 @@ impl Scenario {
 
     /// Sets nodes per site, and the profile that suits them; no witness, and no other profile.
     pub fn resize(&mut self, nodes_per_site: usize) {
-        (self.nodes_per_site, self.witness, self.extra_nodes) = (nodes_per_site, false, [0; SITES]);
-        self.profile = profile_for(nodes_per_site, false);
+        (self.nodes_per_site, self.witness, self.extra_nodes) = (nodes_per_site, false, [0; SITES_MAX]);
+        self.profile = profile_for(self.sites, nodes_per_site, false);
         self.other = None;
         self.faults.remove(&Fault::ChangeProfile);
         if self.encore == Encore::Recode {
@@ -267,22 +269,26 @@ impl Scenario {
 
     /// Whether `site` only votes.
     pub fn is_witness(&self, site: usize) -> bool {
-        self.witness && site == SITES - 1
+        self.witness && site == self.sites - 1
     }
 
     /// The scenario of `seed`.
     pub fn draw(seed: u64) -> Self {
         let rng = &mut SimRng::new(splitmix(seed ^ 0x5ce7_a210));
-        let nodes_per_site = *rng.pick(&[1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4]);
+        // From a generator of its own: runs of three sites are as they were.
+        let sites = swarm::draw_sites(&mut SimRng::new(splitmix(seed ^ 0x0051_7e50)));
+        let mut nodes_per_site = *rng.pick(&[1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 4]);
+        if sites > 3 {
+            nodes_per_site = nodes_per_site.min(2);
+        }
         let witness = nodes_per_site == 3 && rng.chance(500);
-        let extra_nodes = swarm::draw_extra(rng, nodes_per_site);
+        let extra_nodes = swarm::draw_extra(rng, sites, nodes_per_site);
         let far = *rng.pick(&[500_u64, 2_000, 8_000, 8_000, 25_000, 40_000]);
-        let latency_micros = (0..SITES)
-            .map(|a| (0..SITES).map(|b| if a == b { 80 } else { far + 300 * (a + b) as u64 }).collect())
-            .collect();
+        let latency_micros = latencies(sites, |a, b| far + 300 * (a + b) as u64);
         let density = *rng.pick(&[150, 300, 300, 600]);
-        // The last one needs another profile, and comes with it.
-        let alone = FAULTS.into_iter().filter(|fault| *fault != Fault::ChangeProfile);
+        // One needs another profile, and comes with it; one is drawn below.
+        let drawn_here = |fault: &Fault| !matches!(fault, Fault::ChangeProfile | Fault::FailingStateStore);
+        let alone = FAULTS.into_iter().filter(drawn_here);
         let mut faults: BTreeSet<Fault> = alone.filter(|_| rng.chance(density)).collect();
         // Most bugs need a crash; one run in ten is without faults.
         if rng.chance(900) {
@@ -297,11 +303,12 @@ impl Scenario {
         }
         let mut scenario = Self {
             seed,
+            sites,
             nodes_per_site,
             extra_nodes,
             witness,
             volumes_per_node: if nodes_per_site >= 3 { 1 } else { *rng.pick(&[1, 1, 2]) },
-            profile: profile_for(nodes_per_site, witness),
+            profile: profile_for(sites, nodes_per_site, witness),
             other: None,
             stripe_bytes: *rng.pick(&[256, 1_000, 4_096]),
             latency_micros,
@@ -314,7 +321,7 @@ impl Scenario {
             fault_pause_millis: *rng.pick(&[800, 1_500, 3_000]),
             clock_ppm: *rng.pick(&[0, 0, 200, 20_000]),
             clock_off_millis: 0,
-            pace: draw_pace(rng),
+            pace: draw_pace(rng, sites),
             sweep_every: Duration::from_millis(rng.range(500, 3_000)),
             encore: *rng.pick(&[
                 Encore::Nothing,
@@ -350,13 +357,16 @@ impl Scenario {
         }
         scenario.clock_off_millis = *rng.pick(&[0, 0, 30_000, 3_600_000]);
         scenario.part = rng.chance(700).then(|| *rng.pick(&MISSING));
+        if !scenario.faults.is_empty() && rng.chance(250) {
+            scenario.faults.insert(Fault::FailingStateStore);
+        }
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario
     }
 }
 
 /// Fast enough that a whole outage, from silence to repair, fits into seconds.
-fn draw_pace(rng: &mut SimRng) -> Pace {
+fn draw_pace(rng: &mut SimRng, sites: usize) -> Pace {
     let heartbeat = Duration::from_millis(rng.range(150, 300));
     let suspect_after = heartbeat * u32::try_from(rng.range(3, 6)).unwrap_or(3);
     let urgent_after = suspect_after + Duration::from_millis(rng.range(100, 1_500));
@@ -376,24 +386,34 @@ fn draw_pace(rng: &mut SimRng) -> Pace {
         reconcile_every: Duration::from_millis(rng.range(1_000, 5_000)),
         rebalance_percent: 5,
         voter_grace: suspect_after + Duration::from_millis(rng.range(1_000, 5_000)),
-        preferred_leader_site: rng.chance(300).then(|| site_name(rng.index(SITES))),
+        preferred_leader_site: rng.chance(300).then(|| site_name(rng.index(sites))),
     }
 }
 
-/// The profile that suits three sites of so many nodes, or two and a witness.
-fn profile_for(nodes_per_site: usize, witness: bool) -> Profile {
-    let site = Failures { sites: 1, nodes: 0 };
-    let (data, parity, contract) = match nodes_per_site {
-        1 => (2, 1, Contract::one(site)),
-        2 => (4, 2, Contract::one(site)),
-        _ if witness => (3, 3, Contract::one(site)),
-        _ => (5, 4, Contract::one(Failures { sites: 1, nodes: 1 })),
+/// One-way latency within each site, and between each two as told, in microseconds.
+pub(crate) fn latencies(sites: usize, between: impl Fn(usize, usize) -> u64) -> Vec<Vec<u64>> {
+    let from = |a| (0..sites).map(|b| if a == b { 80 } else { between(a, b) }).collect();
+    (0..sites).map(from).collect()
+}
+
+/// The profile that suits so many sites of so many nodes, or two and a witness.
+fn profile_for(sites: usize, nodes_per_site: usize, witness: bool) -> Profile {
+    let (site, and_a_node) = (Failures { sites: 1, nodes: 0 }, Failures { sites: 1, nodes: 1 });
+    let (data, parity, failures) = match (sites, nodes_per_site) {
+        (3, 1) => (2, 1, site),
+        (3, 2) => (4, 2, site),
+        (3, _) if witness => (3, 3, site),
+        (3, _) => (5, 4, and_a_node),
+        (4, 1) => (2, 2, site),
+        (4, _) => (4, 4, and_a_node),
+        (_, 1) => (3, 2, and_a_node),
+        _ => (6, 4, and_a_node),
     };
     Profile {
         name: "standard".parse().expect("a valid name"),
         version: 1,
         code: Code::new(data, parity).expect("a valid code"),
-        contract,
+        contract: Contract::one(failures),
         floor: Contract::one(Failures { sites: 0, nodes: 1 }),
         read_preference: ReadPreference::OwnSite,
     }
@@ -421,6 +441,9 @@ mod tests {
         }
         for missing in MISSING {
             assert!((0..100).any(|seed| Scenario::draw(seed).part == Some(missing)), "{missing:?}");
+        }
+        for sites in 3..=SITES_MAX {
+            assert!((0..100).any(|seed| Scenario::draw(seed).sites == sites));
         }
         for nodes in 1..=4 {
             assert!((0..100).any(|seed| Scenario::draw(seed).nodes_per_site == nodes));

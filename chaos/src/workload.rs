@@ -28,7 +28,7 @@ use crate::{
     model::{Model, Question, Session},
     net::HostId,
     rng::SimRng,
-    scenario::{Fault as FaultKind, SITES},
+    scenario::Fault as FaultKind,
 };
 
 mod clocks;
@@ -586,7 +586,7 @@ impl Client {
 pub fn start_clients(work: &Arc<Work>, until: Duration) -> Vec<oneshot::Receiver<()>> {
     let sim = &work.cluster.sim;
     let clients = (0..work.cluster.scenario.clients).map(|number| {
-        let client = work.client(number % SITES);
+        let client = work.client(number % work.cluster.scenario.sites);
         let (done, ended) = oneshot::channel();
         sim.spawn(
             Life::HARNESS,

@@ -11,7 +11,7 @@ use crate::{
     exec::Life,
     net::{HostId, Net, Weather},
     rng::SimRng,
-    scenario::{Fault, SITES},
+    scenario::Fault,
 };
 
 /// Hosts that cannot, or can hardly, talk: from, to.
@@ -89,17 +89,18 @@ impl Nemesis {
     /// All links between a site and the others.
     fn around(&self, site: usize) -> Links {
         let outside: Vec<HostId> =
-            (0..SITES).filter(|other| *other != site).flat_map(|other| self.hosts_of(other)).collect();
+            (0..self.cluster.scenario.sites).filter(|other| *other != site).flat_map(|other| self.hosts_of(other)).collect();
         if self.cluster.clients().iter().any(|client| client.site == site) {
             self.cluster.sim.hit("clients cut off with their site");
         }
         Links { pairs: between(&self.hosts_of(site), &outside), away: self.cluster.of_site(site) }
     }
 
-    /// All links between the sites but one.
+    /// All links between the two sites after this one: of three, the others.
     fn between_sites(&self, but: usize) -> Links {
-        let [left, right] = [1, 2].map(|next| self.hosts_of((but + next) % SITES));
-        let away = [1, 2].map(|next| self.cluster.of_site((but + next) % SITES)).concat();
+        let sites = [1, 2].map(|next| (but + next) % self.cluster.scenario.sites);
+        let [left, right] = sites.map(|site| self.hosts_of(site));
+        let away = sites.map(|site| self.cluster.of_site(site)).concat();
         Links { pairs: between(&left, &right), away }
     }
 

@@ -38,6 +38,8 @@ pub enum Fault {
     FullVolume,
     /// The next sync of one node's log fails.
     FailingLogSync,
+    /// One of the next changes of one node's state store fails.
+    FailingStateStore,
     /// A wall clock jumps.
     ClockJump,
     /// Leadership is handed over.
@@ -103,7 +105,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 46] = [
+pub const FAULTS: [Fault; 47] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -150,6 +152,7 @@ pub const FAULTS: [Fault; 46] = [
     Fault::PausedLeader,
     Fault::ClockRate,
     Fault::ChangeProfile,
+    Fault::FailingStateStore,
 ];
 
 impl Fault {
@@ -171,6 +174,7 @@ impl Fault {
             Self::BitRot => "fault: bit rot",
             Self::FullVolume => "fault: volume full",
             Self::FailingLogSync => "fault: log sync fails",
+            Self::FailingStateStore => "fault: state store fails",
             Self::ClockJump => "fault: wall clock jumps",
             Self::TransferLeader => "fault: leadership moved",
             Self::ClientCrash => "fault: client crash",

@@ -9,7 +9,7 @@ use pacsvault_core::layout::{
     profile::Code,
 };
 
-use super::{SITES, Scenario};
+use super::{SITES_MAX, Scenario};
 use crate::{cluster::site_name, rng::SimRng};
 
 /// What clients do, in shares.
@@ -94,20 +94,25 @@ impl Knobs {
     }
 }
 
-/// How many nodes each site has more than the least of them.
-pub(super) fn draw_extra(rng: &mut SimRng, nodes_per_site: usize) -> [usize; SITES] {
-    let mut extra = [0; SITES];
+/// How many sites there are: mostly three.
+pub(super) fn draw_sites(rng: &mut SimRng) -> usize {
+    if rng.chance(150) { *rng.pick(&[4, 4, SITES_MAX]) } else { 3 }
+}
+
+/// How many nodes each of so many sites has more than the least of them.
+pub(super) fn draw_extra(rng: &mut SimRng, sites: usize, nodes_per_site: usize) -> [usize; SITES_MAX] {
+    let mut extra = [0; SITES_MAX];
     if nodes_per_site < 4 && rng.chance(180) {
-        extra[rng.index(SITES)] = 1;
+        extra[rng.index(sites)] = 1;
         if rng.chance(300) {
-            extra[rng.index(SITES)] += 1;
+            extra[rng.index(sites)] += 1;
         }
     }
     extra
 }
 
 fn topology(scenario: &Scenario) -> Topology {
-    let sites = (0..SITES).filter(|site| !scenario.is_witness(*site));
+    let sites = (0..scenario.sites).filter(|site| !scenario.is_witness(*site));
     Topology::with_nodes(sites.map(|site| (site_name(site), scenario.nodes_of(site))))
 }
 
