@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use pacsvault_ports::kv::{CheckpointFile, Install, KvError};
+use pacsvault_ports::kv::{CheckpointFile, Install, InstallError};
 
-use crate::{SimKv, SimKvMedia, error, rows};
+use crate::{SimKv, SimKvMedia, rows};
 
 const STEP: &str = "installing a checkpoint";
 
@@ -25,41 +25,42 @@ impl SimInstall {
     }
 }
 
-fn superseded() -> KvError {
-    error(STEP, "another install was begun")
+fn superseded() -> InstallError {
+    InstallError::Unfit("another install was begun".to_owned())
 }
 
 impl Install for SimInstall {
-    fn received(&self, name: &str) -> Result<u64, KvError> {
+    fn received(&self, name: &str) -> Result<u64, InstallError> {
         let state = self.store.alive(STEP)?;
         let incoming = state.incoming.as_ref().filter(|incoming| incoming.id == self.id).ok_or_else(superseded)?;
         Ok(incoming.files.get(name).map_or(0, |bytes| bytes.len() as u64))
     }
 
-    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), KvError> {
+    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), InstallError> {
         self.store.alive(STEP)?.change(STEP, |state| {
             let incoming = state.incoming.as_mut().filter(|incoming| incoming.id == self.id);
             let file = incoming.ok_or_else(superseded)?.files.entry(name.to_owned()).or_default();
             if file.len() as u64 != offset {
-                return Err(error(STEP, &format!("{name:?} has {} bytes, not {offset}", file.len())));
+                return Err(InstallError::Unfit(format!("{name:?} has {} bytes, not {offset}", file.len())));
             }
             file.extend_from_slice(bytes);
             Ok(())
         })
     }
 
-    fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), KvError> {
+    fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), InstallError> {
         self.store.alive(STEP)?.change(STEP, |state| {
             let incoming = state.incoming.as_mut().filter(|incoming| incoming.id == self.id).ok_or_else(superseded)?;
             for file in files {
                 let bytes = incoming.files.get(&file.name).map(Vec::as_slice).unwrap_or_default();
                 if bytes.len() as u64 != file.len_bytes || blake3::hash(bytes).as_bytes() != &file.digest {
                     incoming.files.remove(&file.name);
-                    return Err(error(STEP, &format!("{:?} is not the file that was announced", file.name)));
+                    let name = &file.name;
+                    return Err(InstallError::Unfit(format!("{name:?} is not the file that was announced")));
                 }
             }
             if files.len() != 1 || files[0].name != rows::FILE {
-                return Err(error(STEP, "not a checkpoint of a simulated store"));
+                return Err(InstallError::Unfit("not a checkpoint of a simulated store".to_owned()));
             }
             // An empty store is a file of no bytes, which nobody sends.
             let content = rows::decode(incoming.files.get(rows::FILE).map(Vec::as_slice).unwrap_or_default())?;

@@ -124,11 +124,11 @@ impl SimKvMedia {
 
 impl State {
     /// Runs a changing operation under the fault plan.
-    fn change<T>(
+    fn change<T, E: From<KvError>>(
         &mut self,
         step: &'static str,
-        work: impl FnOnce(&mut Self) -> Result<T, KvError>,
-    ) -> Result<T, KvError> {
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
         let number = self.operations;
         self.operations += 1;
         match self.fault {
@@ -139,7 +139,7 @@ impl State {
                 }
                 let error = error(step, INJECTED);
                 self.failed = Some(error.clone());
-                Err(error)
+                Err(error.into())
             }
             _ => work(self),
         }

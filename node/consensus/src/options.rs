@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use pacsvault_core::ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName};
-use pacsvault_ports::kv::KvError;
+use pacsvault_ports::kv::{InstallError, KvError};
 
 use crate::types::Member;
 
@@ -18,6 +18,9 @@ pub enum Error {
     /// A store failed. Fatal: reopen it.
     #[error("consensus store failed")]
     Store(#[from] KvError),
+    /// A checkpoint could not be taken over.
+    #[error("consensus cannot take over a state")]
+    Install(#[from] InstallError),
     /// A stored record does not decode. Do not retry: wipe this replica and let it join as a new node.
     #[error("consensus record {record} is damaged: {why}")]
     Corrupt {

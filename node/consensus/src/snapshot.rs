@@ -5,6 +5,7 @@
 //! - At most [`HELD_MAX`] checkpoints are held, each no longer than [`IDLE_MAX`] after its last use.
 //! - A receiver fetches one snapshot at a time, in pieces of [`PIECE_BYTES`], at most [`PIECES_IN_FLIGHT`] in memory;
 //!   what it has survives a restart (`Install`).
+//! - A store that failed stops the replica: nothing is tried again on it.
 //! - Every file fetched from its beginning is checked against its digest before the state is touched; `Install::finish`
 //!   checks all of them again.
 
@@ -19,7 +20,7 @@ use futures::{StreamExt, stream};
 use pacsvault_ports::{
     crash,
     env::{MonoTime, SharedEnv, blocking},
-    kv::{Checkpoint, CheckpointFile, Install, KvError},
+    kv::{Checkpoint, CheckpointFile, Install, InstallError, KvError},
     peer::{Class, Fault, Peer, Reply, Request, Target},
 };
 
@@ -56,8 +57,12 @@ fn gone(id: &str) -> Fault {
     Fault::new(Class::Retry, "PV-SNAPSHOT-GONE", format!("snapshot {id} is no longer held; wait for another offer"))
 }
 
-fn store_fault(error: &KvError) -> Fault {
-    Fault::new(Class::Bug, "PV-SNAPSHOT-STORE", error.to_string())
+/// The fault of an install that cannot go on; stops the replica when it was the store that failed.
+fn install_fault(state: &State, error: InstallError) -> Fault {
+    match error {
+        InstallError::Store(error) => state.store_failed(&error),
+        InstallError::Unfit(_) => Fault::new(Class::Bug, "PV-SNAPSHOT-STORE", error.to_string()),
+    }
 }
 
 fn stopping() -> Fault {
@@ -103,7 +108,8 @@ impl Checkpoints {
             checkpoint.files();
             Ok((meta, checkpoint))
         });
-        let (meta, checkpoint) = taken.await.ok_or_else(stopping)?.map_err(|error: KvError| store_fault(&error))?;
+        let taken = taken.await.ok_or_else(stopping)?;
+        let (meta, checkpoint) = taken.map_err(|error: KvError| self.state.store_failed(&error))?;
         let (term, index) = meta.last_log_id.map_or((0, 0), |id| (id.leader_id.term, id.index));
         // Sorts by what it covers; the random part tells two processes' checkpoints of one position apart, whose
         // files may differ.
@@ -131,9 +137,12 @@ impl Checkpoints {
     pub(crate) async fn read(&self, id: &str, name: String, offset: u64, len: u32) -> Result<Bytes, Fault> {
         self.state.running()?;
         let checkpoint = self.touch(id).ok_or_else(|| gone(id))?;
+        if checkpoint.files().binary_search_by(|file| file.name.cmp(&name)).is_err() {
+            return Err(gone(id));
+        }
         let len = usize::try_from(len.min(PIECE_BYTES)).unwrap_or(0);
         let read = blocking(self.env.as_ref(), move || checkpoint.read(&name, offset, len)).await;
-        read.ok_or_else(stopping)?.map(Bytes::from).map_err(|error| store_fault(&error))
+        read.ok_or_else(stopping)?.map(Bytes::from).map_err(|error| self.state.store_failed(&error))
     }
 }
 
@@ -156,7 +165,7 @@ impl Fetch {
         };
         let (state, id) = (self.state.clone(), self.id.clone());
         let begun = blocking(self.env.as_ref(), move || state.begin_install(&id)).await;
-        let mut install = begun.ok_or_else(stopping)?.map_err(|error| store_fault(&error))?;
+        let mut install = begun.ok_or_else(stopping)?.map_err(|error| self.state.store_failed(&error))?;
         let mut before = 0_u64;
         for file in &files {
             install = self.fetch(install, file, |bytes| progress(before + bytes)).await?;
@@ -171,7 +180,7 @@ impl Fetch {
         file: &CheckpointFile,
         progress: impl Fn(u64) -> bool + Send + Sync,
     ) -> Result<Box<dyn Install>, Fault> {
-        let start = install.received(&file.name).map_err(|error| store_fault(&error))?;
+        let start = install.received(&file.name).map_err(|error| install_fault(&self.state, error))?;
         if start > 0 {
             pacsvault_core::sometimes!("recovery: snapshot transfer resumed");
         }
@@ -225,7 +234,7 @@ impl Fetch {
             crash::point("consensus.7");
             install.write(&name, offset, &piece).map(|()| install)
         });
-        written.await.ok_or_else(stopping)?.map_err(|error| store_fault(&error))
+        written.await.ok_or_else(stopping)?.map_err(|error| install_fault(&self.state, error))
     }
 
     /// Forgets all that was received: some of it is damaged.

@@ -34,7 +34,7 @@ use pacsvault_core::{
 use pacsvault_ports::{
     crash,
     env::{SharedEnv, blocking},
-    kv::{Checkpoint, CheckpointFile, Durability, Install, Kv, KvError, KvView},
+    kv::{Checkpoint, CheckpointFile, Durability, Install, InstallError, Kv, KvError, KvView},
     peer::{Class, Fault},
 };
 
@@ -207,6 +207,12 @@ impl State {
         guard(&self.waiters).by_index.clear();
     }
 
+    /// Stops the replica, since its store failed: after that nothing of the store may be believed before it was opened anew.
+    pub(crate) fn store_failed(&self, error: &KvError) -> Fault {
+        self.fail(&error.to_string());
+        stopped(error)
+    }
+
     /// Refuses when the replica has stopped for good: its state may be wrong and is not served any more.
     pub(crate) fn running(&self) -> Result<(), Fault> {
         guard(&self.published).fatal.as_ref().map_or(Ok(()), |why| Err(stopped(why)))
@@ -331,7 +337,7 @@ impl State {
         Ok(())
     }
 
-    fn copy(&self, meta: &SnapshotMeta, source: &Self) -> Result<(), KvError> {
+    fn copy(&self, meta: &SnapshotMeta, source: &Self) -> Result<(), InstallError> {
         let (_, checkpoint) = source.checkpoint()?;
         let mut install = self.kv.begin_install(&format!("local-{:?}", meta.last_log_id))?;
         for file in checkpoint.files() {
@@ -433,7 +439,7 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for StateMachine {
         let (state, meta) = (self.0.clone(), meta.clone());
         let installed = blocking(self.0.env.as_ref(), move || state.install(&meta, snapshot)).await;
         installed.ok_or_else(stopping)?.map_err(|error| {
-            self.0.fail(&format!("cannot install a snapshot: {error}"));
+            self.0.fail(&format!("cannot install a snapshot: {}", chain(&error)));
             io::Error::other(error)
         })
     }

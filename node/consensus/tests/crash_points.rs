@@ -114,11 +114,9 @@ async fn a_snapshot_is_taken_over_through_a_crash_at_every_operation() {
         cluster.start(id).await;
         cluster.replica(1).propose(vec![support::join(id, life)]).await.expect("joined");
         cluster
-            .until("it failed or has all", |cluster| {
-                let status = cluster.replica(id).status();
-                status.fatal.is_some()
-                    || volumes(cluster.replica(id).as_ref()).len() == 40
-                    || cluster.nodes[&id].state.operations() > operation
+            .until("it stopped or has all", |cluster| {
+                let replica = cluster.replica(id);
+                replica.status().fatal.is_some() || volumes(replica.as_ref()).len() == 40
             })
             .await;
         cluster.crash(id, operation).await;

@@ -28,6 +28,17 @@ pub struct KvError {
     pub message: String,
 }
 
+/// Why an install does not go on.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum InstallError {
+    /// What was sent does not fit, or another install was begun. The store is sound: begin again.
+    #[error("cannot take over a checkpoint: {0}")]
+    Unfit(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] KvError),
+}
+
 /// One file of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CheckpointFile {
@@ -50,13 +61,13 @@ pub trait Checkpoint: Send + Sync {
 /// A checkpoint being received. Survives a restart of the receiver: received bytes need not be sent again.
 pub trait Install: Send {
     /// Bytes of `name` that are already here.
-    fn received(&self, name: &str) -> Result<u64, KvError>;
+    fn received(&self, name: &str) -> Result<u64, InstallError>;
     /// Appends at `offset`, which must equal [`Install::received`]. Blocks.
-    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), KvError>;
+    fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), InstallError>;
     /// Verifies every file's length and digest, then replaces the store's whole content, durably and atomically: after a
     /// crash the store has either the old content or the new. On a digest mismatch the bad file is dropped and an
     /// error says which. Blocks.
-    fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), KvError>;
+    fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), InstallError>;
 }
 
 /// A key and its value.
