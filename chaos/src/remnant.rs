@@ -155,7 +155,10 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Missing) {
 async fn outvoted(cluster: &Cluster, ground: &Ground, broken: &Broken) -> bool {
     let pace = &cluster.scenario.pace;
     cluster.sim.sleep(Life::HARNESS, pace.suspect_after + 2 * pace.heartbeat).await;
-    let Some(status) = newest_left(cluster, broken).map(|replica| replica.status()) else { return false };
+    // Whoever has the longest log of the last term knows the last change, applied or not.
+    let left = (0..cluster.count()).filter(|at| !broken.missing.contains(at)).filter_map(|at| cluster.replica(at));
+    let statuses = left.map(|replica| replica.status());
+    let Some(status) = statuses.max_by_key(|status| (status.term, status.last_log)) else { return false };
     // While two sets are in force, the voters of both are told; a majority of the former is needed as well.
     let voters: BTreeSet<NodeId> = status.voters.into_iter().collect();
     let sets = if status.joint { vec![&ground.voters, &voters] } else { vec![&voters] };
@@ -389,16 +392,39 @@ async fn takes_writes(work: &Arc<Work>, broken: &Broken, site: usize, rng: &mut 
     }
 }
 
+/// What must live, as it stands in the part once repair had time to find former copies that keep a promise: readers look only
+/// where the catalog names a shard.
+async fn standing_left(work: &Work, broken: &Broken) -> Option<Vec<Standing>> {
+    let sim = &work.cluster.sim;
+    let end = sim.now() + SAFER_WITHIN;
+    loop {
+        let all = standing_on(work, |at| !broken.missing.contains(&at))?;
+        let waits = |one: &Standing| !one.readable && one.recoverable && promised(&work.cluster, broken, one);
+        if !all.iter().any(waits) {
+            return Some(all);
+        }
+        if sim.now() > end || !floor_left(&work.cluster, broken) {
+            return Some(all);
+        }
+        sim.hit("part: promised by former copies, waits for repair");
+        sim.sleep(Life::HARNESS, Duration::from_millis(500)).await;
+    }
+}
+
 /// Reads what can be asked for.
 async fn reads(work: &Arc<Work>, broken: &Broken, site: usize) {
     let cluster = &work.cluster;
-    let Some(all) = standing_on(work, |at| !broken.missing.contains(&at)) else {
+    let Some(all) = standing_left(work, broken).await else {
         return work.violation("a part that must suffice has no replica".to_owned());
     };
     let reader = work.client(site).coordinator();
     for one in &all {
         let promised = promised(cluster, broken, one);
         let (key, version) = (one.key, one.sealed.version);
+        if promised && one.recoverable && !one.readable && !floor_left(cluster, broken) {
+            cluster.sim.hit("part: promised by former copies, too small for repair");
+            continue;
+        }
         match (promised, if promised { one.recoverable } else { one.readable }) {
             (true, true) => cluster.sim.hit("part: read what a receipt promised in spite of what is missing"),
             (false, true) => cluster.sim.hit("part: read what has enough shards left"),

@@ -151,9 +151,24 @@ impl Cluster {
         }
     }
 
-    /// Fetches the layout now.
+    /// Fetches a layout now, from whoever answers first.
     pub async fn refresh_layout(self: &Arc<Self>) -> Result<Arc<Layout>, Fault> {
-        let freshness = self.with_own(Freshness::AtLeast(LogIndex(0)));
+        self.fetch_layout(self.with_own(Freshness::AtLeast(LogIndex(0)))).await
+    }
+
+    /// Fetches the layout of now. A replica that is cut off from the leader gives its old one for as long as that lasts, and
+    /// by that all nodes may be away; where nobody can tell what is true, its word counts.
+    ///
+    /// # Errors
+    /// Nobody gives any layout.
+    pub async fn true_layout(self: &Arc<Self>) -> Result<Arc<Layout>, Fault> {
+        match self.fetch_layout(Freshness::Linearizable).await {
+            Ok(layout) => Ok(layout),
+            Err(_) => self.refresh_layout().await,
+        }
+    }
+
+    async fn fetch_layout(self: &Arc<Self>, freshness: Freshness) -> Result<Arc<Layout>, Fault> {
         match self.ask(&Request::Layout(freshness)).await? {
             Reply::Layout(layout) => {
                 let mut known = self.known();

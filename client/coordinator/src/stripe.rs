@@ -109,7 +109,7 @@ pub async fn persist(
     let mut placer = cluster.placer(&layout, profile, &avoid);
     if demand.strict && !placer.as_ref().is_ok_and(|placer| !placer.degraded()) {
         // The cached layout may be from before volumes came back.
-        layout = cluster.refresh_layout().await?;
+        layout = cluster.true_layout().await?;
         avoid = cluster.avoided(&layout);
         placer = cluster.placer(&layout, profile, &avoid);
         if let Ok(degraded) = placer.as_ref()
@@ -123,7 +123,7 @@ pub async fn persist(
         Ok(placer) => placer.place(id.instance, id.stripe),
         // Everything may only be suspected: ask for the truth once, and then trust the layout alone.
         Err(_) => {
-            layout = cluster.refresh_layout().await?;
+            layout = cluster.true_layout().await?;
             avoid.clear();
             placement::place(&layout, profile, id.instance, id.stripe, &avoid).map_err(|error| {
                 Fault::new(

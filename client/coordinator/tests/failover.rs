@@ -3,12 +3,13 @@
 #[allow(dead_code, reason = "every test binary uses another part of it")]
 mod support;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use pacsvault_coordinator::{Coordinator, Options, PutHeader, Stored};
 use pacsvault_core::{
     catalog::{Outcome, Rejection},
-    ids::{LogIndex, SiteName},
+    ids::{LayoutVersion, LogIndex, SiteName, VersionNumber},
+    layout::{Layout, NodeState},
 };
 use pacsvault_ports::peer::{Class, Fault, Freshness};
 
@@ -62,6 +63,19 @@ async fn a_lookup_waits_for_writes_to_its_own_key_and_for_no_others() {
     world.kept().applied = Some(LogIndex(3));
     assert_eq!(own.await.expect("ends").expect("is found").index, LogIndex(3));
     assert!(named.await.expect("ends").is_ok());
+}
+
+#[tokio::test]
+async fn an_old_layout_of_a_node_that_is_cut_off_refuses_no_write() {
+    let world = World::new(4, 2);
+    let coordinator = world.coordinator(patient_operations);
+    let mut old = Layout::clone(&world.layout);
+    old.version = LayoutVersion(0);
+    old.nodes.values_mut().for_each(|node| node.state = NodeState::Down);
+    // The node that the coordinator asks first.
+    world.kept().cut_off.insert(1, Arc::new(old));
+    let stored = put(&coordinator, 1).await.expect("the others know who is up");
+    assert_eq!(stored.sealed.version, VersionNumber(1));
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! version of commands in force when the last member understands it, and compares the replicas' digests.
 //!
 //! **Invariants.** One change is in flight at a time, and each is conditional on the membership it was decided on. A
-//! member is never changed in place. A leader that is to leave hands over first, if anybody can take over. A replica stops itself for the digest of a majority of voters only, never for that of
+//! member is never changed in place. Votes go to a set of voters most of which answer at that moment. A leader that is to leave hands over first, if anybody can take over. A replica stops itself for the digest of a majority of voters only, never for that of
 //! the leader alone: a leader that a majority differs from is itself the one that stops. Nothing here is needed for
 //! safety: a leader without it serves the same.
 
@@ -114,6 +114,12 @@ async fn look<R: AsyncRuntime>(inner: &Inner<R>, metrics: &RaftMetrics<Types<R>>
         return;
     }
     let Some(change) = decide(metrics, &layout, memory, now, inner.options.voter_grace) else { return };
+    if let Change::Voters(voters) = &change
+        && !most_answer(inner, metrics, voters).await
+    {
+        pacsvault_core::sometimes!("recovery: voters not changed, most of the new ones fell silent");
+        return;
+    }
     tracing::info!(node = inner.options.node.0, ?change, "changing the membership");
     let carried = carry_out(inner, metrics, change);
     match timeout(inner.env.as_ref(), CHANGE_DEADLINE, carried).await {
@@ -276,6 +282,22 @@ fn member(node: &Node) -> Member {
         site: Some(node.site.clone()),
         incarnation: node.incarnation,
     }
+}
+
+/// Whether most of these answer now. They were healthy a moment ago, or they would not have been chosen; votes that go to a
+/// majority which has just fallen silent hold up everything until it returns.
+async fn most_answer<R: AsyncRuntime>(
+    inner: &Inner<R>,
+    metrics: &RaftMetrics<Types<R>>,
+    voters: &BTreeSet<u64>,
+) -> bool {
+    let membership = metrics.membership_config.membership();
+    let asked = voters.iter().filter(|id| **id != metrics.id).filter_map(|id| {
+        let status = inner.forward(*id, membership.get_node(id)?, Request::Status, inner.options.election_max);
+        Some(async move { matches!(status.await, Ok(Reply::Status(status)) if status.node == Some(NodeId(*id))) })
+    });
+    let answered = join_all(asked).await.into_iter().filter(|answered| *answered).count();
+    (answered + usize::from(voters.contains(&metrics.id))) * 2 > voters.len()
 }
 
 async fn carry_out<R: AsyncRuntime>(

@@ -98,6 +98,7 @@ pub const TAGS: &[&str] = &[
     "recovery: unknown outcome settled by asking again",
     "recovery: volume lacked shards that the catalog named",
     "recovery: volume poisoned by a failed write or sync",
+    "recovery: voters not changed, most of the new ones fell silent",
     "recovery: worker of repair benched",
     "recovery: write answered with an earlier record",
     "recovery: write refused while an old copy is being deleted",

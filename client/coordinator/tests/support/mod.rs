@@ -60,6 +60,8 @@ pub struct Kept {
     pub asked: Vec<u8>,
     /// Lookups so far: whom, and how fresh.
     pub lookups: Vec<(u8, Freshness)>,
+    /// Nodes that are cut off from the leader, and the layout that they have.
+    pub cut_off: BTreeMap<u8, Arc<Layout>>,
     /// Catalog requests so far.
     pub catalog_calls: usize,
 }
@@ -181,6 +183,7 @@ impl World {
         let waits = || {
             let kept = self.kept();
             let behind = match (least, kept.applied) {
+                (Freshness::Linearizable, _) if kept.cut_off.contains_key(&node) => true,
                 (_, None) => false,
                 (Freshness::AtLeast(index), Some(applied)) => applied < index,
                 (Freshness::Linearizable, Some(_)) => true,
@@ -231,7 +234,7 @@ impl World {
         }
         Ok(match request {
             Request::Status => return Err(Fault::new(Class::Retry, "PV-UNREACHABLE", "stays suspected")),
-            Request::Layout(_) => Reply::Layout(self.layout.clone()),
+            Request::Layout(_) => Reply::Layout(self.kept().cut_off.get(&node).unwrap_or(&self.layout).clone()),
             Request::PutShard(put) => {
                 let mut kept = self.kept();
                 if kept.full.contains(&node) {
