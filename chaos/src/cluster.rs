@@ -431,8 +431,12 @@ impl Cluster {
             if let Err(why) = Arc::clone(&cluster).run(at, life, &node, &stores).await {
                 // The process exits; the supervisor tries again. Only a disk that refuses a call is a reason.
                 sim.event("node ended", &[at as u64], || why.clone());
-                if why.contains(SIMULATED) {
-                    sim.hit("node ended by itself: its volume cannot be opened");
+                let known = [
+                    (SIMULATED, "node ended by itself: its volume cannot be opened"),
+                    (INJECTED, "node ended by itself: its store failed while it started"),
+                ];
+                if let Some((_, reason)) = known.into_iter().find(|(text, _)| why.contains(text)) {
+                    sim.hit(reason);
                     std::panic::resume_unwind(Box::new(PowerLost));
                 }
                 let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);

@@ -406,15 +406,32 @@ impl Exchange {
                 return Err(fault.clone());
             }
         };
-        let sim = &self.net.sim;
-        match self.net.passage(self.from, to) {
-            Passage::Waits(released) => return self.held_back(to, request, released).await,
-            passage => {
-                if !self.net.arrive(passage).await {
-                    return self.silence().await;
-                }
-            }
+        let passage = self.net.passage(self.from, to);
+        if matches!(passage, Passage::Vanishes) {
+            return self.silence().await;
         }
+        let (reply, replied) = oneshot::channel();
+        let (_cancel, cancelled) = oneshot::channel();
+        let sent = self.clone();
+        // Once sent, a request travels even if its sender dies or gives up.
+        let carry = async move {
+            if sent.net.arrive(passage).await {
+                sent.knock(to, request, reply, cancelled).await;
+            }
+        };
+        self.net.sim.spawn(Life::HARNESS, Box::pin(carry));
+        self.answer(to, replied).await
+    }
+
+    /// A request arrives: it is taken, refused, or nobody is there.
+    async fn knock(
+        self,
+        to: HostId,
+        request: Request,
+        reply: oneshot::Sender<Result<Reply, Fault>>,
+        mut cancelled: oneshot::Receiver<()>,
+    ) {
+        let sim = &self.net.sim;
         let absent = match &self.net.state().hosts[to.0].service {
             Ok((life, _)) if sim.alive(*life) => None,
             Ok(_) => Some(Absence::Refuses),
@@ -422,15 +439,18 @@ impl Exchange {
         };
         match absent {
             None => {}
-            Some(Absence::Silent) => return self.silence().await,
+            Some(Absence::Silent) => return,
             Some(Absence::Refuses) => {
                 // The refusal must come back as well.
-                if !self.net.travel(to, self.from).await {
-                    return self.silence().await;
+                if self.net.travel(to, self.from).await {
+                    sim.hit("connection refused");
+                    drop(reply.send(Err(refused(&self.address))));
                 }
-                sim.hit("connection refused");
-                return Err(refused(&self.address));
+                return;
             }
+        }
+        if cancelled.try_recv().is_err() {
+            sim.hit("request arrived after its sender had died or given up");
         }
         let twice = self.from != to && {
             let per_mille = self.net.state().weather.duplicate_per_mille;
@@ -440,10 +460,7 @@ impl Exchange {
             sim.hit("request delivered twice");
             self.deliver_again_later(to, request.clone());
         }
-        let (reply, replied) = oneshot::channel();
-        let (_cancel, cancelled) = oneshot::channel();
         self.deliver(to, request, reply, Some(cancelled));
-        self.answer(to, replied).await
     }
 
     /// Waits for the answer of a request that was delivered, or never will be.
@@ -454,7 +471,7 @@ impl Exchange {
         // The callee died, or its answer vanished. Its death is noticed unless the way back is cut.
         let dead = match &self.net.state().hosts[to.0].service {
             Ok((life, _)) => !self.net.sim.alive(*life),
-            Err(_) => true,
+            Err(absence) => *absence == Absence::Refuses,
         };
         if self.net.travel(to, self.from).await && dead {
             self.net.sim.hit("callee died during a call");
@@ -463,47 +480,14 @@ impl Exchange {
         self.silence().await
     }
 
-    /// A request that is in a held link: it arrives some day, even if its sender has given up by then.
-    async fn held_back(
-        &self,
-        to: HostId,
-        request: Request,
-        released: oneshot::Receiver<Duration>,
-    ) -> Result<Reply, Fault> {
-        let (reply, replied) = oneshot::channel();
-        let (_cancel, cancelled) = oneshot::channel();
-        let net = Arc::clone(&self.net);
-        let arrives = async move { net.arrive(Passage::Waits(released)).await };
-        self.deliver_once(arrives, to, request, reply, Some(cancelled));
-        self.answer(to, replied).await
-    }
-
     /// A copy of a request on its own: a retry whose sender gave up, held somewhere for up to seconds.
     fn deliver_again_later(&self, to: HostId, request: Request) {
-        let sim = self.net.sim.clone();
-        let held = sim.random(|rng| if rng.chance(500) { Duration::ZERO } else { rng.micros(0, 3_000_000) });
-        let arrives = async move {
-            sim.sleep(Life::HARNESS, held).await;
-            true
-        };
-        let (reply, _) = oneshot::channel();
-        self.deliver_once(arrives, to, request, reply, None);
-    }
-
-    /// Delivers a request once `arrives` says that it has arrived, whatever becomes of this call meanwhile.
-    fn deliver_once(
-        &self,
-        arrives: impl Future<Output = bool> + Send + 'static,
-        to: HostId,
-        request: Request,
-        reply: oneshot::Sender<Result<Reply, Fault>>,
-        cancelled: Option<oneshot::Receiver<()>>,
-    ) {
         let late = self.clone();
+        let held = self.net.sim.random(|rng| if rng.chance(500) { Duration::ZERO } else { rng.micros(0, 3_000_000) });
         let task = async move {
-            if arrives.await {
-                late.deliver(to, request, reply, cancelled);
-            }
+            late.net.sim.sleep(Life::HARNESS, held).await;
+            let (reply, _) = oneshot::channel();
+            late.deliver(to, request, reply, None);
         };
         self.net.sim.spawn(Life::HARNESS, Box::pin(task));
     }
@@ -567,7 +551,9 @@ async fn cancellation(net: Arc<Net>, from: HostId, to: HostId, cancelled: Option
     let Some(cancelled) = cancelled else { return std::future::pending().await };
     // Either way the caller no longer holds its end.
     let _ = cancelled.await;
-    if !net.travel(from, to).await {
+    // Who has no power sends no word of it.
+    let silent = matches!(net.state().hosts[from.0].service, Err(Absence::Silent));
+    if silent || !net.travel(from, to).await {
         std::future::pending::<()>().await;
     }
 }

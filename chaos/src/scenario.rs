@@ -283,7 +283,7 @@ impl Scenario {
         }
         let witness = nodes_per_site == 3 && rng.chance(500);
         let extra_nodes = swarm::draw_extra(rng, sites, nodes_per_site);
-        let far = *rng.pick(&[500_u64, 2_000, 8_000, 8_000, 25_000, 40_000]);
+        let far = *rng.pick(&swarm::FAR_MICROS);
         let latency_micros = latencies(sites, |a, b| far + 300 * (a + b) as u64);
         let density = *rng.pick(&[150, 300, 300, 600]);
         // One needs another profile, and comes with it; one is drawn below.
@@ -359,6 +359,9 @@ impl Scenario {
         scenario.part = rng.chance(700).then(|| *rng.pick(&MISSING));
         if !scenario.faults.is_empty() && rng.chance(250) {
             scenario.faults.insert(Fault::FailingStateStore);
+        }
+        if rng.chance(400) {
+            scenario.latency_micros = swarm::draw_distances(rng, sites);
         }
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
         scenario

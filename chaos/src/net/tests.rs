@@ -125,6 +125,26 @@ fn a_caller_that_stops_waiting_cancels_the_work() {
 }
 
 #[test]
+fn what_was_sent_arrives_though_its_sender_has_died_meanwhile() {
+    let world = World::new(1);
+    world.sim.clone().block_on(async {
+        let sender = world.sim.begin_life("client", ClockSkew::default());
+        let peer = world.net.peer(world.hosts[0], sender, Caller::Gateway("test".to_owned()));
+        let target = Target { address: world.net.address(world.hosts[1]), name: None };
+        let call = peer.call(&target, Request::Status, Duration::from_secs(1));
+        world.sim.spawn(sender, Box::pin(async move { drop(call.await) }));
+        world.pause(2).await;
+        // It has no power, and takes nothing back that is on its way.
+        world.net.stop(world.hosts[0], Absence::Silent);
+        world.sim.kill(sender);
+        assert_eq!(world.counted(), [0, 0]);
+        world.pause(100).await;
+        assert_eq!(world.counted(), [1, 1]);
+    });
+    world.sim.end();
+}
+
+#[test]
 fn what_a_held_link_holds_back_arrives_when_it_is_released() {
     let world = World::new(1);
     world.sim.clone().block_on(async {

@@ -99,6 +99,19 @@ pub(super) fn draw_sites(rng: &mut SimRng) -> usize {
     if rng.chance(150) { *rng.pick(&[4, 4, SITES_MAX]) } else { 3 }
 }
 
+/// How far sites are apart, one way: from one campus to half a continent.
+pub(super) const FAR_MICROS: [u64; 6] = [500, 2_000, 8_000, 8_000, 25_000, 40_000];
+
+/// Distances of sites that lie anywhere: each pair has its own, and one way may take half as long again as the other.
+pub(super) fn draw_distances(rng: &mut SimRng, sites: usize) -> Vec<Vec<u64>> {
+    let far: Vec<Vec<u64>> = (0..sites).map(|_| (0..sites).map(|_| *rng.pick(&FAR_MICROS)).collect()).collect();
+    let skewed = rng.chance(300);
+    let mut more = |micros: u64| if skewed { micros + rng.below(micros / 2) } else { micros };
+    let drawn: Vec<Vec<u64>> =
+        (0..sites).map(|a| (0..sites).map(|b| more(far[a.min(b)][a.max(b)])).collect()).collect();
+    super::latencies(sites, |a, b| drawn[a][b])
+}
+
 /// How many nodes each of so many sites has more than the least of them.
 pub(super) fn draw_extra(rng: &mut SimRng, sites: usize, nodes_per_site: usize) -> [usize; SITES_MAX] {
     let mut extra = [0; SITES_MAX];
