@@ -99,6 +99,8 @@ struct State {
     /// Microseconds that a link takes longer.
     slow: BTreeMap<(HostId, HostId), u64>,
     weather: Weather,
+    /// Links with weather of their own.
+    storms: BTreeMap<(HostId, HostId), Weather>,
     bug: Option<PlantedBug>,
     trap: Option<(Trap, Sprung)>,
 }
@@ -118,6 +120,10 @@ enum Passage {
 }
 
 impl State {
+    fn weather(&self, from: HostId, to: HostId) -> &Weather {
+        self.storms.get(&(from, to)).unwrap_or(&self.weather)
+    }
+
     fn bars(&self, from: HostId, to: HostId) -> bool {
         let inside = |host: HostId| Some(self.hosts[host.0].site) == self.barrier.site;
         inside(from) != inside(to) || self.barrier.links.contains(&(from, to))
@@ -135,6 +141,7 @@ impl Net {
             held: BTreeMap::new(),
             slow: BTreeMap::new(),
             weather: Weather::fair(),
+            storms: BTreeMap::new(),
             bug: None,
             trap: None,
         };
@@ -226,6 +233,7 @@ impl Net {
             state.cuts.clear();
             state.barrier = Barrier::default();
             state.slow.clear();
+            state.storms.clear();
             state.held.keys().copied().collect()
         };
         held.into_iter().for_each(|(from, to)| self.release(from, to));
@@ -265,6 +273,15 @@ impl Net {
     /// Changes how bad the network is.
     pub fn set_weather(&self, weather: Weather) {
         self.state().weather = weather;
+    }
+
+    /// Changes how bad one direction of a link is; `None`: as bad as the network is.
+    pub fn set_weather_of(&self, from: HostId, to: HostId, weather: Option<Weather>) {
+        let storms = &mut self.state().storms;
+        match weather {
+            Some(weather) => drop(storms.insert((from, to), weather)),
+            None => drop(storms.remove(&(from, to))),
+        }
     }
 
     /// The network as `host` sees it; calls run on the clock of `life` and are made as `caller`.
@@ -309,7 +326,7 @@ impl Net {
         }
         let base = state.latency_micros[state.hosts[from.0].site][state.hosts[to.0].site];
         let base = base + state.slow.get(&(from, to)).copied().unwrap_or(0);
-        let weather = &state.weather;
+        let weather = state.weather(from, to);
         self.sim.random(|rng| {
             let mut micros = base + rng.below(weather.jitter_micros + base / 4 + 1);
             if rng.chance(weather.loss_per_mille) {
@@ -453,7 +470,7 @@ impl Exchange {
             sim.hit("request arrived after its sender had died or given up");
         }
         let twice = self.from != to && {
-            let per_mille = self.net.state().weather.duplicate_per_mille;
+            let per_mille = self.net.state().weather(self.from, to).duplicate_per_mille;
             sim.random(|rng| rng.chance(per_mille))
         };
         if twice {

@@ -47,7 +47,7 @@ impl Nemesis {
             Fault::IsolateSite => self.cut(&self.around(site), short * 2, kind),
             Fault::Bridge => self.cut(&self.between_sites(site), short * 2, kind),
             Fault::SplitInSite => self.split_in_site(site, short * 2, rng),
-            Fault::Storm => self.storm(short, rng),
+            Fault::Storm => self.storm(one, site, short, rng),
             Fault::HeldLink => {
                 let links = self.some_links(one, site, rng);
                 self.with_links(&links, short, kind, Net::hold, Net::release);
@@ -165,7 +165,21 @@ impl Nemesis {
         self.cut(&Links { pairs, away: vec![first] }, lasts, Fault::SplitInSite);
     }
 
-    fn storm(self: &Arc<Self>, lasts: Duration, rng: &mut SimRng) {
+    /// Everywhere, or worse on some links.
+    fn storm(self: &Arc<Self>, one: usize, site: usize, lasts: Duration, rng: &mut SimRng) {
+        if rng.chance(500) {
+            let links = self.some_links(one, site, rng);
+            let weather = Weather {
+                jitter_micros: rng.range(300, 100_000),
+                loss_per_mille: rng.range(1, 300),
+                duplicate_per_mille: rng.range(1, 300),
+                hold_per_mille: rng.range(1, 300),
+            };
+            let begin = move |net: &Net, from, to| net.set_weather_of(from, to, Some(weather.clone()));
+            self.cluster.sim.hit("storm on some links alone");
+            return self
+                .with_links(&links, lasts, Fault::Storm, begin, |net, from, to| net.set_weather_of(from, to, None));
+        }
         let weather = Weather {
             jitter_micros: rng.range(300, 30_000),
             loss_per_mille: rng.range(1, 60),
