@@ -25,6 +25,7 @@ const BOUNDS: &[(&str, u64)] = &[
     ("apply-by-memory", 40),
     ("dedup-any-content", 40),
     ("deleted-lives", 40),
+    ("doubt-forgotten", 80),
     ("judgements-kept", 40),
     ("log-acks-before-sync", 40),
     ("lost-fence", 400),

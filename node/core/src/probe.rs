@@ -100,6 +100,7 @@ pub const TAGS: &[&str] = &[
     "recovery: volume poisoned by a failed write or sync",
     "recovery: worker of repair benched",
     "recovery: write answered with an earlier record",
+    "recovery: write in doubt stays so whatever its last attempt was told",
     "recovery: write refused while an old copy is being deleted",
     "recovery: write sealed without its stragglers",
 ];
@@ -110,6 +111,7 @@ pub const BUGS: &[&str] = &[
     "apply-by-memory",
     "dedup-any-content",
     "deleted-lives",
+    "doubt-forgotten",
     "judgements-kept",
     "lost-fence",
     "lost-window",
