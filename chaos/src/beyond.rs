@@ -191,7 +191,7 @@ async fn read(work: &Work, reader: &Coordinator, one: &Standing) -> Result<(), p
     if bytes.len() as u64 != sealed.seal.size_bytes {
         work.violation(format!("beyond the contract: version {} of key {} is short", sealed.version, one.key));
     }
-    work.model(|model| model.observe_bytes(one.key, &sealed, 0, &bytes));
+    work.model(|model| model.observe_bytes(one.key, &sealed, 0..u64::MAX, &bytes));
     Ok(())
 }
 

@@ -290,7 +290,8 @@ impl Cluster {
         self.machines().len()
     }
 
-    fn volumes(&self) -> usize {
+    /// How many volumes they have.
+    pub fn volumes(&self) -> usize {
         self.machines().iter().map(|machine| machine.volumes.len()).sum()
     }
 

@@ -244,6 +244,11 @@ impl Scenario {
 
     /// All profiles.
     pub fn profiles(&self) -> impl Iterator<Item = &Profile> + Clone {
+    /// Whether nothing happens to the cluster while clients work, so that each of them must be served.
+    pub fn is_calm(&self) -> bool {
+        !self.upgrade && self.faults.iter().all(|fault| self.muted.contains(fault))
+    }
+
         [&self.profile].into_iter().chain(&self.other)
     }
 
