@@ -141,7 +141,7 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
         for (shard, volume) in persisted(stripe) {
             let store = stores.entry(volume).or_insert_with(|| survivor(cluster, volume));
             let id = ShardId { instance: seal.instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
-            if cluster.hurt().contains(&volume) {
+            if cluster.may_be_hurt(volume, seal.instance) {
                 // What becomes of it is the fault's doing; the claim was made for a sound disk.
                 durable.push((shard, homes[&volume].0, homes[&volume].1));
                 continue;

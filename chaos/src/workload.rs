@@ -468,6 +468,7 @@ impl Client {
         let mut upload = self.coordinator().begin_put(header);
         work.cluster.sim.jump_wall(self.life, usual);
         let instance = upload.instance();
+        work.cluster.begins(instance);
         let astray = !late && self.is_astray(instance.time().0);
         let put = work.model(|model| model.begin_put(self.session, (key, &name), content.clone(), instance));
         self.tell("call", key, || format!("put {} bytes as {instance}", content.len()));
