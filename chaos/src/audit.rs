@@ -43,8 +43,10 @@ const CHECKED_PER_MILLE: u64 = 350;
 const CONVERGE_WITHIN: Duration = Duration::from_secs(60);
 /// Virtual time in which everything must be whole again, the work of people included.
 const HEAL_WITHIN: Duration = Duration::from_secs(90);
-/// How often people have everything verified meanwhile.
-const SCRUB_EVERY: Duration = Duration::from_secs(10);
+/// How often people help meanwhile.
+const HELP_EVERY: Duration = Duration::from_secs(10);
+/// So many times what a scrub may take is given to nodes that are to find damage by themselves: a pass may just have begun.
+const SCRUBS_ALONE: u32 = 2;
 
 /// One shard where it really lies: index, machine, site.
 pub(crate) type Lies = (u8, usize, usize);
@@ -139,7 +141,7 @@ pub fn check_receipt(work: &Work, key: usize, stored: &Stored) {
         for (shard, volume) in persisted(stripe) {
             let store = stores.entry(volume).or_insert_with(|| survivor(cluster, volume));
             let id = ShardId { instance: seal.instance, stripe: StripeIndex(index), shard: ShardIndex(shard) };
-            if cluster.hurt().contains(&volume) {
+            if cluster.may_be_hurt(volume, seal.instance) {
                 // What becomes of it is the fault's doing; the claim was made for a sound disk.
                 durable.push((shard, homes[&volume].0, homes[&volume].1));
                 continue;
@@ -324,16 +326,27 @@ async fn one_site_dark(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRn
     wrote
 }
 
-/// People and nodes repair everything, in time.
+/// How long nodes are left alone with what is broken, before people help.
+fn alone(cluster: &Cluster) -> Duration {
+    let scenario = &cluster.scenario;
+    if scenario.people_scrub { Duration::ZERO } else { scenario.pace.scrub_within * SCRUBS_ALONE }
+}
+
+/// People and nodes repair everything, in time. Where people do not scrub they replace disks alone; what was set aside rests
+/// for an hour unless they have it tried again, and so they do in the end.
 pub(crate) async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
     let (sim, operator) = (&work.cluster.sim, &nemesis.operator);
-    let began = sim.now();
-    let mut scrubbed = Duration::ZERO;
+    let (began, alone) = (sim.now(), alone(&work.cluster));
+    let mut help_at = began + alone;
     loop {
         operator.replace_fenced(nemesis);
-        if sim.now() >= scrubbed {
-            scrubbed = sim.now() + SCRUB_EVERY;
-            operator.begin(Operator::scrub);
+        if sim.now() >= help_at {
+            help_at = sim.now() + HELP_EVERY;
+            if work.cluster.scenario.people_scrub {
+                operator.begin(Operator::scrub);
+            } else {
+                operator.begin(Operator::retry_aside);
+            }
         }
         if operator.jobs() == 0 {
             operator.take_back_drains();
@@ -342,6 +355,13 @@ pub(crate) async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
         let why = match state {
             Ok(found) => {
                 sim.hit("everything proven whole");
+                if !alone.is_zero() && sim.now() > began {
+                    sim.hit(if help_at == began + alone {
+                        "nodes healed alone"
+                    } else {
+                        "people had asides tried again"
+                    });
+                }
                 for leak in &found.leaks {
                     sim.hit(match leak.why {
                         Why::Elsewhere(_) => "stale copy left when everything was whole",
@@ -356,7 +376,7 @@ pub(crate) async fn heals(work: &Arc<Work>, nemesis: &Arc<Nemesis>) -> bool {
             Err(why) => why,
         };
         sim.event("not whole", &[], || why.clone());
-        if sim.now().saturating_sub(began) > HEAL_WITHIN {
+        if sim.now().saturating_sub(began) > alone + HEAL_WITHIN {
             let told = operator.health().await.map(|health| {
                 format!("held back {:?}, waiting {:?}, done {}", health.held_back, health.waiting, health.done_stripes)
             });
@@ -543,12 +563,7 @@ pub(crate) async fn read_version(
         let sealed = download.sealed().clone();
         match download.bytes().await {
             Ok(bytes) => {
-                let whole = bytes.len() as u64 == sealed.seal.size_bytes;
-                work.model(|model: &mut Model| model.observe_bytes(key, &sealed, 0, &bytes));
-                if !whole {
-                    work.violation(format!("version {version} of key {key} is short"));
-                }
-                return;
+                return work.model(|model| model.observe_bytes(key, &sealed, 0..u64::MAX, &bytes));
             }
             Err(fault) => last = format!("{} {}", fault.code, fault.message),
         }

@@ -109,7 +109,7 @@ fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
             machines[at].volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect()
         };
         for (id, disk) in volumes {
-            cluster.hurt().insert(id);
+            cluster.distrust(id);
             if how == Beyond::Rot {
                 for name in disk.names().unwrap_or_default().iter().filter(|name| name.starts_with("seg-")) {
                     let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0).min(1 << 16);
@@ -191,7 +191,7 @@ async fn read(work: &Work, reader: &Coordinator, one: &Standing) -> Result<(), p
     if bytes.len() as u64 != sealed.seal.size_bytes {
         work.violation(format!("beyond the contract: version {} of key {} is short", sealed.version, one.key));
     }
-    work.model(|model| model.observe_bytes(one.key, &sealed, 0, &bytes));
+    work.model(|model| model.observe_bytes(one.key, &sealed, 0..u64::MAX, &bytes));
     Ok(())
 }
 

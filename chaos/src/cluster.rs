@@ -16,7 +16,7 @@ use std::{
 use pacsvault_consensus::Replica;
 use pacsvault_core::{
     catalog::query,
-    ids::{ClusterId, ProfileName, SiteName, Uid, VolumeId},
+    ids::{ClusterId, InstanceId, ProfileName, SiteName, Uid, VolumeId},
     layout::Roles,
     shard::ShardId,
 };
@@ -57,6 +57,15 @@ pub enum Stop {
     Power,
 }
 
+/// What leads recovery to the records of a segment.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Guide {
+    /// The head of this segment, or the copy of it.
+    Head(String, u64),
+    /// A mark between records.
+    Mark,
+}
+
 /// A client process at work, as faults see it.
 #[derive(Debug, Clone, Copy)]
 pub struct ClientAt {
@@ -83,6 +92,12 @@ pub struct Cluster {
     id: ClusterId,
     machines: Mutex<Vec<Machine>>,
     hurt: Mutex<BTreeSet<VolumeId>>,
+    /// Those hurt by nothing but strikes at bytes that lay there: when the last one struck.
+    struck_at: Mutex<BTreeMap<VolumeId, Duration>>,
+    /// Heads of segments that were struck.
+    heads: Mutex<BTreeSet<(VolumeId, Guide)>>,
+    /// When attempts to write began, by instance.
+    began: Mutex<BTreeMap<InstanceId, Duration>>,
     /// How often bytes on disks were struck.
     strikes: AtomicU64,
     atlas: Mutex<Atlas>,
@@ -130,6 +145,9 @@ impl Cluster {
             id,
             machines: Mutex::new(machines),
             hurt: Mutex::default(),
+            struck_at: Mutex::default(),
+            heads: Mutex::default(),
+            began: Mutex::default(),
             strikes: AtomicU64::new(0),
             atlas: Mutex::new(atlas),
             gone: Mutex::default(),
@@ -168,6 +186,53 @@ impl Cluster {
     /// Volumes whose disks were damaged: they count as lost.
     pub fn hurt(&self) -> MutexGuard<'_, BTreeSet<VolumeId>> {
         self.hurt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn struck_at(&self) -> MutexGuard<'_, BTreeMap<VolumeId, Duration>> {
+        self.struck_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn began(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Duration>> {
+        self.began.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything on `volume` counts as lost from now on, also what will be written.
+    pub fn distrust(&self, volume: VolumeId) {
+        self.hurt().insert(volume);
+        self.struck_at().remove(&volume);
+    }
+
+    /// Bytes that lie on `volume` now were struck, these guides among them: what is written later is sound, unless both copies
+    /// of what leads to it were met. Nobody looks whether the scrub has written them anew in time.
+    pub fn strike(&self, volume: VolumeId, guides: Vec<Guide>) {
+        let mut heads = self.heads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = guides.contains(&Guide::Mark);
+        for guide in guides {
+            if let Guide::Head(segment, copy) = &guide {
+                lost |= heads.contains(&(volume, Guide::Head(segment.clone(), 1 - copy)));
+            }
+            heads.insert((volume, guide));
+        }
+        if lost {
+            return self.distrust(volume);
+        }
+        let newly = self.hurt().insert(volume);
+        let mut struck_at = self.struck_at();
+        if newly || struck_at.contains_key(&volume) {
+            struck_at.insert(volume, self.sim.now());
+        }
+    }
+
+    /// An attempt to write begins now.
+    pub fn begins(&self, instance: InstanceId) {
+        self.began().insert(instance, self.sim.now());
+    }
+
+    /// Whether a fault may have hurt a shard of `instance` on `volume`. What struck a disk before the attempt began has not.
+    pub fn may_be_hurt(&self, volume: VolumeId, instance: InstanceId) -> bool {
+        let before = self.struck_at().get(&volume).copied();
+        let later = |before: Duration| self.began().get(&instance).is_some_and(|began| *began > before);
+        self.hurt().contains(&volume) && !before.is_some_and(later)
     }
 
     /// The ledger of damage.
@@ -230,7 +295,7 @@ impl Cluster {
 
     fn lose(&self, at: usize, site: usize, volume: VolumeId) {
         self.gone.lock().unwrap_or_else(PoisonError::into_inner).insert(volume, (at, site));
-        self.hurt().insert(volume);
+        self.distrust(volume);
     }
 
     /// Empties machine `at`, which is stopped: its node is no more.
@@ -290,7 +355,8 @@ impl Cluster {
         self.machines().len()
     }
 
-    fn volumes(&self) -> usize {
+    /// How many volumes they have.
+    pub fn volumes(&self) -> usize {
         self.machines().iter().map(|machine| machine.volumes.len()).sum()
     }
 
@@ -529,20 +595,23 @@ impl Cluster {
         })
     }
 
-    /// A volume that no fault has hurt holds after a restart what it held before: what was deleted stays so.
+    /// A volume holds after a restart what it held before, as far as no fault has hurt that: what was deleted stays so.
     fn check_reopened(&self, at: usize, volume: &Volume) {
         let before = {
             let mut machines = self.machines();
             let own = machines[at].volumes.iter_mut().find(|own| own.id == volume.id());
             own.and_then(|own| own.held.take())
         };
-        let Some(before) = before.filter(|_| !self.hurt().contains(&volume.id())) else { return };
+        let Some(before) = before else { return };
         let now: BTreeSet<ShardId> = volume.store().list(None, usize::MAX).into_iter().collect();
-        self.sim.hit("volume compared with what it held before a restart");
-        if let Some(back) = now.difference(&before).next() {
+        if !self.hurt().contains(&volume.id()) {
+            self.sim.hit("volume compared with what it held before a restart");
+        }
+        let sound = |shard: &&ShardId| !self.may_be_hurt(volume.id(), shard.instance);
+        if let Some(back) = now.difference(&before).find(sound) {
             panic!("volume {} holds shard {back} after a restart, which was deleted before", volume.id());
         }
-        if let Some(lost) = before.difference(&now).next() {
+        if let Some(lost) = before.difference(&now).find(sound) {
             panic!("volume {} has lost shard {lost} by a restart", volume.id());
         }
     }

@@ -8,9 +8,13 @@
 //! - A version may get other encodings of its content, under instance ids that are nobody's attempt, where people asked for a
 //!   profile; such an id is of one version for ever. A version first seen in another encoding is of some attempt with that content.
 //! - A refused write is never visible, a refused delete never hides anything. An unknown one may be either, for ever.
+//! - A write of several attempts is told to be refused only when each of them was, and to be unknown only when one of them is.
 //! - An acknowledged write that nobody may have deleted is readable for ever.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    ops::{Range, RangeInclusive},
+};
 
 use bytes::Bytes;
 use pacsvault_core::{
@@ -36,7 +40,20 @@ pub enum Fate {
         /// The record of the receipt.
         sealed: Box<SealedInstance>,
     },
+    /// Told that it was stored and is deleted.
+    Gone,
     /// Told that nothing is stored.
+    Refused,
+}
+
+/// What a client's loop told of all attempts at one write together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conclusion {
+    /// It is stored.
+    Acked,
+    /// It may be stored.
+    Unknown,
+    /// Nothing of it is stored.
     Refused,
 }
 
@@ -89,6 +106,14 @@ struct Deletion {
 }
 
 impl Deletion {
+    /// Whether it may hide one of these versions, written by an attempt begun at `began`, from a look that ended at `now`.
+    fn may_hide(&self, versions: &RangeInclusive<u32>, began: Moment, now: Moment) -> bool {
+        !self.refused
+            && self.version.is_none_or(|only| versions.contains(&only))
+            && self.started < now
+            && self.ended.is_none_or(|ended| ended > began)
+    }
+
     /// Nobody waits for it any more. It may still be done, but one of all versions names those that it looked up before: it
     /// hides nothing of an attempt that begins later.
     fn given_up(&mut self, at: Moment) {
@@ -249,6 +274,37 @@ impl Model {
         self.ends(self.attempts[put].operation, Answer::Refused);
     }
 
+    /// A write was answered with "it was stored, and is deleted": somebody must have asked for that.
+    pub fn put_deleted(&mut self, put: usize) {
+        let now = self.ends(self.attempts[put].operation, Answer::Unknown);
+        let (key, instance, began) = (self.attempts[put].key, self.attempts[put].instance, self.attempts[put].started);
+        let seen = self.versions.iter().find(|((of, _), seen)| *of == key && seen.attempt == Some(instance));
+        let versions = seen.map_or(1..=u32::MAX, |((_, version), _)| *version..=*version);
+        let asked = self.deletions.iter().any(|one| one.key == key && one.may_hide(&versions, began, now));
+        if !asked {
+            self.violation(format!("attempt {instance} was told to be deleted, which nobody had asked for"));
+        }
+        self.attempts[put].fate = Fate::Gone;
+    }
+
+    /// A client was told this of all these attempts at one write together.
+    pub fn concluded(&mut self, puts: &[usize], told: Conclusion) {
+        let open = |put: &&usize| matches!(self.attempts[**put].fate, Fate::Open);
+        let in_doubt = puts.iter().find(open).map(|put| self.attempts[*put].instance);
+        let acked = puts.last().is_some_and(|put| matches!(self.attempts[*put].fate, Fate::Acked { .. }));
+        match (told, in_doubt) {
+            (Conclusion::Refused, Some(instance)) => {
+                self.violation(format!("attempt {instance} is in doubt, and its write was told to be refused"));
+            }
+            (Conclusion::Unknown, None) => self.violation("a write was told to be in doubt, none of whose attempts is"),
+            (Conclusion::Acked, _) if !acked => self.violation("a write was acknowledged whose last attempt was not"),
+            (Conclusion::Unknown | Conclusion::Refused, _) if acked => {
+                self.violation("a write was told to have failed whose last attempt was acknowledged");
+            }
+            _ => {}
+        }
+    }
+
     /// A delete begins; answers its number.
     pub fn begin_delete(&mut self, session: Session, (key, name): (usize, &ObjectKey), version: Option<u32>) -> usize {
         let started = self.tick();
@@ -344,25 +400,35 @@ impl Model {
         at
     }
 
-    /// Bytes of a visible version were read from `offset`.
-    pub fn observe_bytes(&mut self, key: usize, sealed: &SealedInstance, offset: usize, bytes: &[u8]) {
+    /// A read of a visible version that asked for these bytes, as many of them as there are, gave those.
+    pub fn observe_bytes(&mut self, key: usize, sealed: &SealedInstance, asked: Range<u64>, bytes: &[u8]) {
         let Some(at) = self.observe(key, sealed) else { return };
-        let expected = self.attempts[at].content.get(offset..).and_then(|rest| rest.get(..bytes.len()));
-        if expected != Some(bytes) {
-            let text = format!("version {} of key {key} read other bytes than were written", sealed.version);
-            self.violation(text);
+        let content = &self.attempts[at].content;
+        let within = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(content.len());
+        let expected = &content[within(asked.start)..within(asked.end)];
+        if expected.len() != bytes.len() {
+            let (version, got, due) = (sealed.version, bytes.len(), expected.len());
+            self.violation(format!("a read of {asked:?} of version {version} of key {key} gave {got} of {due} bytes"));
+        } else if expected != bytes {
+            self.violation(format!("version {} of key {key} read other bytes than were written", sealed.version));
+        }
+    }
+
+    /// A read was told that `key` ends before `offset`: some version of it that may be there must.
+    pub fn ends_before(&mut self, key: usize, offset: u64) {
+        let short = |attempt: &Attempt| {
+            let refused = matches!(attempt.fate, Fate::Refused);
+            attempt.key == key && !refused && (attempt.content.len() as u64) < offset
+        };
+        if !self.attempts.iter().any(short) {
+            self.violation(format!("a read from byte {offset} of key {key} was told that there are fewer"));
         }
     }
 
     /// Whether some delete may hide `version` of `key`, written by an attempt begun at `began`, from a look that ended at `now`.
     fn may_be_deleted(&self, key: usize, version: u32, began: Moment, now: Moment) -> bool {
-        self.deletions.iter().any(|deletion| {
-            deletion.key == key
-                && !deletion.refused
-                && deletion.version.is_none_or(|only| only == version)
-                && deletion.started < now
-                && deletion.ended.is_none_or(|ended| ended > began)
-        })
+        let hides = |one: &Deletion| one.key == key && one.may_hide(&(version..=version), began, now);
+        self.deletions.iter().any(hides)
     }
 
     /// Whether some delete may have hidden this record by now.

@@ -398,6 +398,11 @@ impl Operator {
             let target = self.cluster.target(at);
             drop(self.cluster.operator().call(&target, Request::ScrubNow(None), CALL).await);
         }
+        self.retry_aside().await;
+    }
+
+    /// Has what was set aside tried again.
+    pub async fn retry_aside(self: Arc<Self>) {
         drop(self.ask(Request::Propose(vec![Command::RetryAside])).await);
     }
 

@@ -139,7 +139,7 @@ fn on_a_fenced_volume(cluster: &Cluster, layout: &Layout, record: &SealedInstanc
     sealed.find(|volume| gone(volume) && before(volume))
 }
 
-/// Looks behind the catalog for ever: what it calls durable on a volume that no fault has hurt is there, byte for byte, and
+/// Looks behind the catalog for ever: what it calls durable and no fault can have hurt is there, byte for byte, and
 /// nothing was sealed on a volume that had been given up.
 ///
 /// What is named before the look and, by a linearizable read, still named after it, was named at that instant.
@@ -150,7 +150,11 @@ pub async fn watch_promises(work: Arc<Work>) {
         let Some(replica) = newest(cluster) else { continue };
         let before = all_named(&work, replica.as_ref());
         let stores = survivors(cluster);
-        let hurt = cluster.hurt().clone();
+        let names = before.values().flat_map(|(_, _, names)| names);
+        let hurt: BTreeSet<(ShardId, VolumeId)> = names
+            .filter(|(id, volume, _)| cluster.may_be_hurt(*volume, id.instance))
+            .map(|(id, volume, _)| (*id, *volume))
+            .collect();
         if replica.wait(Freshness::Linearizable).await.is_err() {
             continue;
         }
@@ -164,7 +168,7 @@ pub async fn watch_promises(work: Arc<Work>) {
                 return work.violation(format!("entry {index} sealed {instance} on volume {volume}, fenced before"));
             }
             let shards = expected(&live.content, record);
-            for (id, volume, _) in names.intersection(still).filter(|(_, volume, _)| !hurt.contains(volume)) {
+            for (id, volume, _) in names.intersection(still).filter(|(id, volume, _)| !hurt.contains(&(*id, *volume))) {
                 let bytes = &shards[id.stripe.0 as usize][usize::from(id.shard.0)];
                 if let Err(why) = sound(&stores, *volume, *id, bytes) {
                     work.violation(format!("the catalog names shard {id} on volume {volume}, where it is not: {why}"));

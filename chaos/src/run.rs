@@ -111,6 +111,9 @@ async fn play(work: Arc<Work>) {
     sim.spawn(Life::HARNESS, Box::pin(audit::watch_digests(Arc::clone(&work))));
     sim.spawn(Life::HARNESS, Box::pin(proof::watch_promises(Arc::clone(&work))));
     sim.spawn(Life::HARNESS, Box::pin(proof::watch_rot(Arc::clone(&work))));
+    if cluster.scenario.is_calm() {
+        sim.spawn(Life::HARNESS, Box::pin(Arc::clone(&work).watch_settling()));
+    }
     let until = sim.now() + cluster.scenario.fault_time;
     phase(&sim, "faults");
     let clients = workload::start_clients(&work, until);

@@ -214,6 +214,8 @@ pub struct Scenario {
     pub clock_off_millis: u64,
     /// How nodes heal.
     pub pace: Pace,
+    /// Once faults end people have everything verified at once, and again. Otherwise nodes find damage by themselves.
+    pub people_scrub: bool,
     /// Between two sweeps.
     pub sweep_every: Duration,
     /// What happens once everything was proven whole.
@@ -240,6 +242,11 @@ impl Scenario {
     /// Whether such faults happen.
     pub fn has(&self, fault: Fault) -> bool {
         self.faults.contains(&fault) && !self.muted.contains(&fault)
+    }
+
+    /// Whether nothing happens to the cluster while clients work, so that each of them must be served.
+    pub fn is_calm(&self) -> bool {
+        !self.upgrade && self.faults.iter().all(|fault| self.muted.contains(fault))
     }
 
     /// All profiles.
@@ -322,6 +329,7 @@ impl Scenario {
             clock_ppm: *rng.pick(&[0, 0, 200, 20_000]),
             clock_off_millis: 0,
             pace: draw_pace(rng, sites),
+            people_scrub: true,
             sweep_every: Duration::from_millis(rng.range(500, 3_000)),
             encore: *rng.pick(&[
                 Encore::Nothing,
@@ -364,6 +372,12 @@ impl Scenario {
             scenario.latency_micros = swarm::draw_distances(rng, sites);
         }
         debug_assert_eq!(scenario.pace.check(), Ok(()), "a pace that is refused");
+        // From a generator of its own as well. Shorter than a real cluster is allowed, for a run to be short.
+        let rng = &mut SimRng::new(splitmix(seed ^ 0x5c2b_0b0d));
+        if rng.chance(500) {
+            scenario.people_scrub = false;
+            scenario.pace.scrub_within = Duration::from_millis(rng.range(10_000, 20_000));
+        }
         scenario
     }
 }
@@ -436,6 +450,7 @@ mod tests {
         assert!(some(|it| it.witness) && some(|it| it.upgrade) && some(|it| it.extra_nodes.contains(&1)));
         assert!(some(|it| it.profile.floor == it.profile.contract));
         assert!(some(|it| it.encore == Encore::Recode));
+        assert!(some(|it| it.is_calm()) && some(|it| it.people_scrub) && some(|it| !it.people_scrub));
         let others = (0..300).map(Scenario::draw).filter_map(|it| Some((it.profile.clone(), it.other?)));
         assert!(others.clone().count() > 50 && others.clone().all(|(one, other)| one.code != other.code));
         assert!(others.clone().any(|(one, other)| one.contract != other.contract));

@@ -4,7 +4,7 @@
 //! Clients stop at the end of the run, not at the first error.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -13,19 +13,26 @@ use futures::{
     channel::oneshot,
     future::{Either, select},
 };
-use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner, Stored};
+use pacsvault_coordinator::{
+    Coordinator, GetQuery, Options, PutHeader, ReceiptSigner, Stored,
+    repeat::{ATTEMPTS_MAX, REPEAT_FOR, repeated, worth_repeating},
+};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{LogIndex, ObjectKey, VersionNumber},
+    layout::{NodeState, VolumeState},
 };
-use pacsvault_ports::peer::{Caller, Class, Fault, Freshness, List};
+use pacsvault_ports::{
+    env::SharedEnv,
+    peer::{Caller, Class, Fault, Freshness, List},
+};
 
 use crate::{
     cluster::{ClientAt, Cluster, site_name},
     env::{SimEnv, WorkSpeed},
     exec::{ClockSkew, Life},
     machine::HEALTHY_MICROS,
-    model::{Model, Question, Session},
+    model::{Conclusion, Model, Question, Session},
     net::HostId,
     rng::SimRng,
     scenario::Fault as FaultKind,
@@ -37,8 +44,12 @@ mod clocks;
 const LATE_PER_MILLE: u64 = 25;
 /// How long a client tries, unless it is impatient.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// How old what a coordinator knows of the cluster may be: its layout two seconds, its suspicions less.
+const KNOWN_WITHIN: Duration = Duration::from_secs(3);
 /// Share of impatient clients, in 1,000.
 const IMPATIENT_PER_MILLE: u64 = 350;
+/// Share of writes that are tried again and again as the product's client does, in 1,000. The others are one attempt each.
+const REPEATED_PER_MILLE: u64 = 400;
 
 /// Figures of one run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -67,6 +78,8 @@ pub struct Work {
     pub cluster: Arc<Cluster>,
     model: Mutex<(Model, Figures)>,
     next_session: Mutex<Session>,
+    /// Since when all members know and count each other; once they did.
+    settled: OnceLock<Duration>,
 }
 
 /// Signs nothing: trust is tested elsewhere.
@@ -95,7 +108,7 @@ pub fn key_name(key: usize) -> ObjectKey {
 impl Work {
     /// Nothing done yet.
     pub fn new(cluster: Arc<Cluster>) -> Arc<Self> {
-        let work = Self { cluster, model: Mutex::default(), next_session: Mutex::new(0) };
+        let work = Self { cluster, model: Mutex::default(), next_session: Mutex::new(0), settled: OnceLock::new() };
         if work.cluster.scenario.other.is_some() {
             work.model(Model::expect_other_encodings);
         }
@@ -142,6 +155,29 @@ impl Work {
         verdict.undecided.iter().for_each(|undecided| self.violation(format!("the judge came to no end: {undecided}")));
     }
 
+    /// Notes when every replica knows of every member and volume, and counts on it: a member that is still catching up says
+    /// nothing, and is not asked to store anything.
+    pub async fn watch_settling(self: Arc<Self>) {
+        let cluster = &self.cluster;
+        let knows_all = |at: usize| {
+            let Some(layout) = cluster.replica(at).and_then(|replica| replica.layout()) else { return false };
+            let known = (layout.nodes.len(), layout.volumes.len()) == (cluster.count(), cluster.volumes());
+            let up = layout.nodes.values().all(|node| node.state == NodeState::Up);
+            known && up && layout.volumes.values().all(|volume| volume.state == VolumeState::Up)
+        };
+        while !(0..cluster.count()).all(knows_all) {
+            cluster.sim.sleep(Life::HARNESS, Duration::from_millis(100)).await;
+        }
+        self.settled.get_or_init(|| cluster.sim.now());
+    }
+
+    /// Whether whoever asks now must be served: nothing happens to the cluster, and what coordinators know of it is not from
+    /// before it settled.
+    fn must_serve(&self) -> bool {
+        let settled = self.settled.get().is_some_and(|at| self.cluster.sim.now() >= *at + KNOWN_WITHIN);
+        settled && self.cluster.scenario.is_calm()
+    }
+
     /// A new client at `site`.
     pub fn client(self: &Arc<Self>, site: usize) -> Client {
         let session = {
@@ -158,11 +194,13 @@ impl Work {
             host,
             session,
             life: Life::HARNESS,
+            env: None,
             coordinator: None,
             skew: ClockSkew::default(),
             rng: cluster.sim.random(SimRng::fork),
             unknown: None,
             patience: PATIENCE,
+            is_due: false,
         };
         client.skew = crate::machine::draw_skew(&mut client.rng, &cluster.scenario);
         client.connect();
@@ -177,6 +215,7 @@ pub struct Client {
     host: HostId,
     session: Session,
     life: Life,
+    env: Option<SharedEnv>,
     coordinator: Option<Coordinator>,
     rng: SimRng,
     /// How its clock is wrong.
@@ -185,13 +224,16 @@ pub struct Client {
     unknown: Option<(usize, Bytes)>,
     /// How long it tries.
     patience: Duration,
+    /// Its present operation must be served.
+    is_due: bool,
 }
 
 impl Client {
     fn connect(&mut self) {
         let cluster = &self.work.cluster;
         self.life = cluster.sim.begin_life(format!("client-{}", self.session), self.skew);
-        let env = Arc::new(SimEnv::new(cluster.sim.clone(), self.life, WorkSpeed::new(HEALTHY_MICROS)));
+        let env: SharedEnv = Arc::new(SimEnv::new(cluster.sim.clone(), self.life, WorkSpeed::new(HEALTHY_MICROS)));
+        self.env = Some(env.clone());
         let peer = cluster.net.peer(self.host, self.life, Caller::Gateway(format!("client-{}", self.session)));
         let first = self.rng.index(cluster.count());
         let seeds = (0..cluster.count()).map(|at| cluster.target((at + first) % cluster.count())).collect();
@@ -208,6 +250,10 @@ impl Client {
     /// Its coordinator.
     pub fn coordinator(&self) -> Coordinator {
         self.coordinator.clone().expect("connected from the start")
+    }
+
+    fn env(&self) -> SharedEnv {
+        self.env.clone().expect("connected from the start")
     }
 
     /// Its clock shows so much more than ours.
@@ -268,11 +314,16 @@ impl Client {
         cluster.enter(self.place());
         let crashes = cluster.scenario.has(FaultKind::ClientCrash);
         while sim.now() < until {
+            self.is_due = self.patience == PATIENCE && self.work.must_serve();
+            if self.is_due {
+                sim.hit("operation that must be served");
+            }
             let dies_after = (crashes && self.rng.chance(60)).then(|| self.rng.micros(100, 400_000));
             self = self.operate(dies_after).await;
             let pause = self.rng.micros(100, cluster.scenario.mix.pause_micros);
             sim.sleep(Life::HARNESS, pause).await;
         }
+        self.is_due = false;
         cluster.leave(self.host);
     }
 
@@ -308,7 +359,11 @@ impl Client {
         match self.rng.weighted(&mix.weights) {
             0 => {
                 let (content, strict) = (self.content(key), self.rng.chance(mix.strict_per_mille));
-                self.put(key, content, strict).await;
+                if self.repeats() && self.rng.chance(REPEATED_PER_MILLE) {
+                    self.put_repeatedly(key, content, strict).await;
+                } else {
+                    self.put(key, content, strict).await;
+                }
             }
             1 => self.get(key).await,
             2 => self.get_range(key).await,
@@ -341,25 +396,83 @@ impl Client {
         Bytes::from(self.rng.bytes(len))
     }
 
-    /// Writes `content`, in up to three pieces. Answers the record when acknowledged.
+    /// Writes `content` by one attempt. Answers the record when acknowledged.
     pub async fn put(&mut self, key: usize, content: Bytes, strict: bool) -> Option<Stored> {
+        let mut rng = self.rng.fork();
+        match self.attempt(key, content.clone(), strict, &mut rng).await.1 {
+            Ok(stored) => return Some(stored),
+            Err(fault) if fault.class == Class::Unknown => self.unknown = Some((key, content)),
+            Err(_) => {}
+        }
+        None
+    }
+
+    /// Writes `content` by as many attempts as the product's client makes.
+    async fn put_repeatedly(&mut self, key: usize, content: Bytes, strict: bool) {
+        let (work, env) = (Arc::clone(&self.work), self.env());
+        let (began, mut rng) = (env.now().0, self.rng.fork());
+        let (client, tried) = (&*self, Mutex::new(Vec::new()));
+        let attempt = || {
+            let (mut own, content, tried) = (rng.fork(), content.clone(), &tried);
+            async move {
+                let (put, result) = client.attempt(key, content, strict, &mut own).await;
+                tried.lock().unwrap_or_else(PoisonError::into_inner).push(put);
+                result
+            }
+        };
+        let result = repeated(env.as_ref(), &key_name(key), attempt).await;
+        let puts = tried.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if puts.len() > 1 {
+            work.cluster.sim.hit("write of several attempts");
+        }
+        let conclusion = match result {
+            Ok(_) => Conclusion::Acked,
+            Err(fault) => {
+                let tries_left = puts.len() < ATTEMPTS_MAX as usize && env.now().0.saturating_sub(began) < REPEAT_FOR;
+                self.tell("told", key, || {
+                    format!("put, all in all: {:?} {} {}", fault.class, fault.code, fault.message)
+                });
+                if fault.class == Class::Unknown {
+                    work.cluster.sim.hit("write of unknown outcome after all its attempts");
+                    self.unknown = Some((key, content));
+                    Conclusion::Unknown
+                } else {
+                    if tries_left && worth_repeating(fault.class) {
+                        work.violation(format!("a write was given up after {} attempts: {fault}", puts.len()));
+                    }
+                    Conclusion::Refused
+                }
+            }
+        };
+        work.model(|model| model.concluded(&puts, conclusion));
+    }
+
+    /// One attempt at a write, in up to three pieces: its number in the model, and what it was told.
+    async fn attempt(
+        &self,
+        key: usize,
+        content: Bytes,
+        strict: bool,
+        rng: &mut SimRng,
+    ) -> (usize, Result<Stored, Fault>) {
         let work = Arc::clone(&self.work);
         let name = key_name(key);
         let mut header = PutHeader::new(name.clone(), "application/dicom");
         header.strict = strict;
-        if self.rng.chance(500) {
+        if rng.chance(500) {
             header.declared_size_bytes = Some(content.len() as u64);
         }
-        let late = self.rng.chance(LATE_PER_MILLE);
+        let late = rng.chance(LATE_PER_MILLE);
         let usual = work.cluster.sim.wall_offset(self.life);
-        let expired = late && self.date_back();
+        let expired = late && self.date_back(rng);
         let mut upload = self.coordinator().begin_put(header);
         work.cluster.sim.jump_wall(self.life, usual);
         let instance = upload.instance();
+        work.cluster.begins(instance);
         let astray = !late && self.is_astray(instance.time().0);
         let put = work.model(|model| model.begin_put(self.session, (key, &name), content.clone(), instance));
         self.tell("call", key, || format!("put {} bytes as {instance}", content.len()));
-        let cut = self.rng.index(content.len() + 1);
+        let cut = rng.index(content.len() + 1);
         let pieces = [content.slice(..cut), content.slice(cut..)];
         let result = async {
             for piece in pieces {
@@ -367,13 +480,20 @@ impl Client {
             }
             upload.finish().await
         };
-        match result.await {
+        let result = result.await;
+        match &result {
             Ok(stored) => {
                 if (expired || astray) && stored.first {
                     let why = if expired { "had expired before it began" } else { "began more than a day off" };
                     work.violation(format!("attempt {} {why}, and was sealed", stored.sealed.seal.instance));
                 }
-                self.trace_ack(&stored);
+                if self.is_due && stored.sealed.degraded {
+                    work.violation(format!("without any fault attempt {instance} was acknowledged below its contract"));
+                }
+                if strict && stored.sealed.degraded {
+                    work.violation(format!("attempt {instance}, a strict one, was acknowledged below its contract"));
+                }
+                self.trace_ack(stored);
                 work.model(|model| model.acked(put, &stored.sealed, stored.first));
                 work.count(|figures| figures.acked += 1);
                 if !stored.first {
@@ -385,15 +505,16 @@ impl Client {
                 if stored.sealed.seal.stripes.len() > 1 {
                     work.cluster.sim.hit("write of several stripes");
                 }
-                crate::audit::check_receipt(&work, key, &stored);
-                return Some(stored);
+                crate::audit::check_receipt(&work, key, stored);
             }
             Err(fault) if fault.class == Class::Unknown => {
                 self.tell("told", key, || format!("put: outcome unknown, {}", fault.message));
                 work.model(|model| model.put_unknown(put));
                 work.count(|figures| figures.unknown += 1);
                 work.cluster.sim.hit("write with unknown outcome");
-                self.unknown = Some((key, content));
+                if !late && !astray {
+                    self.judge("put", fault);
+                }
             }
             Err(fault) if late && fault.code == "PV-WINDOW-CLOSED" => {
                 work.cluster.sim.hit("write refused: its client's clock is a day behind");
@@ -407,17 +528,17 @@ impl Client {
             }
             // It was stored, and deleted before the answer arrived.
             Err(fault) if fault.code == "PV-DELETED" => {
-                work.model(|model| model.put_unknown(put));
+                work.model(|model| model.put_deleted(put));
                 work.cluster.sim.hit("write deleted before its answer");
             }
             Err(fault) => {
                 self.tell("told", key, || format!("put: {:?} {} {}", fault.class, fault.code, fault.message));
-                self.judge("put", &fault);
+                self.judge("put", fault);
                 work.model(|model| model.put_refused(put));
                 work.count(|figures| figures.refused += 1);
             }
         }
-        None
+        (put, result)
     }
 
     /// A row of the trace.
@@ -452,6 +573,10 @@ impl Client {
             }
             Class::Reject => {
                 self.work.violation(format!("{what} was rejected for good: {} {}", fault.code, fault.message));
+            }
+            Class::Retry | Class::Unknown | Class::Exhausted if self.is_due => {
+                let (code, text) = (fault.code, &fault.message);
+                self.work.violation(format!("{what} was not served, without any fault: {code} {text}"));
             }
             Class::Retry | Class::Unknown | Class::NotFound | Class::Exhausted => {}
         }
@@ -492,15 +617,11 @@ impl Client {
                 let sealed = download.sealed().clone();
                 self.tell("told", key, || format!("get: version {} {}", sealed.version, sealed.seal.instance));
                 work.model(|model| model.answered(question, Some(&sealed)));
-                let from = usize::try_from(download.range().start).expect("a small content");
-                let expected = download.range().end - download.range().start;
                 match download.bytes().await {
                     Ok(bytes) => {
                         work.count(|figures| figures.reads += 1);
-                        if bytes.len() as u64 != expected {
-                            work.violation(format!("a read of key {key} gave {} of {expected} bytes", bytes.len()));
-                        }
-                        work.model(|model| model.observe_bytes(key, &sealed, from, &bytes));
+                        let asked = range.map_or(0..u64::MAX, |(offset, len)| offset..offset + len);
+                        work.model(|model| model.observe_bytes(key, &sealed, asked, &bytes));
                     }
                     Err(fault) => self.judge("reading", &fault),
                 }
@@ -512,8 +633,10 @@ impl Client {
                 work.model(|model| model.answered(question, None));
                 work.count(|figures| figures.misses += 1);
             }
-            // A range beyond the end of a short content.
-            Err(fault) if fault.code == "PV-RANGE" && range.is_some() => {}
+            Err(fault) if fault.code == "PV-RANGE" && range.is_some() => {
+                let offset = range.map_or(0, |(offset, _)| offset);
+                work.model(|model| model.ends_before(key, offset));
+            }
             Err(fault) => self.judge("get", &fault),
         }
     }
@@ -573,7 +696,10 @@ impl Client {
                 work.model(|model| model.deleted(delete, Some(versions)));
             }
             Err(fault) if fault.class == Class::NotFound => work.model(|model| model.deleted(delete, None)),
-            Err(fault) if fault.class == Class::Unknown => work.model(|model| model.delete_unknown(delete)),
+            Err(fault) if fault.class == Class::Unknown => {
+                self.judge("delete", &fault);
+                work.model(|model| model.delete_unknown(delete));
+            }
             Err(fault) => {
                 self.judge("delete", &fault);
                 work.model(|model| model.delete_refused(delete));

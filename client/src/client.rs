@@ -9,7 +9,7 @@ use std::{
 };
 
 use futures::{StreamExt, TryStreamExt, stream};
-use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner, ShardCheck};
+use pacsvault_coordinator::{Coordinator, Options, ReceiptSigner, ShardCheck, repeat::worth_repeating};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{LogIndex, ObjectKey, Uid, VersionNumber},
@@ -25,7 +25,7 @@ use pacsvault_rpc::TonicPeer;
 use pacsvault_runtime::{TokioEnv, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
 
-use crate::{config::Config, thin, write::worth_repeating};
+use crate::{config::Config, thin};
 
 /// Why there is no client. Correct files or configuration.
 #[derive(Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use std::{
 
 use bytes::Bytes;
 use futures::{Stream, stream};
-use pacsvault_coordinator::{GetQuery, PutHeader, ShardCheck, ShardFinding};
+use pacsvault_coordinator::{GetQuery, PutHeader, ShardCheck, ShardFinding, repeat::worth_repeating};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{Digest, ObjectKey, ShardIndex, StripeIndex, VolumeId},
@@ -29,10 +29,7 @@ use pacsvault_rpc::{
 };
 use tokio::sync::mpsc;
 
-use crate::{
-    Client, receipt as proof,
-    write::{Acked, worth_repeating},
-};
+use crate::{Client, receipt as proof, write::Acked};
 
 /// How often progress is told.
 const WATCH_EVERY: Duration = Duration::from_millis(100);

@@ -1,32 +1,25 @@
-//! Content in: whole writes, repeated from their first byte while repeating is safe and may help.
+//! Content in: where it comes from, and one attempt to write it.
 //!
-//! **Invariants.** At most [`ATTEMPTS_MAX`] attempts, none begun later than [`REPEAT_FOR`] after the first. The content of all
-//! attempts is the same bytes under the same key: an attempt that finds it as the key's newest version gives that version.
-//! A second version of it arises only when another writer's content came in between, or when the first is worth less by
-//! then. When any attempt's outcome is unknown and none was acknowledged, the result is `Unknown`.
+//! **Invariants.** The content of all attempts at a write is the same bytes under the same key. How often and how long it is
+//! tried, and what all attempts together mean, is the coordinator's to say: [`pacsvault_coordinator::repeat`].
 
 use std::{
     fs::File,
     io::Read,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use pacsvault_coordinator::PutHeader;
+use pacsvault_coordinator::{
+    PutHeader,
+    repeat::{Repeated, repeated},
+};
 use pacsvault_core::{limits::STRIPE_BYTES_MAX, receipt::Receipt};
 use pacsvault_ports::peer::{Class, Fault};
 use tokio::sync::mpsc;
 
 use crate::{Client, Mode, thin};
 
-/// Attempts at one write: with the waits between them about three seconds, longer than an election takes. The coordinator
-/// inside has its own patience of 30 s per attempt.
-pub const ATTEMPTS_MAX: u32 = 6;
-/// No attempt begins later than this after the first.
-pub const REPEAT_FOR: Duration = Duration::from_secs(60);
-/// Wait before the second attempt; doubled for each further one, with up to half of it added at random.
-const BACKOFF: Duration = Duration::from_millis(100);
 /// Files up to this size are read whole: one piece as long as the declared size is encoded without a copy.
 const WHOLE_BYTES_MAX: u64 = STRIPE_BYTES_MAX;
 /// Piece for a node's endpoint: one gRPC message.
@@ -128,26 +121,12 @@ impl Client {
     /// # Errors
     /// `Unknown`: it may have been stored; the same call again is safe. All others: nothing was stored.
     pub async fn put(&self, header: PutHeader, source: &Source, watch: &(dyn Fn(u64) + Sync)) -> Result<Acked, Fault> {
-        let began = self.env().now().0;
-        let mut in_doubt: Option<Fault> = None;
-        let mut attempt = 1;
-        loop {
+        let attempt = || {
             watch(0);
-            let fault = match self.put_once(header.clone(), source, watch).await {
-                Ok(acked) => return Ok(Acked { attempts: attempt, ..acked }),
-                Err(fault) => fault,
-            };
-            if fault.class == Class::Unknown {
-                in_doubt = Some(fault.clone());
-            }
-            let in_time = self.env().now().0.saturating_sub(began) < REPEAT_FOR;
-            if !worth_repeating(fault.class) || attempt >= ATTEMPTS_MAX || !in_time {
-                return Err(conclude(fault, in_doubt, attempt));
-            }
-            tracing::info!(key = %header.key, attempt, code = fault.code, reason = %fault, "writing again");
-            self.env().sleep(backoff(attempt, self.env().random())).await;
-            attempt += 1;
-        }
+            self.put_once(header.clone(), source, watch)
+        };
+        let Repeated { acked, attempts } = repeated(self.env().as_ref(), &header.key, attempt).await?;
+        Ok(Acked { attempts, ..acked })
     }
 
     async fn put_once(
@@ -184,60 +163,9 @@ impl Client {
     }
 }
 
-/// Whether the same thing again, a little later, may succeed.
-pub fn worth_repeating(class: Class) -> bool {
-    match class {
-        Class::Retry | Class::Unknown | Class::Exhausted => true,
-        Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => false,
-    }
-}
-
-/// Wait before attempt `attempt + 1`.
-pub fn backoff(attempt: u32, random: u64) -> Duration {
-    let base = BACKOFF * 2_u32.saturating_pow(attempt.saturating_sub(1).min(10));
-    let extra = random % u64::try_from(base.as_millis() / 2).unwrap_or(1).max(1);
-    base + Duration::from_millis(extra)
-}
-
-/// What all attempts together mean.
-fn conclude(last: Fault, in_doubt: Option<Fault>, attempts: u32) -> Fault {
-    let tried = if attempts == 1 { String::new() } else { format!(" (after {attempts} attempts)") };
-    match in_doubt {
-        Some(doubt) if last.class != Class::Unknown => {
-            let text = format!("an earlier attempt may have stored it ({doubt}), and then: {last}{tried}");
-            Fault::new(Class::Unknown, "PV-UNKNOWN-OUTCOME", text)
-        }
-        _ => Fault { message: format!("{last}{tried}"), ..last },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn fault(class: Class) -> Fault {
-        Fault::new(class, "PV-X", "why")
-    }
-
-    #[test]
-    fn a_write_once_in_doubt_is_never_reported_as_failed() {
-        for class in [Class::Retry, Class::Reject, Class::Exhausted, Class::Unknown] {
-            assert_eq!(conclude(fault(class), Some(fault(Class::Unknown)), 3).class, Class::Unknown, "{class:?}");
-        }
-        assert_eq!(conclude(fault(Class::Retry), None, 3).class, Class::Retry);
-        assert_eq!(conclude(fault(Class::Retry), None, 3).message, "why (after 3 attempts)");
-    }
-
-    #[test]
-    fn waits_grow_and_are_bounded() {
-        let mut before = Duration::ZERO;
-        for attempt in 1..ATTEMPTS_MAX {
-            let least = backoff(attempt, 0);
-            assert!(least > before && backoff(attempt, u64::MAX) < least * 2);
-            before = least;
-        }
-        assert!(backoff(u32::MAX, u64::MAX) < Duration::from_secs(200));
-    }
 
     #[tokio::test]
     async fn a_file_is_read_again_from_its_first_byte() {

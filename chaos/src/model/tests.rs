@@ -3,6 +3,8 @@
 use super::*;
 use crate::testing::{instance, name, record};
 
+const WHOLE: Range<u64> = 0..u64::MAX;
+
 fn put(model: &mut Model, number: u8, version: u32) -> usize {
     let content = Bytes::from(vec![number; 4]);
     let put = model.begin_put(1, (0, &name()), content.clone(), instance(number));
@@ -15,7 +17,9 @@ fn a_fine_history_has_no_violation() {
     let mut model = Model::default();
     put(&mut model, 1, 1);
     put(&mut model, 2, 2);
-    model.observe_bytes(0, &record(2, 2, &[2; 4]), 1, &[2, 2]);
+    model.observe_bytes(0, &record(2, 2, &[2; 4]), 1..3, &[2, 2]);
+    model.observe_bytes(0, &record(2, 2, &[2; 4]), 3..9, &[2]);
+    model.ends_before(0, 5);
     assert_eq!(model.must_live().len(), 2);
     let delete = model.begin_delete(1, (0, &name()), None);
     assert!(model.may_be_gone(0, &record(1, 1, &[1; 4])));
@@ -96,8 +100,74 @@ fn two_versions_of_one_attempt_and_two_attempts_of_one_version_are_caught() {
 fn altered_bytes_are_caught() {
     let mut model = Model::default();
     put(&mut model, 1, 1);
-    model.observe_bytes(0, &record(1, 1, &[1; 4]), 0, &[1, 1, 9, 1]);
+    model.observe_bytes(0, &record(1, 1, &[1; 4]), WHOLE, &[1, 1, 9, 1]);
     assert_eq!(model.violations.len(), 1);
+}
+
+#[test]
+fn a_read_that_gives_less_than_it_was_asked_for_is_caught() {
+    let mut model = Model::default();
+    put(&mut model, 1, 1);
+    model.observe_bytes(0, &record(1, 1, &[1; 4]), 1..3, &[1]);
+    assert_eq!(model.violations.len(), 1);
+    model.observe_bytes(0, &record(1, 1, &[1; 4]), WHOLE, &[1; 3]);
+    assert_eq!(model.violations.len(), 2);
+    model.ends_before(0, 4);
+    assert_eq!(model.violations.len(), 3, "no version of it is so short");
+}
+
+#[test]
+fn a_write_told_to_be_deleted_was_asked_to_be() {
+    for (of, begun_first, fine) in
+        [(None, true, true), (Some(1), true, true), (Some(2), true, false), (None, false, false)]
+    {
+        let mut model = Model::default();
+        let delete = |model: &mut Model| {
+            let delete = model.begin_delete(2, (0, &name()), of);
+            model.deleted(delete, Some(vec![1]));
+        };
+        if !begun_first {
+            delete(&mut model);
+        }
+        let put = model.begin_put(1, (0, &name()), Bytes::from_static(b"x"), instance(1));
+        model.observe(0, &record(1, 1, b"x"));
+        if begun_first {
+            delete(&mut model);
+        }
+        model.put_deleted(put);
+        assert_eq!(model.violations.is_empty(), fine, "{of:?} {begun_first}");
+    }
+}
+
+#[test]
+fn a_write_is_refused_only_when_every_attempt_was_and_in_doubt_only_when_one_is() {
+    type Told = fn(&mut Model, usize);
+    let (refused, unknown): (Told, Told) = (Model::put_refused, Model::put_unknown);
+    let acked: Told = |model, put| {
+        let (number, content) = (u8::try_from(put).expect("few") + 1, model.attempts()[put].content.clone());
+        model.acked(put, &record(number, 1, &content), true);
+    };
+    let rows: [(&[Told], Conclusion, bool); 8] = [
+        (&[refused, refused], Conclusion::Refused, true),
+        (&[unknown, refused], Conclusion::Refused, false),
+        (&[refused, unknown], Conclusion::Refused, false),
+        (&[unknown, refused], Conclusion::Unknown, true),
+        (&[refused, refused], Conclusion::Unknown, false),
+        (&[unknown, acked], Conclusion::Acked, true),
+        (&[unknown, refused], Conclusion::Acked, false),
+        (&[unknown, acked], Conclusion::Unknown, false),
+    ];
+    for (row, (fates, conclusion, fine)) in rows.into_iter().enumerate() {
+        let mut model = Model::default();
+        let mut puts = Vec::new();
+        for (fate, number) in fates.iter().zip(1..) {
+            let put = model.begin_put(1, (0, &name()), Bytes::from_static(b"x"), instance(number));
+            fate(&mut model, put);
+            puts.push(put);
+        }
+        model.concluded(&puts, conclusion);
+        assert_eq!(model.violations.is_empty(), fine, "row {row}: {:?}", model.violations);
+    }
 }
 
 #[test]
@@ -105,13 +175,13 @@ fn another_encoding_of_a_version_is_its_content_again() {
     let mut model = Model::default();
     model.expect_other_encodings();
     put(&mut model, 1, 1);
-    model.observe_bytes(0, &record(90, 1, &[1; 4]), 0, &[1; 4]);
+    model.observe_bytes(0, &record(90, 1, &[1; 4]), WHOLE, &[1; 4]);
     // Its first encoding may still be read where the news has not come yet.
-    model.observe_bytes(0, &record(1, 1, &[1; 4]), 0, &[1; 4]);
+    model.observe_bytes(0, &record(1, 1, &[1; 4]), WHOLE, &[1; 4]);
     // An unknown write, first seen in another encoding.
     let unknown = model.begin_put(1, (0, &name()), Bytes::from_static(b"x"), instance(2));
     model.put_unknown(unknown);
-    model.observe_bytes(0, &record(91, 2, b"x"), 0, b"x");
+    model.observe_bytes(0, &record(91, 2, b"x"), WHOLE, b"x");
     // Answered with another encoding of what was stored before.
     let again = model.begin_put(1, (0, &name()), Bytes::from_static(b"x"), instance(3));
     model.acked(again, &record(91, 2, b"x"), false);

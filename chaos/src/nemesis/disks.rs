@@ -1,16 +1,20 @@
 //! What goes wrong with the disks of volumes.
 //!
-//! **Invariants.** Whatever may lose bytes is booked in the atlas before it happens, and its volume counts as hurt from then on.
+//! **Invariants.** Whatever may lose bytes is booked in the atlas before it happens, and its volume counts as hurt from then on:
+//! for what lay there when it was struck, or for good where writes are lied about.
 //! A volume's identity is spared: without it a volume is not one any more.
 
 use std::sync::Arc;
 
 use pacsvault_ports::disk::Disk as _;
 use pacsvault_simdisk::{OpKind, SimDisk, Stale, WriteLie};
+use pacsvault_volume::format::{Body, RECORDS_START, Record, SECTOR_BYTES};
 
 use super::Nemesis;
-use crate::{rng::SimRng, scenario::Fault};
+use crate::{cluster::Guide, rng::SimRng, scenario::Fault};
 
+/// Bytes of a segment's head.
+const HEAD_BYTES: u64 = 128;
 /// How many write calls ahead a write is chosen to be lied about.
 const WRITES_AHEAD: u64 = 12;
 /// Most places looked at for one where something was written: segments are mostly room that no write has reached.
@@ -36,18 +40,25 @@ impl Nemesis {
         if !self.cluster.may_damage_volume(at, id) {
             return;
         }
-        // A full disk and a failing call lose nothing that was synced: what was durable there must stay so.
-        let newly = !matches!(kind, Fault::FullVolume | Fault::FailingVolumeSync) && self.cluster.hurt().insert(id);
+        let mut guides = Vec::new();
+        let mut meet = |name: &str, offset: u64| guides.extend(guide_at(&disk, name, offset, kind));
         let done = match kind {
             Fault::BitRot => strike_sectors(&disk, rng, 12, |rng, name, offset| {
+                meet(name, offset);
                 disk.flip(name, offset, u8::try_from(rng.below(8)).unwrap_or(0))
             }),
-            Fault::LatentErrors => strike_sectors(&disk, rng, 6, |_, name, offset| disk.fail_reads_at(name, offset)),
+            Fault::LatentErrors => strike_sectors(&disk, rng, 6, |_, name, offset| {
+                meet(name, offset);
+                disk.fail_reads_at(name, offset)
+            }),
             Fault::StaleReads => {
                 let lasts = *rng.pick(&[Stale::ForAWhile, Stale::ForEver]);
                 let ends = rng.micros(100_000, 4_000_000);
                 self.later(ends, move |nemesis| nemesis.each_disk(SimDisk::end_stale_reads));
-                strike_sectors(&disk, rng, 40, |_, name, offset| disk.read_stale_at(name, offset, lasts))
+                strike_sectors(&disk, rng, 40, |_, name, offset| {
+                    meet(name, offset);
+                    disk.read_stale_at(name, offset, lasts)
+                })
             }
             Fault::MisdirectedWrite => {
                 disk.lie_about_write(rng.range(1, WRITES_AHEAD), WriteLie::Misdirected);
@@ -70,17 +81,35 @@ impl Nemesis {
                 true
             }
         };
-        if done {
-            self.cluster.struck();
-            self.cluster.sim.hit(kind.name());
-        } else if newly {
-            self.cluster.hurt().remove(&id);
+        if !done {
+            return;
         }
+        match kind {
+            Fault::BitRot | Fault::LatentErrors | Fault::StaleReads => self.cluster.strike(id, guides),
+            // A full disk and a failing call lose nothing that was synced: what was durable there must stay so.
+            Fault::FullVolume | Fault::FailingVolumeSync => {}
+            _ => self.cluster.distrust(id),
+        }
+        self.cluster.struck();
+        self.cluster.sim.hit(kind.name());
     }
 
     pub(super) fn each_disk(&self, work: impl Fn(&SimDisk)) {
         self.cluster.machines().iter().flat_map(|machine| &machine.volumes).for_each(|volume| work(&volume.disk));
     }
+}
+
+/// What leads recovery to other records, if it lies here.
+fn guide_at(disk: &SimDisk, name: &str, offset: u64, kind: Fault) -> Option<Guide> {
+    let sector = offset / SECTOR_BYTES;
+    if offset < RECORDS_START {
+        // A flipped bit hurts a head alone; other faults hurt the sector that it begins.
+        let hurts = kind != Fault::BitRot || offset % SECTOR_BYTES < HEAD_BYTES;
+        return hurts.then(|| Guide::Head(name.to_owned(), sector));
+    }
+    let mut bytes = vec![0; usize::try_from(SECTOR_BYTES).ok()?];
+    disk.open(name).ok()?.read_at(sector * SECTOR_BYTES, &mut bytes).ok()?;
+    matches!(Record::decode(&bytes).ok()?.body, Body::Mark { .. }).then_some(Guide::Mark)
 }
 
 /// Strikes up to `most` places of segments, here and there, mostly where something was written; true when one was hit.

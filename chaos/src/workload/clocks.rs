@@ -5,7 +5,7 @@
 use pacsvault_core::limits::WRITE_WINDOW_MILLIS;
 
 use super::Client;
-use crate::exec::Life;
+use crate::{exec::Life, rng::SimRng};
 
 /// How long before or after it expires an attempt begins that is dated back, at most.
 const LATE_SPARE_MILLIS: u64 = 3_000;
@@ -24,11 +24,11 @@ impl Client {
 
     /// Sets the client's clock so far back that an attempt begun now is about to expire, or has: it may be sealed just in time,
     /// or be refused, and what it leaves is soon swept. True when it must be refused.
-    pub(super) fn date_back(&mut self) -> bool {
+    pub(super) fn date_back(&self, rng: &mut SimRng) -> bool {
         let cluster = &self.work.cluster;
         let Some(replica) = crate::proof::newest(cluster) else { return false };
         let horizon = replica.catalog_time().0.saturating_sub(WRITE_WINDOW_MILLIS);
-        let began = (horizon + self.rng.below(2 * LATE_SPARE_MILLIS)).saturating_sub(LATE_SPARE_MILLIS);
+        let began = (horizon + rng.below(2 * LATE_SPARE_MILLIS)).saturating_sub(LATE_SPARE_MILLIS);
         let offset = i128::from(began) - i128::from(cluster.sim.wall_millis(Life::HARNESS));
         cluster.sim.jump_wall(self.life, i64::try_from(offset).unwrap_or(0));
         // Catalog time only grows: what has expired for one replica has for the log.

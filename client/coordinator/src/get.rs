@@ -60,7 +60,11 @@ impl Download {
             let text = format!("range begins at byte {offset_bytes}, but {} has {size} bytes", sealed.seal.key);
             return Err(Fault::new(Class::Reject, "PV-RANGE", text));
         }
-        let end = len_bytes.map_or(size, |len| size.min(offset_bytes.saturating_add(len)));
+        let mut end = len_bytes.map_or(size, |len| size.min(offset_bytes.saturating_add(len)));
+        if pacsvault_core::probe::planted("range-clipped") && len_bytes.is_some() && end > offset_bytes {
+            // PLANTED BUG: the last byte is not a part of a range.
+            end -= 1;
+        }
         let range = offset_bytes..end;
         let hasher = (range == (0..size)).then(blake3::Hasher::new);
         Ok(Self {

@@ -24,6 +24,7 @@ mod lookup;
 mod memory;
 mod own;
 mod put;
+pub mod repeat;
 mod shards;
 mod stripe;
 mod verify;

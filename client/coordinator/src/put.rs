@@ -54,7 +54,11 @@ pub struct Upload {
 }
 
 impl Upload {
-    pub(crate) fn new(coordinator: Coordinator, header: PutHeader, instance: InstanceId) -> Self {
+    pub(crate) fn new(coordinator: Coordinator, mut header: PutHeader, instance: InstanceId) -> Self {
+        if pacsvault_core::probe::planted("strict-ignored") {
+            // PLANTED BUG: what was to be refused below its contract is stored.
+            header.strict = false;
+        }
         Self {
             coordinator,
             header,

@@ -13,11 +13,11 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use indicatif::ProgressBar;
-use pacsvault_client::{
-    Client,
-    write::{backoff, worth_repeating},
+use pacsvault_client::Client;
+use pacsvault_coordinator::{
+    GetQuery,
+    repeat::{backoff, worth_repeating},
 };
-use pacsvault_coordinator::GetQuery;
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{Leaf, ObjectKey, Tenant, Uid, VersionNumber},

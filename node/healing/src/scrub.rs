@@ -178,7 +178,7 @@ impl Scrub<'_> {
             self.kept.age().hurried = present.hurried;
             return None;
         }
-        let left = self.within().checked_sub(since(present.began, now)).filter(|left| !left.is_zero());
+        let left = present.rest(now, self.within());
         if left.is_none() {
             self.history.begin(now, false);
         }

@@ -8,6 +8,8 @@
 //! behind the cursor counts as verified with its neighbours, before it was written, which is too old rather than too young.
 //! A note that cannot be read is no note: the scrub begins anew, and what was there counts as never verified.
 
+use std::time::Duration;
+
 use pacsvault_core::{
     health::report::ScrubAge,
     ids::{InstanceId, ShardIndex, StripeIndex, WallMillis},
@@ -48,6 +50,13 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// How long after this pass the next one rests, when one is to begin every `within`; `None`: it is due. When a pass began in
+    /// the future, the clock was set back since, and nobody knows how long ago that was.
+    pub fn rest(&self, now: WallMillis, within: Duration) -> Option<Duration> {
+        let passed = Duration::from_millis(now.0.checked_sub(self.began.0)?);
+        within.checked_sub(passed).filter(|left| !left.is_zero())
+    }
+
     fn verified_at(&self, id: ShardId) -> Option<WallMillis> {
         if self.upto < Some(id) {
             return None;
@@ -301,6 +310,17 @@ mod tests {
     fn shard(written: u64, number: u128) -> ShardId {
         let instance = InstanceId::new(day(written), number);
         ShardId { instance, stripe: StripeIndex(0), shard: ShardIndex(1) }
+    }
+
+    #[test]
+    fn a_pass_that_began_in_the_future_is_followed_by_another_at_once() {
+        let mut history = History::new(day(1));
+        history.begin(day(10), false);
+        let rest =
+            |now: u64| history.present().and_then(|pass| pass.rest(day(now), Duration::from_secs(5 * 24 * 3_600)));
+        assert_eq!(rest(12), Some(Duration::from_secs(3 * 24 * 3_600)));
+        assert_eq!(rest(15), None);
+        assert_eq!(rest(9), None, "the clock was set back");
     }
 
     #[test]
