@@ -429,10 +429,14 @@ impl Cluster {
         let task = async move {
             let sim = cluster.sim.clone();
             if let Err(why) = Arc::clone(&cluster).run(at, life, &node, &stores).await {
-                // The process exits; the supervisor tries again. Only a disk that refuses a call is a reason.
+                // The process exits; the supervisor tries again. Only a disk or store that refuses a call is a reason.
                 sim.event("node ended", &[at as u64], || why.clone());
                 if why.contains(SIMULATED) {
                     sim.hit("node ended by itself: its volume cannot be opened");
+                    std::panic::resume_unwind(Box::new(PowerLost));
+                }
+                if why.contains(INJECTED) {
+                    sim.hit("node ended by itself: a store failed while it started");
                     std::panic::resume_unwind(Box::new(PowerLost));
                 }
                 let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
@@ -466,7 +470,7 @@ impl Cluster {
         let mut volumes = BTreeMap::new();
         let (mut stores, mut distrusted) = (Vec::new(), Vec::new());
         for (id, disk) in disks {
-            let disk = MortalDisk { disk, heard: self.hears_deletions(id) };
+            let disk = MortalDisk::new(disk, self.hears_deletions(id));
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
             let identity = Identity { cluster: self.id, node, incarnation, volume: id };
             let disk: Arc<dyn Disk> = match self.scenario.bug {

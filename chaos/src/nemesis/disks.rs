@@ -15,6 +15,17 @@ use crate::{rng::SimRng, scenario::Fault};
 const WRITES_AHEAD: u64 = 12;
 /// Most places looked at for one where something was written: segments are mostly room that no write has reached.
 const DRAWS: usize = 8;
+/// Calls that fail, as often as they stand here, and how many such calls ahead one is chosen: names change rarely.
+const FAILING: [(OpKind, u64); 8] = [
+    (OpKind::Sync, 4),
+    (OpKind::Sync, 4),
+    (OpKind::Sync, 4),
+    (OpKind::Write, 4),
+    (OpKind::SyncNames, 2),
+    (OpKind::Create, 2),
+    (OpKind::Rename, 2),
+    (OpKind::Remove, 2),
+];
 
 impl Nemesis {
     /// The machine that damage goes to: now and then one beside those that are damaged already, where that is allowed.
@@ -65,14 +76,17 @@ impl Nemesis {
                 true
             }
             _ => {
-                let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
-                disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
+                let (failing, ahead) = *rng.pick(&FAILING);
+                disk.fail(failing, rng.range(1, ahead), std::io::ErrorKind::Other);
                 true
             }
         };
         if done {
             self.cluster.struck();
-            self.cluster.sim.hit(kind.name());
+            // What is yet to strike is counted by the disk.
+            if matches!(kind, Fault::BitRot | Fault::LatentErrors | Fault::StaleReads) {
+                self.cluster.sim.hit(kind.name());
+            }
         } else if newly {
             self.cluster.hurt().remove(&id);
         }
