@@ -36,10 +36,10 @@ use crate::{
     env::SimEnv,
     exec::{ClockSkew, Life, PowerLost, Sim},
     faulty::{Heard, Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
-    machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
+    machine::{Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
     proof::newest,
-    scenario::{PlantedBug, SITES_MAX, Scenario},
+    scenario::{Knobs, PlantedBug, SITES_MAX, Scenario},
 };
 
 mod starter;
@@ -107,9 +107,9 @@ impl Cluster {
         let net = Net::new(sim.clone(), scenario.latency_micros.clone());
         net.plant(scenario.bug);
         let mut machines = Vec::new();
-        for site in 0..scenario.sites {
+        for (site, letter) in SITE_LETTERS.into_iter().enumerate().take(scenario.sites) {
             for number in 0..scenario.nodes_of(site) {
-                let name = format!("{}-{number}", char::from(SITE_LETTERS[site]));
+                let name = format!("{}-{number}", char::from(letter));
                 let host = net.add_host(&name, site);
                 machines.push(Machine::new(sim, host, &scenario, site, &name));
             }
@@ -275,7 +275,7 @@ impl Cluster {
         let mut machines = self.machines();
         let machine = &mut machines[at];
         let Some(place) = machine.volumes.iter().position(|own| own.id == volume) else { return };
-        machine.volumes[place] = SimVolume::new(&self.sim, &machine.fuse);
+        machine.volumes[place] = SimVolume::new(&self.sim, &self.scenario, &machine.fuse);
         self.lose(at, machine.site, volume);
         self.sim.event("replace volume", &[at as u64], || volume.to_string());
     }
@@ -478,7 +478,7 @@ impl Cluster {
                 Some(PlantedBug::VolumeForgetsNames) => Arc::new(LyingDisk { inner: disk, lie: Lie::Names }),
                 _ => Arc::new(disk),
             };
-            let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
+            let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.clone()).await;
             let (volume, was_poisoned) = opened.map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 format!("volume {id}: {error}: {cause}")
@@ -489,7 +489,7 @@ impl Cluster {
             self.check_reopened(at, &volume);
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));
-            volumes.insert(id, OwnVolume { volume, capacity_bytes: CAPACITY_BYTES });
+            volumes.insert(id, OwnVolume { volume, capacity_bytes: self.scenario.knobs.capacity_bytes });
         }
         assert!(opened.set(stores.clone()).is_ok(), "volumes are opened once in a life");
         let asks = Arc::new(LyingPeer {
@@ -521,7 +521,7 @@ impl Cluster {
         Arc::new(move |parts| {
             let Some(cluster) = cluster.upgrade() else { return };
             let sealed = |instance| query::by_instance(newest(&cluster)?.view().as_ref(), instance).ok();
-            match cluster.chronicle.deletes(parts, sealed) {
+            match cluster.chronicle.deletes(id, parts, sealed) {
                 Ok(0) => {}
                 Ok(_) => cluster.sim.hit("deletion held to the logs"),
                 Err(why) => panic!("volume {id} deletes without a log entry: {why}"),
@@ -627,14 +627,14 @@ async fn open_volume(
     disk: Arc<dyn Disk>,
     identity: Identity,
     env: SharedEnv,
-    segment_bytes: u64,
+    knobs: Knobs,
 ) -> Result<(Volume, bool), pacsvault_volume::Error> {
     let life = env.random();
     let opening = move || {
         let owner = Owner { cluster: identity.cluster, node: identity.node.clone() };
         let mut options = VolumeOptions::new(life);
-        options.capacity_bytes = Some(CAPACITY_BYTES);
-        options.segment_bytes = Some(segment_bytes);
+        options.capacity_bytes = Some(knobs.capacity_bytes);
+        options.segment_bytes = Some(knobs.segment_bytes);
         match Store::open(Arc::clone(&disk), &owner, options.clone()) {
             Err(pacsvault_volume::Error::NotFormatted) => {
                 Store::format(disk.as_ref(), &identity)?;

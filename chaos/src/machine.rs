@@ -30,8 +30,6 @@ use crate::{
     scenario::{Fault as Kind, Scenario},
 };
 
-/// What a simulated volume may hold.
-pub const CAPACITY_BYTES: u64 = 64 << 20;
 /// Longest duration of blocking work on a healthy machine, in microseconds.
 pub const HEALTHY_MICROS: u64 = 1_500;
 
@@ -95,15 +93,15 @@ fn strike_name(strike: Strike) -> &'static str {
     match strike {
         Strike::Failed(OpKind::Sync) => Kind::FailingVolumeSync.name(),
         Strike::Failed(OpKind::Write) => "disk failed: write",
-        Strike::Failed(OpKind::SyncNames) => "disk failed: sync of names",
-        Strike::Failed(OpKind::Create) => "disk failed: create",
-        Strike::Failed(OpKind::Rename) => "disk failed: rename",
-        Strike::Failed(OpKind::Remove) => "disk failed: remove",
+        Strike::Failed(OpKind::SyncNames | OpKind::Create | OpKind::Rename | OpKind::Remove) => {
+            "disk failed: change of names"
+        }
         Strike::Failed(OpKind::Read) => "disk failed: read",
         Strike::Lied(WriteLie::Misdirected) => Kind::MisdirectedWrite.name(),
         Strike::Lied(WriteLie::Lost | WriteLie::OnlyCached) => Kind::LostWrite.name(),
         Strike::Full => Kind::FullVolume.name(),
         Strike::PowerLost => Kind::PowerLossInOperation.name(),
+        Strike::Misread => Kind::MisdirectedRead.name(),
     }
 }
 
@@ -131,17 +129,17 @@ pub struct SimVolume {
 
 impl SimVolume {
     /// An empty disk that burns `fuse`.
-    pub fn new(sim: &Sim, fuse: &Arc<Fuse>) -> Self {
+    pub fn new(sim: &Sim, scenario: &Scenario, fuse: &Arc<Fuse>) -> Self {
         let burning = Arc::clone(fuse);
         let options = pacsvault_simdisk::Options {
-            capacity_bytes: CAPACITY_BYTES * 2,
+            capacity_bytes: scenario.knobs.capacity_bytes * 2,
+            torn_unit_bytes: scenario.knobs.torn_unit_bytes,
             latency: Some(Arc::new(move |kind, _| {
                 if kind != OpKind::Read {
                     burning.burn();
                 }
             })),
             struck: Some(Arc::new(|strike| hit(strike_name(strike)))),
-            ..pacsvault_simdisk::Options::default()
         };
         Self { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(SimRng::bits)), held: None }
     }
@@ -223,7 +221,7 @@ impl Machine {
     pub fn new(sim: &Sim, host: HostId, scenario: &Scenario, site: usize, name: &str) -> Self {
         let fuse = Arc::new(Fuse::default());
         let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
-        let volumes = (0..count).map(|_| SimVolume::new(sim, &fuse)).collect();
+        let volumes = (0..count).map(|_| SimVolume::new(sim, scenario, &fuse)).collect();
         let skew = sim.random(|rng| draw_skew(rng, scenario));
         Self {
             host,

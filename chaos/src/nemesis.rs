@@ -211,7 +211,8 @@ impl Nemesis {
             | Fault::LatentErrors
             | Fault::MisdirectedWrite
             | Fault::LostWrite
-            | Fault::StaleReads => self.hurt_volume(one, kind, rng),
+            | Fault::StaleReads
+            | Fault::MisdirectedRead => self.hurt_volume(one, kind, rng),
             // Counted when it happens.
             Fault::FailingLogSync | Fault::FailingStateStore => {
                 let machines = cluster.machines();

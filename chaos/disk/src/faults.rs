@@ -37,6 +37,8 @@ pub enum Strike {
     Full,
     /// The power failed during a call.
     PowerLost,
+    /// A read got bytes of another place.
+    Misread,
 }
 
 /// What will go wrong.
@@ -114,7 +116,15 @@ impl SimDisk {
         self.state().names.get(name).is_some_and(|inode| inode.go_stale(sector, lasts == Stale::ForEver))
     }
 
-    /// Every region reads as it was last written again.
+    /// Lets readers of the sector at `offset` of `name` get the one at `instead`, however often it is written, until
+    /// [`SimDisk::end_stale_reads`], or a crash or restart: a head that is off its track. False if there is no such file, or both
+    /// are the same.
+    pub fn misread_at(&self, name: &str, offset: u64, instead: u64) -> bool {
+        let sector = |offset: u64| offset / SECTOR_BYTES as u64;
+        self.state().names.get(name).is_some_and(|inode| inode.misread(sector(offset), sector(instead)))
+    }
+
+    /// Every region reads as it was last written, and where it was, again.
     pub fn end_stale_reads(&self) {
         self.state().names.values().for_each(|inode| inode.freshen());
     }

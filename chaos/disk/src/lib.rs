@@ -7,7 +7,7 @@
 //!   name not yet synced likewise.
 //! - Sectors are [`SECTOR_BYTES`] long. With [`Options::torn_unit_bytes`] below that, a sector may tear inside.
 //! - The same calls with the same options and seeds give the same bytes: no clock, no global randomness, no hash maps.
-//! - A disk lies only when told to: [`SimDisk::lie_about_write`], [`SimDisk::read_stale_at`].
+//! - A disk lies only when told to: [`SimDisk::lie_about_write`], [`SimDisk::read_stale_at`], [`SimDisk::misread_at`].
 //! - Cost follows the bytes that are not zero: creating a large file or writing zeros allocates nothing.
 //!
 //! Every call that changes the disk has a number, from 1 upwards ([`SimDisk::ops`]). [`SimDisk::crash_at`] lets the
@@ -75,7 +75,7 @@ pub struct Op {
 /// Called with the kind and size of each call; may advance a simulated clock or block.
 pub type Latency = Arc<dyn Fn(OpKind, u64) + Send + Sync>;
 
-/// Called with each fault that really struck, while the disk is locked: it must not call the disk.
+/// Called with each fault that really struck, while the disk may be locked: it must not call the disk.
 pub type Struck = Arc<dyn Fn(Strike) + Send + Sync>;
 
 /// What kind of disk.
@@ -453,7 +453,10 @@ impl DiskFile for Handle {
                 return Err(error);
             }
         }
-        self.inode.read(offset, buffer)
+        if self.inode.read(offset, buffer)? {
+            self.disk.tell_struck(Strike::Misread);
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {

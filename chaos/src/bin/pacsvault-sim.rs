@@ -182,7 +182,7 @@ fn finish(args: &Args, reports: &[Report], took: Duration) -> bool {
     let failed: Vec<&Report> = reports.iter().filter(|report| !report.passed()).collect();
     // A planted bug, or a scenario changed by hand, need not meet everything.
     let drawn = args.overrides == Overrides::default() && reports.len() >= SEEDS_FOR_ALL;
-    let gaps = if drawn { gaps(&coverage(reports)) } else { Vec::new() };
+    let gaps = if drawn { gaps(&coverage(reports), reports.len()) } else { Vec::new() };
     if args.json {
         println!("{:#}", json(reports, &gaps, &args.overrides, took, args.threads));
         return !failed.is_empty() || !gaps.is_empty();
