@@ -26,6 +26,8 @@ use crate::{
     workload::{Work, key_name},
 };
 
+mod quorum;
+
 /// One operation that takes longer hangs: coordinators give up much earlier.
 const HANGS_AFTER: Duration = Duration::from_secs(60);
 /// Looks for a machine that has started, a quarter of a second apart.
@@ -43,6 +45,9 @@ const ROT_EVERY: usize = 700;
 pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
     let cluster = &work.cluster;
     let mut rng = cluster.sim.random(SimRng::fork);
+    if how == Beyond::Quorum {
+        return quorum::trial(work, nemesis, &mut rng).await;
+    }
     destroy(work, nemesis, how, &mut rng);
     let end = cluster.sim.now() + REPLACED_WITHIN;
     while nemesis.operator.jobs() > 0 {
@@ -54,7 +59,7 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
     cluster.sim.hit(match how {
         Beyond::Rot => "beyond: sites rotten",
         Beyond::Replace => "beyond: the volumes of sites replaced",
-        Beyond::JustTooMuch => "beyond: one machine more replaced than the contract covers",
+        Beyond::JustTooMuch | Beyond::Quorum => "beyond: one machine more replaced than the contract covers",
     });
     let reader = work.client(rng.index(work.cluster.scenario.sites)).coordinator();
     read_all(work, &reader, false).await;
@@ -87,7 +92,7 @@ fn victims(work: &Work, how: Beyond, rng: &mut SimRng) -> Vec<usize> {
 fn too_many(machines: &[Vec<usize>], how: Beyond, ledgers: &[Atlas]) -> Vec<usize> {
     let steps: Vec<Vec<usize>> = match how {
         Beyond::Rot | Beyond::Replace => machines.to_vec(),
-        Beyond::JustTooMuch => machines.iter().flatten().map(|at| vec![*at]).collect(),
+        Beyond::JustTooMuch | Beyond::Quorum => machines.iter().flatten().map(|at| vec![*at]).collect(),
     };
     let least = if how == Beyond::JustTooMuch { 1 } else { 2 };
     let mut victims = Vec::new();

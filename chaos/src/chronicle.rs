@@ -47,6 +47,18 @@ struct Known {
     fenced: BTreeMap<VolumeId, LogIndex>,
     /// Deletions that were allowed: compaction writes them again.
     allowed: BTreeSet<(ShardId, LogIndex)>,
+    /// What was written of each shard on each volume.
+    records: BTreeMap<(VolumeId, ShardId), Records>,
+}
+
+/// Records of one shard on one volume.
+#[derive(Default)]
+struct Records {
+    written: usize,
+    /// Those that gave way, by segment and offset.
+    buried: BTreeSet<(u64, u64)>,
+    /// An entry was named that lets the shard go.
+    gone: bool,
 }
 
 /// All logs of one run.
@@ -112,20 +124,21 @@ impl Chronicle {
     }
 
     /// Holds what a volume is about to write to the logs: every shard that it deletes must be one that the entry at the index
-    /// given with the deletion allows to. `sealed` answers what the catalog knows of an instance; where it cannot be asked,
+    /// given with the deletion allows to. Without such an entry (index 0) only a record may go that another one of the same
+    /// shard on that volume stands for, written before or with it. `sealed` answers what the catalog knows of an instance; where it cannot be asked,
     /// nothing is judged. Answers how many were.
     ///
     /// # Errors
     /// The first deletion that nothing allows.
     pub fn deletes(
         &self,
+        volume: VolumeId,
         parts: &[&[u8]],
         sealed: impl Fn(InstanceId) -> Option<Option<SealedInstance>>,
     ) -> Result<u64, String> {
         let mut held = 0;
-        for (authority, shard) in deletions(parts) {
-            // A damaged or superseded record gives way to the same shard: no content is deleted.
-            if authority == LogIndex(0) || self.known().allowed.contains(&(shard, authority)) {
+        for (authority, shard) in self.note(volume, parts)? {
+            if self.known().allowed.contains(&(shard, authority)) {
                 continue;
             }
             let Some(sealed) = sealed(shard.instance) else { continue };
@@ -134,6 +147,29 @@ impl Chronicle {
             held += 1;
         }
         Ok(held)
+    }
+
+    /// Counts the records that a volume is about to write; answers the deletions that name an entry.
+    fn note(&self, volume: VolumeId, parts: &[&[u8]]) -> Result<Vec<(LogIndex, ShardId)>, String> {
+        let mut known = self.known();
+        let (stored, deleted) = records(parts);
+        for shard in stored {
+            known.records.entry((volume, shard)).or_default().written += 1;
+        }
+        let mut named = Vec::new();
+        for (authority, Tombstone { id, sequence, offset }) in deleted {
+            let records = known.records.entry((volume, id)).or_default();
+            records.buried.insert((sequence, offset));
+            if authority != LogIndex(0) {
+                records.gone = true;
+                named.push((authority, id));
+            } else if !records.gone && records.written <= records.buried.len() {
+                return Err(format!(
+                    "shard {id} is deleted by authority of no entry, and no other record stands for it"
+                ));
+            }
+        }
+        Ok(named)
     }
 
     /// Whether the entry at `authority` allows to delete this shard, whose instance the catalog knows as `sealed`.
@@ -176,19 +212,24 @@ impl Chronicle {
     }
 }
 
-/// What these parts of a write delete, and on which authority.
-fn deletions(parts: &[&[u8]]) -> Vec<(LogIndex, ShardId)> {
-    let mut found = Vec::new();
+/// Shards that these parts of a write store, and what they delete on which authority.
+fn records(parts: &[&[u8]]) -> (Vec<ShardId>, Vec<(LogIndex, Tombstone)>) {
+    let (mut stored, mut deleted) = (Vec::new(), Vec::new());
     for (at, part) in parts.iter().enumerate() {
         if !part.starts_with(RECORD_MAGIC) {
             continue;
         }
-        let Ok(Record { body: Body::Tombstones { authority }, .. }) = Record::decode(part) else { continue };
-        // The payload follows its header as a part of its own.
-        let payload = parts.get(at + 1).copied().unwrap_or_default();
-        found.extend(Tombstone::decode_all(payload).map(|tombstone| (authority, tombstone.id)));
+        match Record::decode(part).map(|record| record.body) {
+            Ok(Body::Shard(header)) => stored.push(header.id),
+            Ok(Body::Tombstones { authority }) => {
+                // The payload follows its header as a part of its own.
+                let payload = parts.get(at + 1).copied().unwrap_or_default();
+                deleted.extend(Tombstone::decode_all(payload).map(|tombstone| (authority, tombstone)));
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
-    found
+    (stored, deleted)
 }
 
 #[cfg(test)]

@@ -36,10 +36,10 @@ use crate::{
     env::SimEnv,
     exec::{ClockSkew, Life, PowerLost, Sim},
     faulty::{Heard, Lie, LyingDisk, LyingPeer, MortalDisk, hasty_sweeper},
-    machine::{CAPACITY_BYTES, Machine, Running, SimVolume, id_bytes},
+    machine::{Machine, Running, SimVolume, id_bytes},
     net::{Absence, HostId, Net},
     proof::newest,
-    scenario::{PlantedBug, SITES_MAX, Scenario},
+    scenario::{Knobs, PlantedBug, SITES_MAX, Scenario},
 };
 
 mod starter;
@@ -122,9 +122,9 @@ impl Cluster {
         let net = Net::new(sim.clone(), scenario.latency_micros.clone());
         net.plant(scenario.bug);
         let mut machines = Vec::new();
-        for site in 0..scenario.sites {
+        for (site, letter) in SITE_LETTERS.into_iter().enumerate().take(scenario.sites) {
             for number in 0..scenario.nodes_of(site) {
-                let name = format!("{}-{number}", char::from(SITE_LETTERS[site]));
+                let name = format!("{}-{number}", char::from(letter));
                 let host = net.add_host(&name, site);
                 machines.push(Machine::new(sim, host, &scenario, site, &name));
             }
@@ -340,7 +340,7 @@ impl Cluster {
         let mut machines = self.machines();
         let machine = &mut machines[at];
         let Some(place) = machine.volumes.iter().position(|own| own.id == volume) else { return };
-        machine.volumes[place] = SimVolume::new(&self.sim, &machine.fuse);
+        machine.volumes[place] = SimVolume::new(&self.sim, &self.scenario, &machine.fuse);
         self.lose(at, machine.site, volume);
         self.sim.event("replace volume", &[at as u64], || volume.to_string());
     }
@@ -495,7 +495,7 @@ impl Cluster {
         let task = async move {
             let sim = cluster.sim.clone();
             if let Err(why) = Arc::clone(&cluster).run(at, life, &node, &stores).await {
-                // The process exits; the supervisor tries again. Only a disk that refuses a call is a reason.
+                // The process exits; the supervisor tries again. Only a disk or store that refuses a call is a reason.
                 sim.event("node ended", &[at as u64], || why.clone());
                 let known = [
                     (SIMULATED, "node ended by itself: its volume cannot be opened"),
@@ -503,6 +503,10 @@ impl Cluster {
                 ];
                 if let Some((_, reason)) = known.into_iter().find(|(text, _)| why.contains(text)) {
                     sim.hit(reason);
+                    std::panic::resume_unwind(Box::new(PowerLost));
+                }
+                if why.contains(INJECTED) {
+                    sim.hit("node ended by itself: a store failed while it started");
                     std::panic::resume_unwind(Box::new(PowerLost));
                 }
                 let first = cluster.ended.lock().unwrap_or_else(PoisonError::into_inner).insert(at);
@@ -536,7 +540,7 @@ impl Cluster {
         let mut volumes = BTreeMap::new();
         let (mut stores, mut distrusted) = (Vec::new(), Vec::new());
         for (id, disk) in disks {
-            let disk = MortalDisk { disk, heard: self.hears_deletions(id) };
+            let disk = MortalDisk::new(disk, self.hears_deletions(id));
             let (node, incarnation) = (profile.name.clone(), profile.incarnation);
             let identity = Identity { cluster: self.id, node, incarnation, volume: id };
             let disk: Arc<dyn Disk> = match self.scenario.bug {
@@ -544,7 +548,7 @@ impl Cluster {
                 Some(PlantedBug::VolumeForgetsNames) => Arc::new(LyingDisk { inner: disk, lie: Lie::Names }),
                 _ => Arc::new(disk),
             };
-            let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.segment_bytes).await;
+            let opened = open_volume(disk, identity, env.clone(), self.scenario.knobs.clone()).await;
             let (volume, was_poisoned) = opened.map_err(|error| {
                 let cause = std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default();
                 format!("volume {id}: {error}: {cause}")
@@ -555,7 +559,7 @@ impl Cluster {
             self.check_reopened(at, &volume);
             let volume = Arc::new(volume);
             stores.push(Arc::clone(&volume));
-            volumes.insert(id, OwnVolume { volume, capacity_bytes: CAPACITY_BYTES });
+            volumes.insert(id, OwnVolume { volume, capacity_bytes: self.scenario.knobs.capacity_bytes });
         }
         assert!(opened.set(stores.clone()).is_ok(), "volumes are opened once in a life");
         let asks = Arc::new(LyingPeer {
@@ -587,7 +591,7 @@ impl Cluster {
         Arc::new(move |parts| {
             let Some(cluster) = cluster.upgrade() else { return };
             let sealed = |instance| query::by_instance(newest(&cluster)?.view().as_ref(), instance).ok();
-            match cluster.chronicle.deletes(parts, sealed) {
+            match cluster.chronicle.deletes(id, parts, sealed) {
                 Ok(0) => {}
                 Ok(_) => cluster.sim.hit("deletion held to the logs"),
                 Err(why) => panic!("volume {id} deletes without a log entry: {why}"),
@@ -696,14 +700,14 @@ async fn open_volume(
     disk: Arc<dyn Disk>,
     identity: Identity,
     env: SharedEnv,
-    segment_bytes: u64,
+    knobs: Knobs,
 ) -> Result<(Volume, bool), pacsvault_volume::Error> {
     let life = env.random();
     let opening = move || {
         let owner = Owner { cluster: identity.cluster, node: identity.node.clone() };
         let mut options = VolumeOptions::new(life);
-        options.capacity_bytes = Some(CAPACITY_BYTES);
-        options.segment_bytes = Some(segment_bytes);
+        options.capacity_bytes = Some(knobs.capacity_bytes);
+        options.segment_bytes = Some(knobs.segment_bytes);
         match Store::open(Arc::clone(&disk), &owner, options.clone()) {
             Err(pacsvault_volume::Error::NotFormatted) => {
                 Store::format(disk.as_ref(), &identity)?;

@@ -4,10 +4,7 @@
 
 use std::{
     io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -22,7 +19,7 @@ use pacsvault_ports::{
     peer::{Fault, Peer, PutShard, Reply, Request, Target},
 };
 use pacsvault_service::Node;
-use pacsvault_simdisk::SimDisk;
+use pacsvault_simdisk::{FAILURE, OpKind, SimDisk};
 use pacsvault_volume::Volume;
 
 use crate::{
@@ -35,20 +32,65 @@ use crate::{
 /// Hears the parts of each write of a volume before they are written.
 pub type Heard = Arc<dyn Fn(&[&[u8]]) + Send + Sync>;
 
-/// A disk whose death ends the life that uses it: a node without power sees no error, it sees nothing.
+/// What a failing volume leaves behind for whoever opens it next; nothing rests on it.
+const MARKER: &str = "volume.poisoned";
+
+/// Holds a volume to this: once a change of it has failed, nothing is changed any more in that life but that the marker is left.
+/// After a failed sync the system has forgotten what was to be written: a later one that succeeds, of the same file opened
+/// anew or of the names, says nothing of it.
+#[derive(Default)]
+struct Poison(Mutex<Option<Failed>>);
+
+/// What failed, and whether the marker was left and its name synced.
+struct Failed {
+    what: String,
+    marked: bool,
+    synced: bool,
+}
+
+impl Poison {
+    /// A change is about to be made: `kind` of `name`.
+    fn before(&self, kind: OpKind, name: &str) {
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Failed { what, marked, synced }) = failed.as_mut() else { return };
+        let allowed = match kind {
+            OpKind::Create => name == MARKER && !std::mem::replace(marked, true),
+            OpKind::SyncNames => *marked && !std::mem::replace(synced, true),
+            _ => false,
+        };
+        let what = what.clone();
+        // A panic must not leave the lock behind.
+        drop(failed);
+        assert!(allowed, "{kind:?} of {name:?} after {what} had failed");
+    }
+
+    /// It was made, or not.
+    fn after<T>(&self, kind: OpKind, name: &str, result: io::Result<T>) -> io::Result<T> {
+        // A name that is taken, or not there, is an answer. Bytes and syncs that fail are not.
+        let bytes = matches!(kind, OpKind::Write | OpKind::Sync | OpKind::SyncNames);
+        let failed = result.as_ref().err().is_some_and(|error| bytes || error.to_string().contains(FAILURE));
+        if failed {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            known.get_or_insert_with(|| Failed { what: format!("{kind:?} of {name:?}"), marked: false, synced: false });
+        }
+        result
+    }
+}
+
+/// A disk whose death ends the life that uses it: a node without power sees no error, it sees nothing. And one that is not
+/// changed any more once a change has failed.
 pub struct MortalDisk {
-    /// The disk.
-    pub disk: SimDisk,
-    /// Who hears what is written.
-    pub heard: Heard,
+    disk: SimDisk,
+    heard: Heard,
+    poison: Arc<Poison>,
 }
 
 struct MortalFile {
     disk: SimDisk,
     heard: Heard,
+    poison: Arc<Poison>,
+    name: String,
     file: Arc<dyn DiskFile>,
-    /// A sync has failed.
-    failed: AtomicBool,
 }
 
 /// Passes `result` on, unless the power is gone.
@@ -60,9 +102,19 @@ fn alive<T>(disk: &SimDisk, result: io::Result<T>) -> io::Result<T> {
 }
 
 impl MortalDisk {
-    fn file(&self, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
-        let (disk, heard) = (self.disk.clone(), Arc::clone(&self.heard));
-        Arc::new(MortalFile { disk, heard, file, failed: AtomicBool::new(false) })
+    /// `disk` in one life of its node; `heard` hears what is written.
+    pub fn new(disk: SimDisk, heard: Heard) -> Self {
+        Self { disk, heard, poison: Arc::default() }
+    }
+
+    fn file(&self, name: &str, file: Arc<dyn DiskFile>) -> Arc<dyn DiskFile> {
+        let (disk, heard, poison) = (self.disk.clone(), Arc::clone(&self.heard), Arc::clone(&self.poison));
+        Arc::new(MortalFile { disk, heard, poison, name: name.to_owned(), file })
+    }
+
+    fn change<T>(&self, kind: OpKind, name: &str, change: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        self.poison.before(kind, name);
+        self.poison.after(kind, name, alive(&self.disk, change()))
     }
 }
 
@@ -72,16 +124,14 @@ impl DiskFile for MortalFile {
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
+        self.poison.before(OpKind::Write, &self.name);
         (self.heard)(parts);
-        alive(&self.disk, self.file.write_at(offset, parts))
+        self.poison.after(OpKind::Write, &self.name, alive(&self.disk, self.file.write_at(offset, parts)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let synced = alive(&self.disk, self.file.sync_data());
-        // After a failed sync the system has forgotten what was to be written: a later one that succeeds says nothing of it.
-        let failed_before = self.failed.fetch_or(synced.is_err(), Ordering::Relaxed);
-        assert!(!failed_before, "a file was synced again after a sync of it had failed");
-        synced
+        self.poison.before(OpKind::Sync, &self.name);
+        self.poison.after(OpKind::Sync, &self.name, alive(&self.disk, self.file.sync_data()))
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -91,11 +141,12 @@ impl DiskFile for MortalFile {
 
 impl Disk for MortalDisk {
     fn create(&self, name: &str, len_bytes: u64) -> io::Result<Arc<dyn DiskFile>> {
-        alive(&self.disk, self.disk.create(name, len_bytes)).map(|file| self.file(file))
+        let created = self.change(OpKind::Create, name, || self.disk.create(name, len_bytes));
+        created.map(|file| self.file(name, file))
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        alive(&self.disk, self.disk.open(name)).map(|file| self.file(file))
+        alive(&self.disk, self.disk.open(name)).map(|file| self.file(name, file))
     }
 
     fn names(&self) -> io::Result<Vec<String>> {
@@ -103,15 +154,15 @@ impl Disk for MortalDisk {
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        alive(&self.disk, self.disk.rename(from, to))
+        self.change(OpKind::Rename, from, || self.disk.rename(from, to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
-        alive(&self.disk, self.disk.remove(name))
+        self.change(OpKind::Remove, name, || self.disk.remove(name))
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        alive(&self.disk, self.disk.sync_names())
+        self.change(OpKind::SyncNames, "", || self.disk.sync_names())
     }
 
     fn space(&self) -> io::Result<Space> {
@@ -317,5 +368,49 @@ pub async fn hasty_sweeper(sim: Sim, life: Life, node: Arc<Node>, volumes: Vec<A
                 drop(volume.delete(stale, replica.status().applied).await);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failing(kind: OpKind) -> MortalDisk {
+        let disk = SimDisk::new(pacsvault_simdisk::Options::default(), 1);
+        drop(disk.create("seg-1", 4096).expect("room"));
+        disk.fail(kind, 1, io::ErrorKind::Other);
+        MortalDisk::new(disk, Arc::new(|_| {}))
+    }
+
+    fn again(second: impl FnOnce()) -> bool {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(second)).is_err()
+    }
+
+    #[test]
+    fn a_second_try_after_a_failure_is_caught_whatever_handle_it_goes_through() {
+        let disk = failing(OpKind::Sync);
+        disk.open("seg-1").and_then(|file| file.sync_data()).expect_err("planned");
+        assert!(again(|| drop(disk.open("seg-1").and_then(|file| file.sync_data()))));
+        let disk = failing(OpKind::SyncNames);
+        disk.sync_names().expect_err("planned");
+        assert!(again(|| drop(disk.sync_names())));
+        assert!(again(|| drop(disk.open("seg-1").and_then(|file| file.write_at(0, &[b"more"])))));
+    }
+
+    #[test]
+    fn the_marker_may_be_left_once_and_reads_go_on() {
+        let disk = failing(OpKind::Rename);
+        disk.rename("seg-1", "seg-2").expect_err("planned");
+        drop(disk.create(MARKER, 0).expect("room"));
+        disk.sync_names().expect("nothing fails twice");
+        disk.open("seg-1").and_then(|file| file.read_at(0, &mut [0; 4])).expect("it is there");
+        assert!(again(|| drop(disk.create(MARKER, 0))) && again(|| drop(disk.sync_names())));
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_an_answer_and_no_failure() {
+        let disk = failing(OpKind::Read);
+        disk.remove("seg-7").expect_err("not there");
+        disk.sync_names().expect("sound");
     }
 }

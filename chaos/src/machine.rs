@@ -18,8 +18,8 @@ use pacsvault_core::{
 };
 use pacsvault_ports::peer::Fault;
 use pacsvault_service::{FORMAT_VERSION, Membership, Node, Registry};
-use pacsvault_simdisk::{OpKind, SimDisk};
-use pacsvault_simkv::SimKvMedia;
+use pacsvault_simdisk::{OpKind, SimDisk, Strike, WriteLie};
+use pacsvault_simkv::{self as simkv, SimKvMedia};
 use pacsvault_volume::Volume;
 
 use crate::{
@@ -27,11 +27,9 @@ use crate::{
     exec::{ClockSkew, Life, PowerLost, Sim},
     net::HostId,
     rng::SimRng,
-    scenario::Scenario,
+    scenario::{Fault as Kind, Scenario},
 };
 
-/// What a simulated volume may hold.
-pub const CAPACITY_BYTES: u64 = 64 << 20;
 /// Longest duration of blocking work on a healthy machine, in microseconds.
 pub const HEALTHY_MICROS: u64 = 1_500;
 
@@ -75,11 +73,47 @@ impl Fuse {
         if left > 0 {
             self.0.store(left - 1, Ordering::Relaxed);
             if left == 1 {
+                hit(Kind::PowerLossInOperation.name());
                 // Not a bug of the node: no message, and the executor ends the life.
                 std::panic::resume_unwind(Box::new(PowerLost));
             }
         }
     }
+}
+
+/// Counts a fault that struck, in whichever simulation it runs.
+fn hit(what: &'static str) {
+    if let Some(sim) = Sim::try_current() {
+        sim.hit(what);
+    }
+}
+
+/// Under which name it counts when a disk of a volume fails its node so.
+fn strike_name(strike: Strike) -> &'static str {
+    match strike {
+        Strike::Failed(OpKind::Sync) => Kind::FailingVolumeSync.name(),
+        Strike::Failed(OpKind::Write) => "disk failed: write",
+        Strike::Failed(OpKind::SyncNames | OpKind::Create | OpKind::Rename | OpKind::Remove) => {
+            "disk failed: change of names"
+        }
+        Strike::Failed(OpKind::Read) => "disk failed: read",
+        Strike::Lied(WriteLie::Misdirected) => Kind::MisdirectedWrite.name(),
+        Strike::Lied(WriteLie::Lost | WriteLie::OnlyCached) => Kind::LostWrite.name(),
+        Strike::Full => Kind::FullVolume.name(),
+        Strike::PowerLost => Kind::PowerLossInOperation.name(),
+        Strike::Misread => Kind::MisdirectedRead.name(),
+    }
+}
+
+/// An empty store that counts its failures as strikes of `kind`. After one nobody may change it again in that life: what a second
+/// try would confirm the system may have forgotten.
+fn store(kind: Kind) -> SimKvMedia {
+    let media = SimKvMedia::new();
+    media.on_failure(Arc::new(move |strike| match strike {
+        simkv::Strike::Failed => hit(kind.name()),
+        simkv::Strike::TriedAgain => panic!("a store was changed again after a change of it had failed ({kind})"),
+    }));
+    media
 }
 
 /// One volume of a machine.
@@ -95,16 +129,17 @@ pub struct SimVolume {
 
 impl SimVolume {
     /// An empty disk that burns `fuse`.
-    pub fn new(sim: &Sim, fuse: &Arc<Fuse>) -> Self {
+    pub fn new(sim: &Sim, scenario: &Scenario, fuse: &Arc<Fuse>) -> Self {
         let burning = Arc::clone(fuse);
         let options = pacsvault_simdisk::Options {
-            capacity_bytes: CAPACITY_BYTES * 2,
+            capacity_bytes: scenario.knobs.capacity_bytes * 2,
+            torn_unit_bytes: scenario.knobs.torn_unit_bytes,
             latency: Some(Arc::new(move |kind, _| {
                 if kind != OpKind::Read {
                     burning.burn();
                 }
             })),
-            ..pacsvault_simdisk::Options::default()
+            struck: Some(Arc::new(|strike| hit(strike_name(strike)))),
         };
         Self { id: VolumeId(id_bytes(sim)), disk: SimDisk::new(options, sim.random(SimRng::bits)), held: None }
     }
@@ -186,7 +221,7 @@ impl Machine {
     pub fn new(sim: &Sim, host: HostId, scenario: &Scenario, site: usize, name: &str) -> Self {
         let fuse = Arc::new(Fuse::default());
         let count = if scenario.is_witness(site) { 0 } else { scenario.volumes_per_node };
-        let volumes = (0..count).map(|_| SimVolume::new(sim, &fuse)).collect();
+        let volumes = (0..count).map(|_| SimVolume::new(sim, scenario, &fuse)).collect();
         let skew = sim.random(|rng| draw_skew(rng, scenario));
         Self {
             host,
@@ -194,8 +229,8 @@ impl Machine {
             site,
             incarnation: Incarnation(id_bytes(sim)),
             volumes,
-            log: SimKvMedia::new(),
-            state: SimKvMedia::new(),
+            log: store(Kind::FailingLogSync),
+            state: store(Kind::FailingStateStore),
             speed: WorkSpeed::new(HEALTHY_MICROS),
             fuse,
             founder: false,

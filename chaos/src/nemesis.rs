@@ -211,9 +211,10 @@ impl Nemesis {
             | Fault::LatentErrors
             | Fault::MisdirectedWrite
             | Fault::LostWrite
-            | Fault::StaleReads => self.hurt_volume(one, kind, rng),
+            | Fault::StaleReads
+            | Fault::MisdirectedRead => self.hurt_volume(one, kind, rng),
+            // Counted when it happens.
             Fault::FailingLogSync | Fault::FailingStateStore => {
-                cluster.sim.hit(kind.name());
                 let machines = cluster.machines();
                 let store = if kind == Fault::FailingLogSync { &machines[one].log } else { &machines[one].state };
                 let how = *rng.pick(&[pacsvault_simkv::Fault::Before, pacsvault_simkv::Fault::After]);
@@ -385,9 +386,8 @@ impl Nemesis {
         (0..self.cluster.count()).find(leads)
     }
 
-    /// Between two operations of any store of the machine, or within one of a volume's disk.
+    /// Between two operations of any store of the machine, or within one of a volume's disk. Counted when it happens.
     fn lose_power_in_operation(&self, at: usize, rng: &mut SimRng) {
-        self.cluster.sim.hit(Fault::PowerLossInOperation.name());
         let machines = self.cluster.machines();
         if rng.chance(500) || machines[at].volumes.is_empty() {
             machines[at].fuse.light(rng.range(1, 40));

@@ -23,7 +23,7 @@ use crate::{
     overrides::Overrides,
     proof,
     scenario::{PlantedBug, Scenario},
-    trace::Event,
+    trace::{self, Event},
     workload::{self, Figures, Work},
 };
 
@@ -166,6 +166,11 @@ pub fn run_many_telling(
     let mut reports = reports.into_inner().unwrap_or_else(PoisonError::into_inner);
     reports.sort_by_key(|report| report.seed);
     reports
+}
+
+/// The last second of a run that failed: it runs again, traced, and is the same run.
+pub fn last_second(scenario: &Scenario) -> String {
+    trace::tail(&run(scenario, true).events)
 }
 
 /// The command that shows a failing seed again.

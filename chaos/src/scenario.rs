@@ -128,6 +128,8 @@ pub enum Beyond {
     Replace,
     /// Those of one machine too many are replaced.
     JustTooMuch,
+    /// So many machines are wiped at once that no majority of the voters is left.
+    Quorum,
 }
 
 /// What stays broken when faults end, so that the rest must suffice.
@@ -293,8 +295,9 @@ impl Scenario {
         let far = *rng.pick(&swarm::FAR_MICROS);
         let latency_micros = latencies(sites, |a, b| far + 300 * (a + b) as u64);
         let density = *rng.pick(&[150, 300, 300, 600]);
-        // One needs another profile, and comes with it; one is drawn below.
-        let drawn_here = |fault: &Fault| !matches!(fault, Fault::ChangeProfile | Fault::FailingStateStore);
+        // One needs another profile, and comes with it; two came later.
+        let drawn_below = [Fault::ChangeProfile, Fault::FailingStateStore, Fault::MisdirectedRead];
+        let drawn_here = |fault: &Fault| !drawn_below.contains(fault);
         let alone = FAULTS.into_iter().filter(drawn_here);
         let mut faults: BTreeSet<Fault> = alone.filter(|_| rng.chance(density)).collect();
         // Most bugs need a crash; one run in ten is without faults.
@@ -367,6 +370,15 @@ impl Scenario {
         scenario.part = rng.chance(700).then(|| *rng.pick(&MISSING));
         if !scenario.faults.is_empty() && rng.chance(250) {
             scenario.faults.insert(Fault::FailingStateStore);
+        }
+        if !scenario.faults.is_empty() && rng.chance(300) {
+            scenario.faults.insert(Fault::MisdirectedRead);
+        }
+        if scenario.knobs.draw_later(rng) {
+            scenario.pace.rebalance_percent = 1;
+        }
+        if scenario.beyond.is_none() && rng.chance(50) {
+            scenario.beyond = Some(Beyond::Quorum);
         }
         if rng.chance(400) {
             scenario.latency_micros = swarm::draw_distances(rng, sites);
@@ -454,7 +466,7 @@ mod tests {
         let others = (0..300).map(Scenario::draw).filter_map(|it| Some((it.profile.clone(), it.other?)));
         assert!(others.clone().count() > 50 && others.clone().all(|(one, other)| one.code != other.code));
         assert!(others.clone().any(|(one, other)| one.contract != other.contract));
-        for beyond in [Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch] {
+        for beyond in [Beyond::Rot, Beyond::Replace, Beyond::JustTooMuch, Beyond::Quorum] {
             assert!((0..300).any(|seed| Scenario::draw(seed).beyond == Some(beyond)), "{beyond:?}");
         }
         for missing in MISSING {

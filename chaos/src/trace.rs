@@ -8,7 +8,7 @@
 //! anybody listens. A row is one event; rows left out are counted.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     fmt::Write as _,
     time::Duration,
 };
@@ -24,6 +24,9 @@ const LANE: usize = 6;
 const TEXT_MAX: usize = 240;
 /// Hexadecimal digits of an id that a row shows.
 const ID_SHOWN: usize = 6;
+/// How much of a failing run is shown at once: so long before its first violation, and at most so many rows.
+const TAIL: Duration = Duration::from_secs(1);
+const TAIL_ROWS_MAX: usize = 200;
 /// What goes on all the time, and is shown only when asked for.
 const CHATTER: [&str; 7] = ["raft", "heartbeat", "read-index", "layout", "status", "log", "not whole"];
 
@@ -229,6 +232,22 @@ pub fn render(events: &[Event], filter: &Filter, mut line: impl FnMut(&str)) {
     line(&format!("{shown} rows; left out: {}", if left.is_empty() { "none".to_owned() } else { left.join(", ") }));
 }
 
+/// The last second before the first violation (or the end), as the last rows of it that fit on a few screens.
+pub fn tail(events: &[Event]) -> String {
+    let (mut heading, mut rows) = (None, VecDeque::new());
+    let filter = Filter { last: Some(TAIL), ..Filter::default() };
+    render(events, &filter, |line| {
+        heading.get_or_insert_with(|| line.to_owned());
+        rows.push_back(line.to_owned());
+        if rows.len() > TAIL_ROWS_MAX {
+            rows.pop_front();
+        }
+    });
+    // Columns need their names.
+    let heading = heading.filter(|heading| rows.front() != Some(heading));
+    heading.into_iter().chain(rows).map(|line| line + "\n").collect()
+}
+
 fn row(event: &Event, lanes: &Lanes, alive: &BTreeSet<Lane>) -> String {
     let width = (lanes.machines.len() + 3) * LANE;
     let mut cells: Vec<char> = vec![' '; width];
@@ -427,5 +446,18 @@ mod tests {
         assert_eq!(only(last), 3, "a heading, the violation, and the count");
         let node = Filter { nodes: vec!["a-0".to_owned()], all: true, ..Filter::default() };
         assert!(lines(&node).iter().all(|line| !line.contains("put-shard ~ddeeff/0/0 to volume 7: ok")));
+    }
+
+    #[test]
+    fn the_tail_of_a_story_is_bounded_and_has_a_heading() {
+        let short = tail(&story());
+        assert_eq!(short.lines().count(), 3, "a heading, the violation, and the count");
+        let calls = (0..1_000).map(|_| event(8_500, "harness", "call", &[1], "client-1 get"));
+        let mut long = story();
+        let violation = long.pop();
+        long.extend(calls.chain(violation));
+        let long = tail(&long);
+        assert_eq!(long.lines().count(), TAIL_ROWS_MAX + 1);
+        assert!(long.starts_with(short.lines().next().unwrap_or_default()) && long.contains("VIOLATION"));
     }
 }

@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, io};
 
-use crate::{OpKind, SECTOR_BYTES, SimDisk, State};
+use crate::{FAILURE, OpKind, SECTOR_BYTES, SimDisk, State};
 
 /// A write that is reported done, and is not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,21 @@ pub enum Stale {
     ForAWhile,
     /// For ever: the medium has fallen back.
     ForEver,
+}
+
+/// A planned fault that struck.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// A call of this kind failed.
+    Failed(OpKind),
+    /// A write was lied about.
+    Lied(WriteLie),
+    /// A write was refused for want of room.
+    Full,
+    /// The power failed during a call.
+    PowerLost,
+    /// A read got bytes of another place.
+    Misread,
 }
 
 /// What will go wrong.
@@ -101,7 +116,15 @@ impl SimDisk {
         self.state().names.get(name).is_some_and(|inode| inode.go_stale(sector, lasts == Stale::ForEver))
     }
 
-    /// Every region reads as it was last written again.
+    /// Lets readers of the sector at `offset` of `name` get the one at `instead`, however often it is written, until
+    /// [`SimDisk::end_stale_reads`], or a crash or restart: a head that is off its track. False if there is no such file, or both
+    /// are the same.
+    pub fn misread_at(&self, name: &str, offset: u64, instead: u64) -> bool {
+        let sector = |offset: u64| offset / SECTOR_BYTES as u64;
+        self.state().names.get(name).is_some_and(|inode| inode.misread(sector(offset), sector(instead)))
+    }
+
+    /// Every region reads as it was last written, and where it was, again.
     pub fn end_stale_reads(&self) {
         self.state().names.values().for_each(|inode| inode.freshen());
     }
@@ -123,7 +146,7 @@ impl SimDisk {
     }
 
     /// The lie planned for this write of `len` bytes to a file of `file_len` bytes, if its turn has come: where it lands.
-    pub(crate) fn lied(state: &mut State, offset: u64, len: u64, file_len: u64) -> Option<Landing> {
+    pub(crate) fn lied(&self, state: &mut State, offset: u64, len: u64, file_len: u64) -> Option<Landing> {
         let (left, lie) = state.faults.lie.as_mut()?;
         *left = left.saturating_sub(1);
         if *left > 0 || len == 0 {
@@ -142,13 +165,15 @@ impl SimDisk {
                 (elsewhere != offset / unit).then_some(Landing::At(elsewhere * unit + within))?
             }
         };
+        let lie = *lie;
         state.faults.lie = None;
         state.faults.lies += 1;
+        self.tell_struck(Strike::Lied(lie));
         Some(landing)
     }
 
     /// The error planted for this call, if its turn has come.
-    pub(crate) fn planted(state: &mut State, kind: OpKind) -> Option<io::Error> {
+    pub(crate) fn planted(&self, state: &mut State, kind: OpKind) -> Option<io::Error> {
         let (left, error) = state.faults.fail.get_mut(&kind)?;
         *left -= 1;
         if *left > 0 {
@@ -156,6 +181,7 @@ impl SimDisk {
         }
         let error = *error;
         state.faults.fail.remove(&kind);
-        Some(io::Error::new(error, format!("simulated failure of {kind:?}")))
+        self.tell_struck(Strike::Failed(kind));
+        Some(io::Error::new(error, format!("{FAILURE} of {kind:?}")))
     }
 }

@@ -33,6 +33,8 @@ struct Content {
     stale: BTreeMap<u64, Sector>,
     /// Sectors seen in the cache, which the medium never got.
     cached: BTreeMap<u64, Sector>,
+    /// Sectors whose readers get another one.
+    misread: BTreeMap<u64, u64>,
 }
 
 pub(crate) struct Inode {
@@ -53,6 +55,11 @@ fn put(sectors: &mut Sectors, at: u64, sector: Sector) {
 impl Content {
     /// What a reader of this sector sees.
     fn seen(&self, at: u64) -> Option<&Arc<[u8]>> {
+        self.held(self.misread.get(&at).copied().unwrap_or(at))
+    }
+
+    /// What a reader sees who gets the right sector.
+    fn held(&self, at: u64) -> Option<&Arc<[u8]>> {
         match self.stale.get(&at).or_else(|| self.cached.get(&at)) {
             Some(instead) => instead.as_ref(),
             None => self.visible.get(&at),
@@ -62,6 +69,7 @@ impl Content {
     fn drop_cache(&mut self) {
         self.cached.clear();
         self.stale.clear();
+        self.misread.clear();
     }
 }
 
@@ -84,6 +92,7 @@ impl Inode {
             former: BTreeMap::new(),
             stale: BTreeMap::new(),
             cached: BTreeMap::new(),
+            misread: BTreeMap::new(),
         })
     }
 
@@ -112,14 +121,18 @@ impl Inode {
         ((content.visible.len() + pending) * SECTOR_BYTES) as u64
     }
 
-    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+    /// True when some of it came from another place.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         let content = self.content();
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > content.len) {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read beyond the end of the file"));
         }
-        let mut spoilt = false;
-        for_sectors(offset, buffer.len(), |at, _, _| spoilt |= content.spoilt.contains(&at));
+        let (mut spoilt, mut misread) = (false, false);
+        for_sectors(offset, buffer.len(), |at, _, _| {
+            spoilt |= content.spoilt.contains(&at);
+            misread |= content.misread.contains_key(&at);
+        });
         if spoilt {
             return Err(io::Error::other("simulated unreadable sector"));
         }
@@ -127,7 +140,7 @@ impl Inode {
             Some(sector) => buffer[range.clone()].copy_from_slice(&sector[within..within + range.len()]),
             None => buffer[range].fill(0),
         });
-        Ok(())
+        Ok(misread)
     }
 
     pub(crate) fn write(&self, offset: u64, parts: &[&[u8]]) {
@@ -176,7 +189,7 @@ impl Inode {
         let mut content = self.content();
         for_sectors(offset, bytes.len(), |at, within, range| {
             let piece = &bytes[range];
-            let mut sector = content.seen(at).map_or_else(|| vec![0; SECTOR_BYTES], |old| old.to_vec());
+            let mut sector = content.held(at).map_or_else(|| vec![0; SECTOR_BYTES], |old| old.to_vec());
             sector[within..within + piece.len()].copy_from_slice(piece);
             content.cached.insert(at, Some(sector.into()));
         });
@@ -208,7 +221,20 @@ impl Inode {
     }
 
     pub(crate) fn freshen(&self) {
-        self.content().stale.clear();
+        let mut content = self.content();
+        content.stale.clear();
+        content.misread.clear();
+    }
+
+    /// Readers of sector `at` get sector `instead`. False when that is no different now.
+    pub(crate) fn misread(&self, at: u64, instead: u64) -> bool {
+        let mut content = self.content();
+        let end = content.len / SECTOR_BYTES as u64;
+        if at >= end || instead >= end || content.held(at) == content.held(instead) {
+            return false;
+        }
+        content.misread.insert(at, instead);
+        true
     }
 
     /// What a failed sync leaves: an arbitrary part durable, all of it visible, none of it still due.

@@ -7,7 +7,7 @@
 //!   name not yet synced likewise.
 //! - Sectors are [`SECTOR_BYTES`] long. With [`Options::torn_unit_bytes`] below that, a sector may tear inside.
 //! - The same calls with the same options and seeds give the same bytes: no clock, no global randomness, no hash maps.
-//! - A disk lies only when told to: [`SimDisk::lie_about_write`], [`SimDisk::read_stale_at`].
+//! - A disk lies only when told to: [`SimDisk::lie_about_write`], [`SimDisk::read_stale_at`], [`SimDisk::misread_at`].
 //! - Cost follows the bytes that are not zero: creating a large file or writing zeros allocates nothing.
 //!
 //! Every call that changes the disk has a number, from 1 upwards ([`SimDisk::ops`]). [`SimDisk::crash_at`] lets the
@@ -28,7 +28,7 @@ use std::{
 
 use pacsvault_ports::disk::{Disk, DiskFile, Space};
 
-pub use crate::faults::{Stale, WriteLie};
+pub use crate::faults::{Stale, Strike, WriteLie};
 use crate::{
     faults::{Faults, Landing},
     file::Inode,
@@ -75,6 +75,9 @@ pub struct Op {
 /// Called with the kind and size of each call; may advance a simulated clock or block.
 pub type Latency = Arc<dyn Fn(OpKind, u64) + Send + Sync>;
 
+/// Called with each fault that really struck, while the disk may be locked: it must not call the disk.
+pub type Struck = Arc<dyn Fn(Strike) + Send + Sync>;
+
 /// What kind of disk.
 #[derive(Clone)]
 pub struct Options {
@@ -84,11 +87,13 @@ pub struct Options {
     pub torn_unit_bytes: usize,
     /// Told of every call.
     pub latency: Option<Latency>,
+    /// Told of every planned fault when it strikes.
+    pub struck: Option<Struck>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { capacity_bytes: 1 << 40, torn_unit_bytes: SECTOR_BYTES, latency: None }
+        Self { capacity_bytes: 1 << 40, torn_unit_bytes: SECTOR_BYTES, latency: None, struck: None }
     }
 }
 
@@ -116,6 +121,8 @@ struct Shared {
 
 /// What every error of a simulated disk says.
 pub const SIMULATED: &str = "simulated";
+/// What the error of a planned failure begins with.
+pub const FAILURE: &str = "simulated failure";
 
 /// The simulated disk. Clones are the same disk.
 #[derive(Clone)]
@@ -174,7 +181,7 @@ impl SimDisk {
     /// A copy of the disk as a power failure now would leave it, by `seed`; this one goes on. For judges of durability:
     /// the copy tells nobody of its calls.
     pub fn survivors(&self, seed: u64) -> Self {
-        self.after_power_loss(seed, Options { latency: None, ..self.shared.options.clone() })
+        self.after_power_loss(seed, Options { latency: None, struck: None, ..self.shared.options.clone() })
     }
 
     fn after_power_loss(&self, seed: u64, options: Options) -> Self {
@@ -274,6 +281,7 @@ impl SimDisk {
             state.log.push(Op { number: state.ops, kind, name: name.to_owned(), bytes });
             if state.faults.crash_at.is_some_and(|at| state.ops >= at) {
                 state.dead = true;
+                self.tell_struck(Strike::PowerLost);
                 return Ok(false);
             }
         }
@@ -284,7 +292,7 @@ impl SimDisk {
         self.tell(kind, 0);
         let mut state = self.state();
         let lives = self.begin(&mut state, kind, name, 0)?;
-        if let Some(error) = Self::planted(&mut state, kind) {
+        if let Some(error) = self.planted(&mut state, kind) {
             return Err(error);
         }
         let op = op(&state)?;
@@ -296,6 +304,12 @@ impl SimDisk {
     fn tell(&self, kind: OpKind, bytes: u64) {
         if let Some(latency) = &self.shared.options.latency {
             latency(kind, bytes);
+        }
+    }
+
+    fn tell_struck(&self, strike: Strike) {
+        if let Some(struck) = &self.shared.options.struck {
+            struck(strike);
         }
     }
 
@@ -339,7 +353,7 @@ impl Disk for SimDisk {
         self.tell(OpKind::Create, len_bytes);
         let mut state = self.state();
         let lives = self.begin(&mut state, OpKind::Create, name, len_bytes)?;
-        if let Some(error) = Self::planted(&mut state, OpKind::Create) {
+        if let Some(error) = self.planted(&mut state, OpKind::Create) {
             return Err(error);
         }
         if state.names.contains_key(name) {
@@ -392,7 +406,7 @@ impl Disk for SimDisk {
         if !self.begin(&mut state, OpKind::SyncNames, "", 0)? {
             return Err(power_lost());
         }
-        if let Some(error) = Self::planted(&mut state, OpKind::SyncNames) {
+        if let Some(error) = self.planted(&mut state, OpKind::SyncNames) {
             // Some of the names made it; the rest never will, although they can still be seen.
             for op in std::mem::take(&mut state.pending) {
                 if state.random.chance(1, 2) {
@@ -435,11 +449,14 @@ impl DiskFile for Handle {
         {
             let mut state = self.disk.state();
             self.disk.begin(&mut state, OpKind::Read, &self.name, 0)?;
-            if let Some(error) = SimDisk::planted(&mut state, OpKind::Read) {
+            if let Some(error) = self.disk.planted(&mut state, OpKind::Read) {
                 return Err(error);
             }
         }
-        self.inode.read(offset, buffer)
+        if self.inode.read(offset, buffer)? {
+            self.disk.tell_struck(Strike::Misread);
+        }
+        Ok(())
     }
 
     fn write_at(&self, offset: u64, parts: &[&[u8]]) -> io::Result<()> {
@@ -448,11 +465,12 @@ impl DiskFile for Handle {
         let mut state = self.disk.state();
         let lives = self.disk.begin(&mut state, OpKind::Write, &self.name, len)?;
         if state.faults.thin_full {
+            self.disk.tell_struck(Strike::Full);
             return Err(full());
         }
-        let error = SimDisk::planted(&mut state, OpKind::Write);
+        let error = self.disk.planted(&mut state, OpKind::Write);
         let lied =
-            if lives && error.is_none() { SimDisk::lied(&mut state, offset, len, self.inode.len()) } else { None };
+            if lives && error.is_none() { self.disk.lied(&mut state, offset, len, self.inode.len()) } else { None };
         match lied {
             // A write that fails, or during which the power fails, may have reached the disk in any part.
             None => self.inode.write(offset, parts),
@@ -473,7 +491,7 @@ impl DiskFile for Handle {
         if !self.disk.begin(&mut state, OpKind::Sync, &self.name, 0)? {
             return Err(power_lost());
         }
-        if let Some(error) = SimDisk::planted(&mut state, OpKind::Sync) {
+        if let Some(error) = self.disk.planted(&mut state, OpKind::Sync) {
             let unit = self.disk.shared.options.torn_unit_bytes;
             self.inode.fail_sync(&mut state.random, unit);
             return Err(error);

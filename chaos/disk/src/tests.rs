@@ -228,3 +228,29 @@ fn a_stale_region_reads_as_before_its_last_sync_for_a_while_or_for_ever() {
         assert_eq!(read(&disk.crash(1), "a", 0, 1), [kept], "{lasts:?}");
     }
 }
+
+#[test]
+fn a_misread_sector_reads_as_another_until_that_ends() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    let told = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&told);
+    let struck: Struck = Arc::new(move |strike| {
+        assert_eq!(strike, Strike::Misread);
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    let disk = SimDisk::new(Options { struck: Some(struck), ..Options::default() }, 1);
+    let file = disk.create("a", 3 * SECTOR_BYTES as u64).expect("room");
+    file.write_at(0, &[&[1; SECTOR_BYTES], &[2; SECTOR_BYTES]]).expect("sound");
+    let second = || {
+        let mut byte = [0];
+        file.read_at(SECTOR_BYTES as u64 + 7, &mut byte).expect("it is there");
+        byte[0]
+    };
+    assert!(!disk.misread_at("a", 0, 100) && !disk.misread_at("b", 0, 4096), "it stays where it is");
+    assert!(disk.misread_at("a", SECTOR_BYTES as u64, 0));
+    assert_eq!((second(), told.load(Ordering::Relaxed)), (1, 1));
+    file.write_at(SECTOR_BYTES as u64, &[&[3; SECTOR_BYTES]]).expect("sound");
+    assert_eq!(second(), 1, "the medium is sound, its readers are not");
+    disk.end_stale_reads();
+    assert_eq!((second(), told.load(Ordering::Relaxed)), (3, 2));
+}

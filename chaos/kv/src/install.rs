@@ -37,7 +37,7 @@ impl Install for SimInstall {
     }
 
     fn write(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), InstallError> {
-        self.store.alive(STEP)?.change(STEP, |state| {
+        self.store.begin(STEP)?.change(STEP, |state| {
             let incoming = state.incoming.as_mut().filter(|incoming| incoming.id == self.id);
             let file = incoming.ok_or_else(superseded)?.files.entry(name.to_owned()).or_default();
             if file.len() as u64 != offset {
@@ -49,7 +49,7 @@ impl Install for SimInstall {
     }
 
     fn finish(self: Box<Self>, files: &[CheckpointFile]) -> Result<(), InstallError> {
-        self.store.alive(STEP)?.change(STEP, |state| {
+        self.store.begin(STEP)?.change(STEP, |state| {
             let incoming = state.incoming.as_mut().filter(|incoming| incoming.id == self.id).ok_or_else(superseded)?;
             for file in files {
                 let bytes = incoming.files.get(&file.name).map(Vec::as_slice).unwrap_or_default();

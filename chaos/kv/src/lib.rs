@@ -42,6 +42,18 @@ pub struct SimKvMedia {
     state: Arc<Mutex<State>>,
 }
 
+/// What is told of injected failures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// An operation fails.
+    Failed,
+    /// A changing operation is begun in a life that has failed before: its caller believes in a second try.
+    TriedAgain,
+}
+
+/// Called with each; it must not call the store.
+pub type Struck = Arc<dyn Fn(Strike) + Send + Sync>;
+
 #[derive(Default)]
 struct State {
     /// What a crash leaves at least.
@@ -59,6 +71,7 @@ struct State {
     fault: Option<(u64, Fault)>,
     /// The life that failed; it answers nothing more.
     failed: Option<KvError>,
+    struck: Option<Struck>,
 }
 
 impl SimKvMedia {
@@ -106,6 +119,11 @@ impl SimKvMedia {
         self.lock().operations
     }
 
+    /// Whom to tell of injected failures.
+    pub fn on_failure(&self, struck: Struck) {
+        self.lock().struck = Some(struck);
+    }
+
     /// What a process sees.
     pub fn content(&self) -> Content {
         self.lock().visible.clone()
@@ -139,6 +157,9 @@ impl State {
                 }
                 let error = error(step, INJECTED);
                 self.failed = Some(error.clone());
+                if let Some(struck) = &self.struck {
+                    struck(Strike::Failed);
+                }
                 Err(error.into())
             }
             _ => work(self),
@@ -176,6 +197,20 @@ impl SimKv {
             None => Ok(state),
         }
     }
+
+    /// As [`SimKv::alive`], for an operation that changes something.
+    fn begin(&self, step: &'static str) -> Result<MutexGuard<'_, State>, KvError> {
+        let begun = self.alive(step);
+        if begun.is_err() {
+            let state = self.media.lock();
+            let struck = state.struck.clone().filter(|_| state.life == self.life);
+            drop(state);
+            if let Some(struck) = struck {
+                struck(Strike::TriedAgain);
+            }
+        }
+        begun
+    }
 }
 
 impl Kv for SimKv {
@@ -202,7 +237,7 @@ impl Kv for SimKv {
     }
 
     fn write(&self, batch: Batch, durability: Durability) -> Result<(), KvError> {
-        self.alive("writing")?.change("writing", |state| {
+        self.begin("writing")?.change("writing", |state| {
             state.write(batch);
             if durability == Durability::Synced {
                 state.sync();
@@ -212,14 +247,14 @@ impl Kv for SimKv {
     }
 
     fn flush(&self) -> Result<(), KvError> {
-        self.alive("flushing")?.change("flushing", |state| {
+        self.begin("flushing")?.change("flushing", |state| {
             state.sync();
             Ok(())
         })
     }
 
     fn checkpoint(&self) -> Result<Arc<dyn Checkpoint>, KvError> {
-        self.alive("making a checkpoint")?.change("making a checkpoint", |state| {
+        self.begin("making a checkpoint")?.change("making a checkpoint", |state| {
             // As the real store does: a checkpoint makes its content durable on the way.
             state.sync();
             let bytes = rows::encode(&state.visible);
@@ -230,7 +265,7 @@ impl Kv for SimKv {
     }
 
     fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError> {
-        self.alive("beginning an install")?.change("beginning an install", |state| {
+        self.begin("beginning an install")?.change("beginning an install", |state| {
             if state.incoming.as_ref().is_none_or(|incoming| incoming.id != id) {
                 state.incoming = Some(Incoming { id: id.to_owned(), files: BTreeMap::new() });
             }

@@ -12,9 +12,9 @@ use pacsvault_chaos::{
     minimise,
     overrides::{Overrides, duration},
     progress::Progress,
-    run::{Report, commit, coverage, replay, run, run_many_telling},
+    run::{Report, commit, coverage, last_second, replay, run, run_many_telling},
     scenario::Scenario,
-    trace::{Filter, LEGEND, render},
+    trace::{Filter, LEGEND, render, tail},
     workload::key_name,
 };
 
@@ -137,7 +137,7 @@ fn many(args: &Args) -> bool {
     let progress = Progress::new(args.seeds);
     let began = Instant::now();
     let reports = run_many_telling(&scenarios, args.threads, args.failures, &|report| {
-        progress.ended(!report.passed(), failure(report, &args.overrides).as_deref());
+        progress.ended(!report.passed(), failure(report, &args.overrides, "").as_deref());
     });
     progress.finish();
     finish(args, &reports, began.elapsed())
@@ -157,38 +157,43 @@ fn make_small(args: &Args, seed: u64) -> bool {
         "{} faults struck at first, {} in the smallest; {} runs",
         smallest.strikes.0, smallest.strikes.1, smallest.runs
     );
+    let story = if args.trace { String::new() } else { tail(&smallest.report.events) };
     if args.trace {
         print_trace(&smallest.report, &args.rows.filter());
     }
-    if let Some(told) = failure(&smallest.report, &smallest.overrides) {
+    if let Some(told) = failure(&smallest.report, &smallest.overrides, &story) {
         println!("{told}");
     }
     true
 }
 
-/// What went wrong, and how to see it again.
-fn failure(report: &Report, overrides: &Overrides) -> Option<String> {
+/// What went wrong, what happened before (`story`), and how to see it again.
+fn failure(report: &Report, overrides: &Overrides, story: &str) -> Option<String> {
     if report.passed() {
         return None;
     }
     let violations: String = report.violations.iter().map(|violation| format!("  - {violation}\n")).collect();
     let replay = replay(report.seed, overrides);
-    Some(format!("seed {} FAILED (trace {:016x}):\n{violations}  replay: {replay}", report.seed, report.hash))
+    let (seed, hash) = (report.seed, report.hash);
+    Some(format!("seed {seed} FAILED (trace {hash:016x}):\n{violations}{story}  replay: {replay}"))
 }
 
 fn finish(args: &Args, reports: &[Report], took: Duration) -> bool {
     let failed: Vec<&Report> = reports.iter().filter(|report| !report.passed()).collect();
     // A planted bug, or a scenario changed by hand, need not meet everything.
     let drawn = args.overrides == Overrides::default() && reports.len() >= SEEDS_FOR_ALL;
-    let gaps = if drawn { gaps(&coverage(reports)) } else { Vec::new() };
+    let gaps = if drawn { gaps(&coverage(reports), reports.len()) } else { Vec::new() };
     if args.json {
         println!("{:#}", json(reports, &gaps, &args.overrides, took, args.threads));
         return !failed.is_empty() || !gaps.is_empty();
     }
     print_coverage(reports);
     print_figures(reports, took.as_secs_f64(), args.threads);
-    for report in &failed {
-        println!("\n{}", failure(report, &args.overrides).unwrap_or_default());
+    for (at, report) in failed.iter().enumerate() {
+        // Of the first one what happened before, unless all of it was shown.
+        let shown = args.trace || at > 0;
+        let story = if shown { String::new() } else { last_second(&args.overrides.draw(report.seed)) };
+        println!("\n{}", failure(report, &args.overrides, &story).unwrap_or_default());
     }
     gaps.iter().for_each(|gap| println!("COVERAGE: {gap}"));
     !failed.is_empty() || !gaps.is_empty()

@@ -7,12 +7,15 @@ use pacsvault_core::{
     },
     checksum::chunk_crcs,
     ids::{ShardIndex, VolumeId},
+    layout::profile::Code,
+    shard::headers_of,
 };
 use pacsvault_volume::format::Record;
 
 use super::*;
 use crate::testing::{instance, name, record};
 
+const VOLUME: VolumeId = VolumeId([1; 16]);
 const SOON: WallMillis = WallMillis(2_000);
 const DAY_LATER: WallMillis = WallMillis(2_000 + WRITE_WINDOW_MILLIS);
 
@@ -111,13 +114,13 @@ fn written(authority: u64, shards: &[ShardId]) -> Vec<Vec<u8>> {
     let mut payload = Vec::new();
     shards.iter().for_each(|id| Tombstone { id: *id, sequence: 1, offset: 8192 }.encode(&mut payload));
     let body = Body::Tombstones { authority: LogIndex(authority) };
-    let record = Record::new(VolumeId([1; 16]), body, payload.len() as u64, chunk_crcs(&payload));
+    let record = Record::new(VOLUME, body, payload.len() as u64, chunk_crcs(&payload));
     vec![record.encode(), payload, vec![0; 100]]
 }
 
 fn deletes(chronicle: &Chronicle, parts: &[Vec<u8>]) -> Result<u64, String> {
     let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
-    chronicle.deletes(&parts, |id| Some((id == instance(1)).then(|| sealed(Some(13)))))
+    chronicle.deletes(VOLUME, &parts, |id| Some((id == instance(1)).then(|| sealed(Some(13)))))
 }
 
 #[test]
@@ -127,11 +130,41 @@ fn deletions_are_found_in_what_a_volume_writes_each_held_to_the_logs() {
     let good = written(13, &[shard(1)]);
     assert_eq!(deletes(&chronicle, &good), Ok(1));
     assert_eq!(deletes(&chronicle, &good), Ok(0), "restated by compaction");
-    assert_eq!(deletes(&chronicle, &written(0, &[shard(1), shard(5)])), Ok(0), "the same shard takes its place");
+    assert_eq!(deletes(&chronicle, &written(0, &[shard(1)])), Ok(0), "it was deleted anyway");
     let mut bad = written(13, &[shard(1)]);
     bad.extend(written(13, &[shard(1), shard(5)]));
     let why = deletes(&chronicle, &bad).expect_err("the second one of the second record");
     assert!(why.contains(&shard(5).to_string()), "{why}");
+}
+
+#[test]
+fn without_an_entry_only_a_record_goes_that_another_stands_for() {
+    let chronicle = chronicle();
+    let copy = |id| {
+        let (_, header) = headers_of(instance(5), StripeIndex(0), Code::new(2, 1).expect("a code"), 4, &shards());
+        let header = header.into_iter().find(|header| header.id == id).expect("one of them");
+        let (len, crcs) = (2, header.chunk_crcs.clone());
+        vec![Record::new(VOLUME, Body::Shard(header), len, crcs).encode(), vec![7; 2]]
+    };
+    assert!(deletes(&chronicle, &written(0, &[shard(5)])).is_err(), "nothing was written");
+    let chronicle = super::tests::chronicle();
+    assert_eq!(deletes(&chronicle, &copy(shard(5))), Ok(0));
+    let mut again = written(0, &[shard(5)]);
+    again.extend(copy(shard(5)));
+    assert_eq!(deletes(&chronicle, &again), Ok(0), "the same batch holds it anew");
+    assert_eq!(deletes(&chronicle, &written(0, &[shard(5)])), Ok(0), "restated");
+    let mut last = written(0, &[shard(5)]);
+    last[1].clear();
+    Tombstone { id: shard(5), sequence: 2, offset: 0 }.encode(&mut last[1]);
+    let record =
+        Record::new(VOLUME, Body::Tombstones { authority: LogIndex(0) }, last[1].len() as u64, chunk_crcs(&last[1]));
+    last[0] = record.encode();
+    let why = deletes(&chronicle, &last).expect_err("the last one");
+    assert!(why.contains("no other record"), "{why}");
+}
+
+fn shards() -> Vec<Vec<u8>> {
+    vec![vec![7; 2]; 3]
 }
 
 #[test]

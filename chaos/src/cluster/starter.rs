@@ -60,6 +60,7 @@ impl ReplicaStarter for Starter {
         options.leader_settle = Duration::from_secs(2);
         let knobs = &self.scenario.knobs;
         options.payload_entries_max = knobs.payload_entries_max;
+        options.snapshot_piece_bytes = knobs.snapshot_piece_bytes;
         options.cache_bytes_max = knobs.cache_bytes_max;
         options.linger = Duration::from_micros(knobs.linger_micros);
         options.compare_every = Duration::from_millis(knobs.compare_every_millis);

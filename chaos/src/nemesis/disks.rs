@@ -11,7 +11,7 @@ use pacsvault_simdisk::{OpKind, SimDisk, Stale, WriteLie};
 use pacsvault_volume::format::{Body, RECORDS_START, Record, SECTOR_BYTES};
 
 use super::Nemesis;
-use crate::{cluster::Guide, rng::SimRng, scenario::Fault};
+use crate::{cluster::Guide, operator::Operator, rng::SimRng, scenario::Fault};
 
 /// Bytes of a segment's head.
 const HEAD_BYTES: u64 = 128;
@@ -19,6 +19,10 @@ const HEAD_BYTES: u64 = 128;
 const WRITES_AHEAD: u64 = 12;
 /// Most places looked at for one where something was written: segments are mostly room that no write has reached.
 const DRAWS: usize = 8;
+/// What was written lies in so many first bytes of a segment, mostly.
+const WRITTEN_BYTES: u64 = 32 << 10;
+/// Calls that change names, which is rare: when one is to fail, the first of any of these kinds does.
+const NAMING: [OpKind; 4] = [OpKind::SyncNames, OpKind::Create, OpKind::Rename, OpKind::Remove];
 
 impl Nemesis {
     /// The machine that damage goes to: now and then one beside those that are damaged already, where that is allowed.
@@ -60,6 +64,17 @@ impl Nemesis {
                     disk.read_stale_at(name, offset, lasts)
                 })
             }
+            Fault::MisdirectedRead => {
+                let ends = rng.micros(1_000_000, 15_000_000);
+                self.later(ends, move |nemesis| nemesis.each_disk(SimDisk::end_stale_reads));
+                if rng.chance(500) {
+                    // Clients may not read there for long.
+                    self.operator.begin(Operator::scrub);
+                }
+                strike_sectors(&disk, rng, 20, |rng, name, offset| {
+                    disk.misread_at(name, offset, rng.below(WRITTEN_BYTES))
+                })
+            }
             Fault::MisdirectedWrite => {
                 disk.lie_about_write(rng.range(1, WRITES_AHEAD), WriteLie::Misdirected);
                 true
@@ -76,8 +91,13 @@ impl Nemesis {
                 true
             }
             _ => {
-                let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
-                disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
+                if rng.chance(400) {
+                    // Once one has failed nothing is changed any more, so that no other fails in that life.
+                    NAMING.into_iter().for_each(|kind| disk.fail(kind, rng.range(1, 2), std::io::ErrorKind::Other));
+                } else {
+                    let failing = *rng.pick(&[OpKind::Sync, OpKind::Sync, OpKind::Write]);
+                    disk.fail(failing, rng.range(1, 4), std::io::ErrorKind::Other);
+                }
                 true
             }
         };
@@ -91,7 +111,10 @@ impl Nemesis {
             _ => self.cluster.distrust(id),
         }
         self.cluster.struck();
-        self.cluster.sim.hit(kind.name());
+        // What is yet to strike is counted by the disk.
+        if matches!(kind, Fault::BitRot | Fault::LatentErrors | Fault::StaleReads) {
+            self.cluster.sim.hit(kind.name());
+        }
     }
 
     pub(super) fn each_disk(&self, work: impl Fn(&SimDisk)) {
@@ -128,8 +151,7 @@ pub(crate) fn strike_sectors(
     for _ in 0..rng.range(1, most) {
         let name = rng.pick(&segments);
         let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0);
-        // What was written lies at the beginning.
-        let mut draw = || if rng.chance(700) { rng.below(len.min(32 << 10)) } else { rng.below(len) };
+        let mut draw = || if rng.chance(700) { rng.below(len.min(WRITTEN_BYTES)) } else { rng.below(len) };
         let drawn = draw();
         let written = |offset: &u64| disk.is_written_at(name, *offset);
         let offset = std::iter::once(drawn).chain((1..DRAWS).map(|_| draw())).find(written).unwrap_or(drawn);

@@ -80,6 +80,8 @@ pub enum Fault {
     LostWrite,
     /// Regions of one volume read as they were before their last sync, for a while or for ever.
     StaleReads,
+    /// Reads of some places of one volume get bytes of others, for a while.
+    MisdirectedRead,
     /// Messages of a link, or between two sites, pile up, then arrive at once.
     HeldLink,
     /// A link, or two sites, are further apart for a while.
@@ -105,7 +107,7 @@ pub enum Fault {
 }
 
 /// All kinds.
-pub const FAULTS: [Fault; 47] = [
+pub const FAULTS: [Fault; 48] = [
     Fault::Crash,
     Fault::PowerLoss,
     Fault::PowerLossInOperation,
@@ -153,6 +155,7 @@ pub const FAULTS: [Fault; 47] = [
     Fault::ClockRate,
     Fault::ChangeProfile,
     Fault::FailingStateStore,
+    Fault::MisdirectedRead,
 ];
 
 impl Fault {
@@ -195,6 +198,7 @@ impl Fault {
             Self::MisdirectedWrite => "fault: misdirected write",
             Self::LostWrite => "fault: lost write",
             Self::StaleReads => "fault: stale reads",
+            Self::MisdirectedRead => "fault: misdirected read",
             Self::HeldLink => "fault: link held and released",
             Self::SlowLink => "fault: link slower for a while",
             Self::SplitInSite => "fault: split within a site",

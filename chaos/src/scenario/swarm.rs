@@ -9,8 +9,13 @@ use pacsvault_core::layout::{
     profile::Code,
 };
 
+use pacsvault_simdisk::SECTOR_BYTES;
+
 use super::{SITES_MAX, Scenario};
 use crate::{cluster::site_name, rng::SimRng};
+
+/// A small volume has room for so many segments.
+const SEGMENTS_OF_A_SMALL_VOLUME: u64 = 48;
 
 /// What clients do, in shares.
 #[derive(Debug, Clone)]
@@ -46,6 +51,12 @@ pub struct Knobs {
     pub linger_micros: u64,
     /// Between two comparisons of digests, in milliseconds.
     pub compare_every_millis: u64,
+    /// Bytes of one piece of a snapshot under way.
+    pub snapshot_piece_bytes: u32,
+    /// What a volume may hold.
+    pub capacity_bytes: u64,
+    /// Bytes of a disk that survive or vanish together.
+    pub torn_unit_bytes: usize,
 }
 
 impl Mix {
@@ -90,7 +101,22 @@ impl Knobs {
             cache_bytes_max: *rng.pick(&[1 << 10, 64 << 20, 64 << 20]),
             linger_micros: *rng.pick(&[0, 1_000, 1_000, 20_000]),
             compare_every_millis: *rng.pick(&[2_000, 10_000, 30_000]),
+            snapshot_piece_bytes: 1 << 20,
+            capacity_bytes: 64 << 20,
+            torn_unit_bytes: SECTOR_BYTES,
         }
+    }
+
+    /// What came later, from a generator of its own: runs are as they were in all else. True when volumes are so small that what
+    /// a run stores makes one fuller than another.
+    pub(super) fn draw_later(&mut self, rng: &mut SimRng) -> bool {
+        self.snapshot_piece_bytes = *rng.pick(&[1 << 20, 16 << 10, 4 << 10, 1_000]);
+        self.torn_unit_bytes = *rng.pick(&[SECTOR_BYTES, 512]);
+        let small = rng.chance(300);
+        if small {
+            self.capacity_bytes = self.segment_bytes * SEGMENTS_OF_A_SMALL_VOLUME;
+        }
+        small
     }
 }
 

@@ -296,6 +296,10 @@ impl Faults {
             goal.sealed.seal.code.data(),
             self.told.join("; ")
         );
+        // PLANTED BUG: content whose holders have lost it was never there.
+        if self.outdated && pacsvault_core::probe::planted("lost-told-missing") {
+            return Unread { fault: Fault::new(Class::NotFound, "PV-NOT-FOUND", text), outdated: self.outdated };
+        }
         Unread { fault: Fault::new(Class::Retry, "PV-UNREADABLE", text), outdated: self.outdated }
     }
 }

@@ -43,7 +43,7 @@ use crate::{
     replica::{Replica, Status},
     rows::{read, stored},
     server::Server,
-    snapshot::Checkpoints,
+    snapshot::{Checkpoints, PIECE_BYTES_MAX},
     state::{State, StateMachine, stopped},
     types::{Member, Types},
 };
@@ -100,6 +100,7 @@ pub async fn start<R: AsyncRuntime>(
         state: state.clone(),
         checkpoints: Checkpoints::new(state.clone(), env.clone()),
         append_deadline: options.append_deadline,
+        piece_bytes: options.snapshot_piece_bytes.clamp(1, PIECE_BYTES_MAX),
     });
     let raft: Raft<Types<R>, StateMachine> =
         Raft::new(options.node.0, config, Factory(net.clone()), log_store, StateMachine(state.clone()))

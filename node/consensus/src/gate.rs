@@ -35,7 +35,8 @@ fn refusal(command: &Command, layout: Option<&Layout>) -> Option<Rejection> {
 pub(crate) fn understood(layout: Option<&Layout>, version: u32) -> bool {
     let Some(layout) = layout else { return false };
     let mut members = layout.nodes.values().filter(|node| node.state != NodeState::Removed).peekable();
-    members.peek().is_some() && members.all(|node| node.version >= version)
+    let ignored = pacsvault_core::probe::planted("gate-ignored");
+    members.peek().is_some() && members.all(|node| node.version >= version || ignored)
 }
 
 /// The commands that are not refused.

@@ -48,6 +48,8 @@ pub(crate) struct Net {
     pub(crate) state: Arc<State>,
     pub(crate) checkpoints: Checkpoints,
     pub(crate) append_deadline: Duration,
+    /// Of a snapshot under way.
+    pub(crate) piece_bytes: u32,
 }
 
 impl Net {

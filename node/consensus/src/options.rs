@@ -9,7 +9,7 @@ use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 use pacsvault_core::ids::{ClusterId, Incarnation, NodeId, NodeName, SiteName};
 use pacsvault_ports::kv::{InstallError, KvError};
 
-use crate::types::Member;
+use crate::{snapshot::PIECE_BYTES_MAX, types::Member};
 
 /// Why consensus could not start or had to stop.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -79,6 +79,8 @@ pub struct Options {
     pub payload_entries_max: u64,
     /// Most bytes of entries in one replication message (at least one entry travels). Default 4 MiB.
     pub payload_bytes_max: usize,
+    /// Bytes of one piece of a snapshot under way, eight of which are asked for at once. Default 1 MiB, which is the most.
+    pub snapshot_piece_bytes: u32,
     /// Most bytes of recent entries kept in memory for replication. Default 64 MiB.
     pub cache_bytes_max: usize,
     /// Most bytes of commands in one entry. Default 256 KiB.
@@ -127,6 +129,7 @@ impl Options {
             log_keep: 10_000,
             payload_entries_max: 64,
             payload_bytes_max: 4 << 20,
+            snapshot_piece_bytes: PIECE_BYTES_MAX,
             cache_bytes_max: 64 << 20,
             entry_bytes_max: 256 << 10,
             linger: Duration::from_millis(1),

@@ -150,6 +150,7 @@ impl<R: AsyncRuntime> Server<R> {
             peer: self.net.peer.clone(),
             from,
             id: id.clone(),
+            piece_bytes: self.net.piece_bytes,
         };
         let fetched = fetch.run(|received| self.note(generation, |incoming| incoming.received_bytes = received)).await;
         let ended = match fetched {

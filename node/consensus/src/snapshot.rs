@@ -3,7 +3,7 @@
 //! **Invariants.**
 //! - A replica that has stopped offers nothing: others must not take over a state that may be wrong.
 //! - At most [`HELD_MAX`] checkpoints are held, each no longer than [`IDLE_MAX`] after its last use.
-//! - A receiver fetches one snapshot at a time, in pieces of [`PIECE_BYTES`], at most [`PIECES_IN_FLIGHT`] in memory;
+//! - A receiver fetches one snapshot at a time, in pieces of at most [`PIECE_BYTES_MAX`], at most [`PIECES_IN_FLIGHT`] in memory;
 //!   what it has survives a restart (`Install`).
 //! - A store that failed stops the replica: nothing is tried again on it.
 //! - Every file fetched from its beginning is checked against its digest before the state is touched; `Install::finish`
@@ -33,8 +33,8 @@ use crate::{
 pub const HELD_MAX: usize = 2;
 /// How long a checkpoint is held after its last use.
 pub const IDLE_MAX: Duration = Duration::from_secs(120);
-/// Bytes of one piece: 1 MiB fits every message limit.
-pub const PIECE_BYTES: u32 = 1 << 20;
+/// Most bytes of one piece: 1 MiB fits every message limit.
+pub const PIECE_BYTES_MAX: u32 = 1 << 20;
 /// Pieces asked for at once: 8 MiB in flight fill 80 ms at 100 MB/s.
 pub const PIECES_IN_FLIGHT: usize = 8;
 /// Deadline of one piece.
@@ -140,7 +140,7 @@ impl Checkpoints {
         if checkpoint.files().binary_search_by(|file| file.name.cmp(&name)).is_err() {
             return Err(gone(id));
         }
-        let len = usize::try_from(len.min(PIECE_BYTES)).unwrap_or(0);
+        let len = usize::try_from(len.min(PIECE_BYTES_MAX)).unwrap_or(0);
         let read = blocking(self.env.as_ref(), move || checkpoint.read(&name, offset, len)).await;
         read.ok_or_else(stopping)?.map(Bytes::from).map_err(|error| self.state.store_failed(&error))
     }
@@ -153,6 +153,8 @@ pub(crate) struct Fetch {
     pub(crate) peer: Arc<dyn Peer>,
     pub(crate) from: Target,
     pub(crate) id: String,
+    /// Asked for at once: 1 to [`PIECE_BYTES_MAX`].
+    pub(crate) piece_bytes: u32,
 }
 
 impl Fetch {
@@ -184,7 +186,7 @@ impl Fetch {
         if start > 0 {
             pacsvault_core::sometimes!("recovery: snapshot transfer resumed");
         }
-        let pieces = (start..file.len_bytes).step_by(PIECE_BYTES as usize).map(|offset| self.piece(file, offset));
+        let pieces = (start..file.len_bytes).step_by(self.piece_bytes as usize).map(|offset| self.piece(file, offset));
         let mut pieces = stream::iter(pieces.collect::<Vec<_>>()).buffered(PIECES_IN_FLIGHT);
         let mut install = if file.len_bytes == 0 { self.write(install, file, 0, Bytes::new()).await? } else { install };
         let mut digest = (start == 0).then(blake3::Hasher::new);
@@ -208,7 +210,7 @@ impl Fetch {
     }
 
     fn piece(&self, file: &CheckpointFile, offset: u64) -> impl Future<Output = Result<Bytes, Fault>> + Send + use<> {
-        let wanted = u32::try_from(file.len_bytes - offset).unwrap_or(u32::MAX).min(PIECE_BYTES);
+        let wanted = u32::try_from(file.len_bytes - offset).unwrap_or(u32::MAX).min(self.piece_bytes);
         let (id, name) = (self.id.clone(), file.name.clone());
         let (peer, from) = (self.peer.clone(), self.from.clone());
         async move {

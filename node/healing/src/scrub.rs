@@ -206,6 +206,8 @@ impl Scrub<'_> {
             (None, ShardProof::Sound(_)) => true,
             (None, ShardProof::Missing | ShardProof::Damaged(_)) => false,
         };
+        // PLANTED BUG: nobody looks at what was read.
+        let sound = sound || pacsvault_core::probe::planted("scrub-sleeps");
         if !sound {
             pacsvault_core::sometimes!("recovery: scrub found damage");
             tracing::warn!(volume = %self.id, %shard, ?proof, "scrub found a shard that is not what it should be");

@@ -70,6 +70,8 @@ pub fn judge(shard: ShardId, on: VolumeId, sealed: Option<&SealedInstance>, grou
     match sealed {
         Some(SealedInstance { deleted: Some(authority), .. }) => Verdict::Sweep(*authority),
         Some(sealed) => stale(shard, on, sealed, ground.layout).map_or(Verdict::Keep, Verdict::Stale),
+        // PLANTED BUG: what was never sealed stays.
+        None if pacsvault_core::probe::planted("orphans-never-swept") => Verdict::Keep,
         None if shard.instance.time().0 < ground.time.0.saturating_sub(WRITE_WINDOW_MILLIS) => {
             Verdict::Sweep(ground.read)
         }
@@ -157,6 +159,9 @@ impl Node {
         let ripe = stale.judged(&page, &copies.keys().copied().collect::<BTreeSet<_>>(), time);
         let mut swept = 0;
         for (authority, shards) in by_authority {
+            // PLANTED BUG: another entry is named than the one that allows it.
+            let wrong = u64::from(pacsvault_core::probe::planted("delete-on-wrong-authority"));
+            let authority = LogIndex(authority.0.saturating_sub(wrong));
             swept += own.volume.delete(shards, authority).await.map_err(Fault::from)?;
         }
         for (authority, shards) in grouped(&ripe, &copies) {

@@ -56,7 +56,9 @@ impl Machine {
         if members.peek().is_none() {
             return Err(Rejection::NotAllowed("no node has joined yet".to_owned()).into());
         }
-        if let Some(behind) = members.find(|node| node.version < version) {
+        // PLANTED BUG, here and where it is proposed: a member's word counts for nothing.
+        let ignored = crate::probe::planted("gate-ignored");
+        if let Some(behind) = members.find(|node| node.version < version && !ignored) {
             return Err(Rejection::NotAllowed(format!(
                 "node {} ({}) understands version {} only, not {version}: upgrade it first, or remove it",
                 behind.id, behind.name, behind.version

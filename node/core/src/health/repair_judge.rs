@@ -70,6 +70,10 @@ pub(super) fn judge(state: &StripeState, facts: &Facts<'_>) -> Verdict {
     if tier <= Tier::Distance(0) {
         crate::sometimes!("recovery: stripe at its last shards repaired without waiting");
     }
+    // PLANTED BUG: what stands at its last shards waits, for ever.
+    if tier <= Tier::Distance(0) && crate::probe::planted("urgent-repair-waits") {
+        return Verdict { tier, danger: tier, below, step: Step::Nothing, holds: Vec::new() };
+    }
     let urgent = tier <= Tier::Distance(0) || (suspected && Tier::of(&calm, k, layout) <= Tier::Distance(0));
     let settled = |fate: &Fate| matches!(fate, Fate::Here) || (*fate == Fate::Suspected && !urgent);
     if !below && fates.iter().all(settled) {
