@@ -122,9 +122,9 @@ impl Cluster {
         let net = Net::new(sim.clone(), scenario.latency_micros.clone());
         net.plant(scenario.bug);
         let mut machines = Vec::new();
-        for site in 0..scenario.sites {
+        for (site, letter) in SITE_LETTERS.into_iter().enumerate().take(scenario.sites) {
             for number in 0..scenario.nodes_of(site) {
-                let name = format!("{}-{number}", char::from(SITE_LETTERS[site]));
+                let name = format!("{}-{number}", char::from(letter));
                 let host = net.add_host(&name, site);
                 machines.push(Machine::new(sim, host, &scenario, site, &name));
             }
