@@ -171,7 +171,8 @@ mod tests {
 
     #[tokio::test]
     async fn attempts_end_with_the_first_acknowledged_or_the_first_that_no_other_can_better() {
-        let rows: [(&[Option<Class>], Result<u32, Class>, usize); 4] = [
+        type Row<'a> = (&'a [Option<Class>], Result<u32, Class>, usize);
+        let rows: [Row<'_>; 4] = [
             (&[Some(Class::Retry), Some(Class::Unknown), None], Ok(3), 3),
             (&[Some(Class::Retry), Some(Class::Reject)], Err(Class::Reject), 2),
             (&[Some(Class::Unknown), Some(Class::Reject)], Err(Class::Unknown), 2),
