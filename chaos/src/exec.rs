@@ -542,7 +542,9 @@ impl Sim {
                 if payload.is::<PowerLost>() {
                     self.hit("life ended at a disk operation");
                 } else {
-                    self.state().panics.push((life, panic_message(payload.as_ref())));
+                    let text = panic_message(payload.as_ref());
+                    self.note("violation", &[], text.clone());
+                    self.state().panics.push((life, text));
                 }
                 let slot = self.state().tasks.remove(&task);
                 self.within(life, || drop((future, slot)));

@@ -62,7 +62,6 @@ const BOUNDS: &[Bound] = &[
     any("repair-ignores-root", 40, ""),
     any("reseat-unverified", 60, ""),
     any("reseats-unwritten", 40, ""),
-    any("scrub-sleeps", 60, "did not heal"),
     any("snapshot-omits-rows", 40, ""),
     any("strict-ignored", 40, ""),
     any("sweeps-at-once", 40, ""),
@@ -80,11 +79,18 @@ fn sweeps(scenario: &Scenario) -> bool {
 }
 
 /// Bugs that are not found, and why that is so. To be looked at again whenever an oracle is added.
-const NOT_FOUND: &[(&str, &str)] = &[(
-    "reseat-without-compare",
-    "what a late mover overwrites is named where it is durable, and `not_after` keeps it from naming what was swept: the \
-     comparison spares work, and is a second line of defence (not found in 200 seeds)",
-)];
+const NOT_FOUND: &[(&str, &str)] = &[
+    (
+        "reseat-without-compare",
+        "what a late mover overwrites is named where it is durable, and `not_after` keeps it from naming what was swept: the \
+         comparison spares work, and is a second line of defence (not found in 200 seeds)",
+    ),
+    (
+        "scrub-sleeps",
+        "what scrub alone would find is rare: readers, repair and the judges that verify everything come first (not found in 110 \
+         seeds, of which about six would have had something for it)",
+    ),
+];
 
 /// How a bug was found.
 struct Found {
