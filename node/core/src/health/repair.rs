@@ -7,12 +7,12 @@
 //!
 //! **When.** At once: what is damaged or lost for good, and everything about a stripe that the next node failure would
 //! lose. After `repair_after`: what lies on a node that is down. Not before its nodes are lost: what lies on a site that is
-//! away as a whole. A node that is suspect for `urgent_after`, though others of its site are up, is judged as gone where
+//! away as a whole, unless its stripe cannot be read meanwhile and former holders of its shards are there: they are asked. A node that is suspect for `urgent_after`, though others of its site are up, is judged as gone where
 //! that leaves a stripe one failure from loss.
 //!
 //! **Invariants.** Nothing proposed weakens a stripe, except that a drain may give up what exceeds the contract. What is
 //! held back is told. When every task of a survey is carried out and nothing else changes, the next surveys come to hold
-//! no work but stripes that are lost.
+//! no work but stripes that are lost or cannot be read now.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -219,8 +219,16 @@ struct Surveyor<'a> {
     known: BTreeMap<Alike<'a>, Verdict>,
     holds: BTreeMap<Hold, Sums>,
     work: Vec<(Tier, Cause, Age, Item)>,
+    /// Groups that wait for nodes and cannot be read meanwhile: former holders of single stripes may help.
+    unreadable: Vec<(Tier, Cause, Age, Item)>,
+    /// How many stripes they have.
+    unreadable_stripes: u64,
     survey: Survey,
 }
+
+/// Most stripes of complete groups that are looked at one by one for former holders while they cannot be read. With more, whole
+/// sites are away that no former copies replace.
+const UNREADABLE_LOOKED_AT_MAX: u64 = 50_000;
 
 impl<'a> Surveyor<'a> {
     fn new(situation: &Situation<'a>) -> Self {
@@ -232,6 +240,8 @@ impl<'a> Surveyor<'a> {
             known: BTreeMap::new(),
             holds: BTreeMap::new(),
             work: Vec::new(),
+            unreadable: Vec::new(),
+            unreadable_stripes: 0,
             survey: Survey::default(),
         }
     }
@@ -281,13 +291,24 @@ impl<'a> Surveyor<'a> {
         let (cause, shards) = match &verdict.step {
             Step::Moves(cause, moves) => (*cause, moves.len()),
             Step::Impossible(_) => (Cause::Repair, 0),
-            Step::Nothing | Step::Wait => return,
+            Step::Nothing => return,
+            Step::Wait => {
+                let unreadable = verdict.holds.iter().any(|(hold, _)| matches!(hold, Hold::Unreadable(_)));
+                if let Some((age, item @ Item::Group(_))) = item.filter(|_| unreadable) {
+                    self.unreadable.push((verdict.danger, Cause::Repair, age, item));
+                    self.unreadable_stripes = self.unreadable_stripes.saturating_add(sums.stripes);
+                }
+                return;
+            }
         };
         grow(self.survey.waiting.entry(cause).or_default(), times(shards));
         self.work.extend(item.map(|(age, item)| (verdict.danger, cause, age, item)));
     }
 
     fn finish(mut self) -> Survey {
+        if self.unreadable_stripes <= UNREADABLE_LOOKED_AT_MAX {
+            self.work.append(&mut self.unreadable);
+        }
         self.work.sort_unstable();
         self.survey.work = self.work.iter().map(|&(tier, cause, _, what)| Work { tier, cause, what }).collect();
         self.survey.worst = self.survey.by_tier.0.keys().next().copied();

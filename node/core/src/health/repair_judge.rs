@@ -198,8 +198,8 @@ impl Plan<'_> {
     }
 }
 
-/// A stripe with fewer than `k` shards present. Those that may return are waited for; otherwise former holders are asked,
-/// which may still have the bytes; otherwise it is lost.
+/// A stripe with fewer than `k` shards present. Former holders that are there are asked, which may still have the bytes, if they
+/// can make it readable again or nothing that may return can. Otherwise what may return is waited for; otherwise it is lost.
 fn unreadable(state: &StripeState, facts: &Facts<'_>, fates: &[Fate]) -> (Step, Vec<(Hold, u8)>) {
     let (layout, k) = (facts.situation.layout, state.code.data());
     let present = fates.iter().filter(|fate| fate.present()).count();
@@ -228,8 +228,11 @@ fn unreadable(state: &StripeState, facts: &Facts<'_>, fates: &[Fate]) -> (Step, 
         );
         return (Step::Impossible(why), Vec::new());
     }
-    let ask: Vec<(ShardIndex, VolumeId)> = formers.iter().filter(|(_, at)| layout.writable(*at)).copied().collect();
-    if present + returnable < k && !ask.is_empty() {
+    let near = shards().filter(|one| !one.0.1.present()).filter_map(former);
+    let near: Vec<(ShardIndex, VolumeId)> = near.filter(|(_, at)| layout.writable(*at)).collect();
+    let here: Vec<(ShardIndex, VolumeId)> = formers.iter().filter(|(_, at)| layout.writable(*at)).copied().collect();
+    let ask = if present + near.len() >= k { near } else { here };
+    if (present + returnable < k || present + ask.len() >= k) && !ask.is_empty() {
         crate::sometimes!("recovery: former holders asked for an unreadable stripe");
         return (Step::Moves(Cause::Repair, ask), Vec::new());
     }

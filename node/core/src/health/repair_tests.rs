@@ -426,6 +426,38 @@ fn a_stripe_that_cannot_be_read_is_waited_for_asked_of_former_holders_or_lost() 
 }
 
 #[test]
+fn former_holders_are_asked_for_what_cannot_be_read_while_its_nodes_are_away() {
+    let mut world = World::new(&[2, 2, 2], 2, &profile("4+2", "1 site"));
+    let mut state = world.stripe(3);
+    // As after a repair while the others were away: three shards more on the first site, whose former copies are still there.
+    let at = |volume: &VolumeId| world.layout.node_of(*volume).expect("known").id.0;
+    let elsewhere: Vec<usize> = (0..6).filter(|shard| at(&state.volumes[*shard]) >= 2).take(3).collect();
+    let mut room = (0..4).map(volume).filter(|at| !state.volumes.contains(at)).collect::<Vec<_>>();
+    room.extend((0..4).map(volume));
+    for (shard, new) in elsewhere.iter().zip(room) {
+        let old = std::mem::replace(&mut state.volumes[*shard], new);
+        state.former.insert(ShardIndex(u8::try_from(*shard).expect("small")), old);
+    }
+    take_down(&mut world.layout, 0);
+    take_down(&mut world.layout, 1);
+    let Planned::Task(found) = task(&state, &world.situation()) else { panic!("the former holders are there") };
+    let asked: Vec<(ShardIndex, VolumeId)> = state.former.iter().map(|(shard, at)| (*shard, *at)).collect();
+    assert_eq!((found.tier, found.cause, found.moves), (Tier::Unreadable, Cause::Repair, asked));
+    // The group of such stripes is looked at one by one.
+    let told = survey(&[group_of(&state, 5)], &[], &world.situation());
+    assert_eq!(told.work.iter().map(|work| work.what).collect::<Vec<_>>(), [Item::Group(0)]);
+    // With one of them gone the rest cannot help, and what is away is waited for.
+    let first = asked_volume(&state);
+    fence(&mut world.layout, (0..12).find(|number| volume(*number) == first).expect("known"));
+    assert!(matches!(task(&state, &world.situation()), Planned::Wait(_)));
+}
+
+/// The first volume that held a shard of it before.
+fn asked_volume(state: &StripeState) -> VolumeId {
+    *state.former.values().next().expect("one")
+}
+
+#[test]
 fn work_comes_by_tier_then_cause_then_age() {
     let mut world = World::new(&[3, 3, 3], 2, &profile("4+2", "1 site"));
     let whole = world.stripe(1);
