@@ -72,7 +72,6 @@ pub const EXCUSED: &[(&str, &str)] = &[
     ),
     ("recovery: cluster told again what a node is like", RARE),
     ("recovery: repeated write worth too little by now", RARE),
-    ("recovery: reseat refused: it came too late", RARE),
     ("recovery: reseat refused: its target is away", RARE),
     ("recovery: reseat refused: its target is fenced", RARE),
     ("recovery: stripe set aside is tried again", RARE),

@@ -374,7 +374,9 @@ impl Scenario {
         if !scenario.faults.is_empty() && rng.chance(300) {
             scenario.faults.insert(Fault::MisdirectedRead);
         }
-        if scenario.knobs.draw_later(rng) {
+        // Not where clients write so much that small volumes run out of room for good.
+        let sparing = scenario.mix.pause_micros >= 150_000;
+        if scenario.knobs.draw_later(rng, sparing) {
             scenario.pace.rebalance_percent = 1;
         }
         if scenario.beyond.is_none() && rng.chance(50) {

@@ -15,7 +15,7 @@ use super::{SITES_MAX, Scenario};
 use crate::{cluster::site_name, rng::SimRng};
 
 /// A small volume has room for so many segments.
-const SEGMENTS_OF_A_SMALL_VOLUME: u64 = 48;
+const SEGMENTS_OF_A_SMALL_VOLUME: u64 = 96;
 
 /// What clients do, in shares.
 #[derive(Debug, Clone)]
@@ -109,10 +109,10 @@ impl Knobs {
 
     /// What came later, from a generator of its own: runs are as they were in all else. True when volumes are so small that what
     /// a run stores makes one fuller than another.
-    pub(super) fn draw_later(&mut self, rng: &mut SimRng) -> bool {
+    pub(super) fn draw_later(&mut self, rng: &mut SimRng, small_allowed: bool) -> bool {
         self.snapshot_piece_bytes = *rng.pick(&[1 << 20, 16 << 10, 4 << 10, 1_000]);
         self.torn_unit_bytes = *rng.pick(&[SECTOR_BYTES, 512]);
-        let small = rng.chance(300);
+        let small = rng.chance(300) && small_allowed;
         if small {
             self.capacity_bytes = self.segment_bytes * SEGMENTS_OF_A_SMALL_VOLUME;
         }
