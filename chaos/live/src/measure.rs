@@ -6,7 +6,7 @@ use pacsvault_judge::{Answer, Call, Operation};
 
 use crate::{
     eyes::Look,
-    record::{Counts, FaultRecord, Outage, Sample, Totals},
+    record::{Counts, FaultRecord, HIDDEN, Outage, Sample, Totals},
 };
 
 /// Length of a sample.
@@ -146,7 +146,11 @@ pub fn interrupted(moments: &[Moment], from_ms: u64, to_ms: u64, limit_ms: u64) 
     })
 }
 
-/// What each fault meant for clients; not those beside another one, whose time is the other's. `until_ms`: when the load ended.
+/// Kinds of fault that take somebody away: measured also beside another one.
+const TAKES_AWAY: [&str; 7] = ["kill", "stop", "pause", "partition", "one-way partition", "severed link", "split"];
+
+/// What each fault meant for clients; of those beside another one only such as take somebody away: the time of the others is that
+/// of the main one. What another fault hid is none. `until_ms`: when the load ended.
 pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec<Outage> {
     let (writes, reads) = (successes(moments, true), successes(moments, false));
     let outage = |fault: &FaultRecord| {
@@ -159,7 +163,8 @@ pub fn outages(moments: &[Moment], faults: &[FaultRecord], until_ms: u64) -> Vec
             without_reads_ms: longest_gap(&reads, fault.began_ms, ended_ms),
         }
     };
-    faults.iter().filter(|fault| !fault.beside).map(outage).collect()
+    let measured = |fault: &&FaultRecord| !fault.beside || TAKES_AWAY.contains(&fault.kind.as_str());
+    faults.iter().filter(|fault| fault.effect != HIDDEN).filter(measured).map(outage).collect()
 }
 
 /// Sums.
@@ -235,16 +240,25 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_beside_another_is_no_outage_of_its_own() {
-        let fault = |number: u64, beside: bool| FaultRecord {
+    fn a_fault_beside_another_is_measured_when_it_takes_somebody_away() {
+        let fault = |number: u64, kind: &str, beside: bool, effect: &str| FaultRecord {
             number,
+            kind: kind.to_owned(),
             began_ms: 1_000,
             ended_ms: Some(5_000),
+            effect: effect.to_owned(),
             beside,
             ..FaultRecord::default()
         };
-        let outages = outages(&[write_of(500), write_of(6_000)], &[fault(1, false), fault(2, true)], 9_000);
-        assert_eq!(outages.iter().map(|one| (one.fault, one.without_writes_ms)).collect::<Vec<_>>(), [(1, 5_000)]);
+        let faults = [
+            fault(1, "wipe", false, ""),
+            fault(2, "clock step", true, ""),
+            fault(3, "kill", true, "b1, b2 do not answer"),
+            fault(4, "pause", true, HIDDEN),
+        ];
+        let outages = outages(&[write_of(500), write_of(6_000)], &faults, 9_000);
+        let gaps: Vec<_> = outages.iter().map(|one| (one.fault, one.without_writes_ms)).collect();
+        assert_eq!(gaps, [(1, 5_000), (3, 5_000)]);
     }
 
     #[test]

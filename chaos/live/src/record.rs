@@ -55,6 +55,9 @@ pub struct Run {
     pub passed: bool,
 }
 
+/// What is said of a fault whose effect another one hides, as when all that it would kill are down already.
+pub const HIDDEN: &str = "hidden by other faults";
+
 /// Name of the check that an interrupted run fails.
 pub const CAME_TO_ITS_END: &str = "the run came to its end";
 
@@ -154,7 +157,7 @@ pub struct FaultRecord {
     /// What was seen of it; empty when its doing was waited for.
     #[serde(default)]
     pub effect: String,
-    /// A fault beside another one, which is not measured as an outage of its own.
+    /// A fault beside another one: not measured as an outage of its own unless it takes somebody away.
     #[serde(default)]
     pub beside: bool,
 }

@@ -88,8 +88,10 @@ impl Nemesis {
 
     /// All links between a site and the others.
     fn around(&self, site: usize) -> Links {
-        let outside: Vec<HostId> =
-            (0..self.cluster.scenario.sites).filter(|other| *other != site).flat_map(|other| self.hosts_of(other)).collect();
+        let outside: Vec<HostId> = (0..self.cluster.scenario.sites)
+            .filter(|other| *other != site)
+            .flat_map(|other| self.hosts_of(other))
+            .collect();
         if self.cluster.clients().iter().any(|client| client.site == site) {
             self.cluster.sim.hit("clients cut off with their site");
         }

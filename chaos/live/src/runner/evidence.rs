@@ -15,6 +15,7 @@ use pacsvault_ports::peer::{Freshness, Reply, Request};
 use super::Runner;
 use crate::{
     net::{Conditions, Traffic},
+    record::HIDDEN,
     scenario::plan::{Fault, merged},
 };
 
@@ -50,9 +51,9 @@ impl Runner<'_> {
             Fault::Slow { .. } => self.seen_slow(at),
             Fault::SlowDisk { .. } | Fault::Clock { .. } => self.seen_injected(&nodes),
             Fault::Fill => self.seen_full(&nodes),
-            Fault::Pause => self.seen_still(&nodes),
-            // Waited for when they begin: the process's end, the disk's emptiness, the node's start.
-            Fault::Kill | Fault::Wipe | Fault::Add | Fault::Upgrade => Ok(String::new()),
+            Fault::Kill | Fault::Pause => self.seen_still(&nodes),
+            // Waited for when they begin: the disk's emptiness, the node's start.
+            Fault::Wipe | Fault::Add | Fault::Upgrade => Ok(String::new()),
             // Waited for when they are lifted: damage that is found, a volume that is given up, a node that is let go.
             Fault::Rot { .. } | Fault::FailSync | Fault::Retire => Ok(String::new()),
         }
@@ -189,9 +190,6 @@ impl Runner<'_> {
         damage(&found).map_err(|why| anyhow!(why))
     }
 }
-
-/// What is said of a fault whose effect another one hides.
-const HIDDEN: &str = "hidden by other faults";
 
 /// Nothing has come over the links that are cut, and they were used before.
 fn silent(cut: &Conditions, since: &Traffic, now: &Traffic) -> Result<String, String> {

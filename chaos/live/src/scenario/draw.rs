@@ -277,7 +277,8 @@ fn during_repair(draw: &mut Draw) -> Step {
     step.then = Then::Healed;
     // A burnt node and a frozen site are more than the contract survives: reads may wait, nothing may be lost.
     step.meanwhile = Meanwhile::Anything;
-    // The first as soon as the cluster repairs.
+    let mut sites = draw.topology.storing();
+    // The first as soon as the cluster repairs; two sites, not one twice.
     for cue in [Cue::Repair, Cue::None] {
         let after = if cue == Cue::Repair { Duration::ZERO } else { draw.millis(200..2500) };
         let fault = match draw.below(3) {
@@ -285,7 +286,7 @@ fn during_repair(draw: &mut Draw) -> Step {
             1 => Fault::Kill,
             _ => Fault::Pause,
         };
-        let site = draw.site();
+        let site = sites.swap_remove(draw.below(sites.len()));
         step.beside.push(Beside { after, cue, fault, who: Who::Site(site) });
     }
     step
@@ -546,6 +547,18 @@ mod tests {
         for scenario in ALL {
             let plan = scenario.plan(3, 3.0, &topology(scenario), &everything());
             assert_eq!(plan.meets_repair(), scenario.name == "site-outage-during-repair", "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn two_sites_go_away_during_a_repair_and_not_one_twice() {
+        let scenario = ALL.iter().find(|one| one.name == "site-outage-during-repair").expect("named");
+        for seed in 0..50 {
+            let plan = scenario.plan(seed, 3.0, &topology(scenario), &everything());
+            for step in plan.steps.iter().filter(|step| step.fault == Fault::Wipe) {
+                let sites: BTreeSet<String> = step.beside.iter().map(|beside| beside.who.to_string()).collect();
+                assert_eq!(sites.len(), 2, "seed {seed}");
+            }
         }
     }
 
