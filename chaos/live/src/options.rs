@@ -10,6 +10,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use pacsvault_chaos_live::{
+    driver::local::Timings,
     gameday::{Attach, Report},
     scenario,
 };
@@ -123,6 +124,10 @@ pub struct Run {
     /// site between.
     #[arg(long, value_name = "SITE:SITE=TIME", value_parser = latency)]
     pub latency: Vec<(String, String, Duration)>,
+    /// How soon nodes find out about outages and heal: within seconds, or with the defaults of `pacsvault-node`, which needs
+    /// longer runs.
+    #[arg(long, value_enum, default_value_t = Timings::Hasty)]
+    pub timings: Timings,
     /// Nodes of each site; the scenario's own number when absent.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub nodes_per_site: Option<u8>,
@@ -193,6 +198,9 @@ impl Run {
         }
         for (from, to, one_way) in &self.latency {
             command.push_str(&format!(" --latency {from}:{to}={}ms", one_way.as_millis()));
+        }
+        if self.timings != Timings::Hasty {
+            command.push_str(" --timings default");
         }
         if let Some(nodes) = self.nodes_per_site {
             command.push_str(&format!(" --nodes-per-site {nodes}"));
@@ -265,7 +273,7 @@ mod tests {
     #[test]
     fn the_command_that_repeats_a_run_means_the_same() {
         let line = "pacsvault-chaos run witness-loss --seed 7 --minutes 0.5 --network namespaces --latency a:b=40ms \
-            --nodes-per-site 3";
+            --timings default --nodes-per-site 3";
         let again = |line: &str| match parsed(line).expect("a command").command {
             Command::Run(run) => run.command(7),
             _ => String::new(),

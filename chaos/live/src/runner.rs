@@ -5,6 +5,8 @@
 
 mod evidence;
 mod faults;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
@@ -31,23 +33,46 @@ use crate::{
     },
 };
 
-/// Longest time clients may wait in an outage that the cluster survives: an election of at most 2 s, found out by deadlines of
-/// 5 s, on a machine that has other things to do.
-pub const SERVED_WITHIN: Duration = Duration::from_secs(20);
-/// How long nodes may take to be back.
-const WHOLE_WITHIN: Duration = Duration::from_secs(90);
-/// How long healing may take; it takes seconds.
-pub const HEALED_WITHIN: Duration = Duration::from_secs(180);
-/// Answers after which clients count as served.
+/// Answers after which clients of a site count as served.
 const ANSWERS: u64 = 3;
 /// What is under way when the network is cut may still arrive.
 const CUT_TAKES: Duration = Duration::from_millis(150);
-/// How long a repair may take to begin after a disk is lost.
-const REPAIRS_WITHIN: Duration = Duration::from_secs(20);
 /// How long a fault that met a repair goes on at least.
 const MEETS_FOR: Duration = Duration::from_secs(1);
 /// For how long everything must look healed: a survey of the moment before may not know of what has just been found.
 const HEALED_FOR: usize = 5;
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Longest time clients may wait in an outage that the cluster survives: an election of at most 2 s, found out by deadlines
+    /// of 5 s, on a machine that has other things to do.
+    pub served: Duration,
+    /// How long nodes may take to be back.
+    pub whole: Duration,
+    /// How long a repair may take to begin after a disk is lost.
+    pub repairs: Duration,
+    /// How long healing may take.
+    pub healed: Duration,
+}
+
+impl Limits {
+    /// For nodes with the timings of tests: healing takes seconds.
+    pub const HASTY: Self = Self {
+        served: Duration::from_secs(20),
+        whole: Duration::from_secs(90),
+        repairs: Duration::from_secs(20),
+        healed: Duration::from_secs(180),
+    };
+    /// For nodes with the timings that they have by default: what is not urgent is repaired after 5 minutes, and a node that
+    /// came back several times is believed after 48 s.
+    pub const DEFAULT: Self = Self {
+        whole: Duration::from_secs(240),
+        repairs: Duration::from_secs(90),
+        healed: Duration::from_secs(1_200),
+        ..Self::HASTY
+    };
+}
 
 /// A fault that is in force.
 struct Active {
@@ -72,6 +97,8 @@ pub struct Senses {
     pub recorder: Arc<Recorder>,
     /// Whether the end was asked for.
     pub interrupt: Interrupt,
+    /// How long things may take.
+    pub limits: Limits,
 }
 
 /// Carries out plans.
@@ -81,6 +108,7 @@ pub struct Runner<'a> {
     eyes: Arc<Eyes>,
     recorder: Arc<Recorder>,
     interrupt: Interrupt,
+    limits: Limits,
     topology: Topology,
     injected: BTreeMap<String, Inject>,
     active: Vec<Active>,
@@ -97,12 +125,13 @@ pub struct Runner<'a> {
 impl<'a> Runner<'a> {
     /// A runner; nothing is done yet.
     pub fn new(driver: &'a mut dyn Driver, senses: &Senses, topology: &Topology, until_ms: u64) -> Self {
-        let Senses { eyes, recorder, interrupt } = senses.clone();
+        let Senses { eyes, recorder, interrupt, limits } = senses.clone();
         Self {
             driver,
             eyes,
             recorder,
             interrupt,
+            limits,
             topology: topology.clone(),
             injected: BTreeMap::new(),
             active: Vec::new(),
@@ -112,6 +141,11 @@ impl<'a> Runner<'a> {
             until_ms,
             ticked: Instant::now(),
         }
+    }
+
+    /// How long things may take.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Runs until the plan or the time is over; the first step in any case.
@@ -153,52 +187,69 @@ impl<'a> Runner<'a> {
 
     fn step(&mut self, step: &Step) -> anyhow::Result<()> {
         self.rest(step.after)?;
-        let (began, began_ms, began_us) = (Instant::now(), self.eyes.now_ms(), self.recorder.now_us());
+        let (began_ms, began_us) = (self.eyes.now_ms(), self.recorder.now_us());
         let whole = unhealed(&self.eyes.looks()).is_none();
         self.begin(&step.fault, &step.who)?;
+        if step.meanwhile == Meanwhile::NothingAcked && self.driver.traffic().is_none() {
+            // Only what is seen of it tells when it is in force.
+            self.see()?;
+        }
+        let (in_force, in_force_us) = (Instant::now(), self.recorder.now_us());
         let mut beside: Vec<_> = step.beside.iter().collect();
         beside.sort_by_key(|one| one.after);
         for one in beside {
-            self.rest((one.after.min(step.lasts)).saturating_sub(began.elapsed()))?;
+            self.rest((one.after.min(step.lasts)).saturating_sub(in_force.elapsed()))?;
             self.begin_beside(one)?;
         }
-        self.rest(step.lasts.saturating_sub(began.elapsed()))?;
+        self.rest(step.lasts.saturating_sub(in_force.elapsed()))?;
         self.see()?;
         let what = step.fault.what(&step.who.to_string());
+        let reached = self.reached();
         match step.meanwhile {
             Meanwhile::Served => {
                 // Only what begins now tells that clients are served under the fault, not what was still under way.
-                self.served(self.recorder.now_us(), &format!("under: {what}"))?;
-                self.uninterrupted(began_ms, &what)?;
+                self.served(self.recorder.now_us(), &reached, &format!("under: {what}"))?;
+                self.uninterrupted(began_ms, &reached, &what)?;
             }
             Meanwhile::NothingAcked => {
-                let from = began_us + u64::try_from(CUT_TAKES.as_micros())?;
-                let acked = self.recorder.acked_within(from, self.recorder.now_us());
+                let acked = self.recorder.acked_within(in_force_us, self.recorder.now_us());
                 if acked > 0 {
-                    bail!("{acked} writes were acknowledged though no side has a majority");
+                    bail!("{acked} writes or deletions were acknowledged though no side has a majority");
                 }
             }
             Meanwhile::Anything => {}
         }
         self.lift_all()?;
         let (lifted_ms, lifted_us) = (self.eyes.now_ms(), self.recorder.now_us());
-        self.served(lifted_us, &format!("after: {what}"))?;
+        let everywhere = self.recorder.sites();
+        self.served(lifted_us, &everywhere, &format!("after: {what}"))?;
         if step.then != Then::Served {
-            self.whole(WHOLE_WITHIN)?;
+            self.whole(self.limits.whole)?;
         }
         if step.then == Then::Healed {
-            self.healed(HEALED_WITHIN)?;
+            self.healed(self.limits.healed)?;
         }
+        self.uninterrupted(lifted_ms, &everywhere, &what)?;
         if step.meanwhile != Meanwhile::Served {
-            return self.uninterrupted(lifted_ms, &what);
+            return Ok(());
         }
-        self.uninterrupted(began_ms, &what)?;
+        self.uninterrupted(began_ms, &reached, &what)?;
         // What was written under the fault promised less: it waits for whoever is taken for down.
         let degraded = self.recorder.degraded_since(began_us);
         match unreadable(&self.eyes.since(began_ms), degraded) {
             Some(why) if whole => bail!("{why}, though its contract survives: {what}"),
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// Sites whose clients no fault in force keeps from a majority.
+    fn reached(&self) -> BTreeSet<String> {
+        let mut sites = self.recorder.sites();
+        for one in &self.active {
+            let cut_off = one.fault.cuts_off(&self.topology, &one.sites);
+            sites.retain(|site| !cut_off.contains(site));
+        }
+        sites
     }
 
     /// Begins a fault beside another, on its cue.
@@ -219,7 +270,7 @@ impl<'a> Runner<'a> {
     /// Waits until the cluster is seen to repair something; false when it never is.
     fn repairs(&mut self) -> anyhow::Result<bool> {
         let began = Instant::now();
-        while began.elapsed() < REPAIRS_WITHIN {
+        while began.elapsed() < self.limits.repairs {
             if self.eyes.repairing().is_some_and(|stripes| stripes > 0) {
                 return Ok(true);
             }
@@ -228,21 +279,26 @@ impl<'a> Runner<'a> {
         Ok(false)
     }
 
-    /// Fails when clients waited too long for an acknowledged write or a read since a moment.
-    fn uninterrupted(&self, from_ms: u64, what: &str) -> anyhow::Result<()> {
-        let limit_ms = u64::try_from(SERVED_WITHIN.as_millis())?;
-        match measure::interrupted(&self.recorder.moments(), from_ms, self.eyes.now_ms(), limit_ms) {
-            Some(gap) => bail!("{gap}, more than {} s: {what}", SERVED_WITHIN.as_secs()),
+    /// Fails when clients of one of these sites waited too long for an acknowledged write or a read since a moment.
+    fn uninterrupted(&self, from_ms: u64, sites: &BTreeSet<String>, what: &str) -> anyhow::Result<()> {
+        let limit_ms = u64::try_from(self.limits.served.as_millis())?;
+        let span = (from_ms, self.eyes.now_ms());
+        match measure::interrupted(&self.recorder.moments(), sites, span, limit_ms) {
+            Some(gap) => bail!("{gap}, more than {} s: {what}", self.limits.served.as_secs()),
             None => Ok(()),
         }
     }
 
-    /// Waits until writes and reads that began after a moment are answered.
-    fn served(&mut self, since_us: u64, when: &str) -> anyhow::Result<()> {
+    /// Waits until writes and reads that began after a moment are answered, in each of these sites.
+    fn served(&mut self, since_us: u64, sites: &BTreeSet<String>, when: &str) -> anyhow::Result<()> {
+        ensure!(!sites.is_empty(), "there is no site whose clients could be served {when}");
         let recorder = self.recorder.clone();
-        self.until(SERVED_WITHIN, &format!("clients to be served {when}"), || {
-            let (writes, reads) = recorder.served_since(since_us);
-            (writes < ANSWERS || reads < ANSWERS).then(|| format!("{writes} writes and {reads} reads since"))
+        self.until(self.limits.served, &format!("clients of {} sites to be served {when}", sites.len()), || {
+            sites.iter().find_map(|site| {
+                let (writes, reads) = recorder.served_since(since_us, Some(site));
+                let few = writes < ANSWERS || reads < ANSWERS;
+                few.then(|| format!("in site {site} {writes} writes and {reads} reads since"))
+            })
         })
     }
 
@@ -280,10 +336,10 @@ impl<'a> Runner<'a> {
         for name in self.driver.outdated() {
             self.begin(&Fault::Upgrade, &Who::Node(name))?;
             self.lift_all()?;
-            self.whole(WHOLE_WITHIN)?;
+            self.whole(self.limits.whole)?;
         }
         let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
-        self.until(WHOLE_WITHIN, &format!("version {COMMANDS_VERSION} of commands to be in force"), || {
+        self.until(self.limits.whole, &format!("version {COMMANDS_VERSION} of commands to be in force"), || {
             let format = eyes.since(from).last().map(|look| look.format);
             (format != Some(COMMANDS_VERSION)).then(|| format!("it is {format:?}"))
         })?;
@@ -316,6 +372,7 @@ impl<'a> Runner<'a> {
             what: fault.what(&name),
             targets: nodes.clone(),
             began_ms,
+            cuts_off: fault.cuts_off(&self.topology, &sites).into_iter().collect(),
             ..FaultRecord::default()
         };
         let index = self.faults.len();
@@ -385,7 +442,7 @@ impl<'a> Runner<'a> {
     fn leader(&mut self) -> anyhow::Result<String> {
         let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
         let mut found = None;
-        self.until(SERVED_WITHIN, "a leader", || {
+        self.until(self.limits.served, "a leader", || {
             found = eyes.since(from).last().and_then(|look| look.leader.clone());
             found.is_none().then(|| "nobody leads".to_owned())
         })?;
@@ -415,13 +472,21 @@ impl<'a> Runner<'a> {
         topology
     }
 
-    /// Ends all faults, the last one first. Who is interrupted does not wait for what they left to heal.
+    /// Ends all faults: those of the network first, then pauses, and the rest from the last one to the first. A node that is
+    /// started is ready when it has found a majority. Who is interrupted does not wait for what they left to heal.
     ///
     /// # Errors
     /// One cannot be ended; the others are.
     pub fn lift_all(&mut self) -> anyhow::Result<()> {
         let mut all: anyhow::Result<()> = Ok(());
-        while let Some(active) = self.active.pop() {
+        let rank = |fault: &Fault| match fault.needs() {
+            Ability::Network | Ability::Links => 2,
+            Ability::Pause => 1,
+            _ => 0,
+        };
+        let next = |active: &[Active]| (0..active.len()).max_by_key(|at| (rank(&active[*at].fault), *at));
+        while let Some(at) = next(&self.active) {
+            let active = self.active.remove(at);
             let lifted = self.lift(&active);
             let now = self.eyes.now_ms();
             if let Some(record) = self.faults.get_mut(active.index) {
@@ -509,30 +574,4 @@ fn unreadable(looks: &[Look], degraded: u64) -> Option<String> {
     let worst = looks.iter().max_by_key(|look| look.unreadable)?;
     let bytes = worst.unreadable.filter(|bytes| *bytes > degraded)?;
     Some(format!("{bytes} bytes could not be read at {} ms", worst.at_ms))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn look(unhealed: Option<&str>, unreadable: Option<u64>) -> Look {
-        Look { unhealed: unhealed.map(str::to_owned), unreadable, ..Look::default() }
-    }
-
-    #[test]
-    fn one_look_is_too_few_to_call_it_healed() {
-        let healed = vec![look(None, Some(0)); HEALED_FOR];
-        assert_eq!(unhealed(&healed), None);
-        assert!(unhealed(&healed[1..]).is_some() && unhealed(&[]).is_some());
-        let told = [healed.as_slice(), &[look(Some("3 stripes"), None)]].concat();
-        assert_eq!(unhealed(&told).as_deref(), Some("3 stripes"));
-    }
-
-    #[test]
-    fn a_moment_in_which_something_could_not_be_read_is_told() {
-        assert_eq!(unreadable(&[look(None, Some(0)), look(None, None)], 0), None);
-        let looks = [look(None, Some(0)), look(None, Some(9)), look(None, None)];
-        assert!(unreadable(&looks, 8).is_some());
-        assert_eq!(unreadable(&looks, 9), None, "as much was written below its contract meanwhile");
-    }
 }

@@ -165,6 +165,31 @@ fn what_could_not_be_read_is_drawn_only_when_there_was_any() {
 }
 
 #[test]
+fn what_follows_the_load_is_shaded_and_named() {
+    let mut run = fixture::run(100);
+    let shaded = |run: &Run| page::render(run).contains("sessions ended: last reads and proof");
+    assert!(shaded(&run));
+    run.load_ended_ms = None;
+    assert!(!shaded(&run), "old records do not tell");
+}
+
+#[test]
+fn clients_of_one_site_and_deletions_have_figures_of_their_own() {
+    let mut run = fixture::run(100);
+    run.unchecked = vec!["no node panicked".into()];
+    let text = page::render(&run);
+    for words in
+        ["longest without writes of clients of one site in site", "acknowledged deletions", "hasty: ", "Not checked"]
+    {
+        assert!(text.contains(words), "{words}");
+    }
+    // Whose clients were cut off is not the worst of anything.
+    let (away, fault) = (&run.outages[0], &run.faults[0]);
+    assert_eq!((fault.targets[0].as_str(), away.sites[1].cut_off), ("b", true));
+    assert!(!text.contains(&format!("(b: {}", super::numbers::lasted(away.sites[1].without_writes_ms))));
+}
+
+#[test]
 fn hundreds_of_faults_stay_a_page() {
     let mut run = fixture::run(600);
     run.faults = (1..=300)

@@ -225,6 +225,20 @@ impl Fault {
         }
     }
 
+    /// Sites whose clients this keeps from a majority: nobody promises them anything. Clients of a site whose nodes are all down
+    /// or stand still reach the nodes of others.
+    pub fn cuts_off(&self, topology: &Topology, sites: &BTreeSet<String>) -> BTreeSet<String> {
+        match self {
+            Self::Isolate | Self::Deafen | Self::Mute => sites.clone(),
+            Self::Split => topology.sites.keys().cloned().collect(),
+            Self::Kill | Self::Pause | Self::Sever { .. } | Self::Slow { .. } | Self::Wipe | Self::Rot { .. } => {
+                BTreeSet::new()
+            }
+            Self::Fill | Self::SlowDisk { .. } | Self::FailSync | Self::Clock { .. } => BTreeSet::new(),
+            Self::Add | Self::Retire | Self::Upgrade => BTreeSet::new(),
+        }
+    }
+
     /// The site that these sites lose, and nobody else does.
     pub fn severed<'a>(&self, topology: &'a Topology, sites: &BTreeSet<String>) -> Option<&'a String> {
         let Self::Sever { draw } = self else { return None };
