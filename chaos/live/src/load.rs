@@ -300,7 +300,13 @@ impl Worker {
         let mut listed: BTreeMap<String, SealedInstance> = BTreeMap::new();
         let mut token = Vec::new();
         let complete = loop {
-            let Ok(page) = self.client.list(Some(name.study.clone()), None, token).await else { break false };
+            let page = match self.client.list(Some(name.study.clone()), None, token).await {
+                Ok(page) => page,
+                Err(fault) => {
+                    self.judge_refusal(&format!("the listing of {prefix}"), &fault);
+                    break false;
+                }
+            };
             for sealed in page.instances {
                 let key = sealed.seal.key.to_string();
                 if listed.get(&key).is_none_or(|present| present.version < sealed.version) {
