@@ -183,7 +183,12 @@ fn play(options: &options::Play) -> anyhow::Result<bool> {
     let Way::Kubectl = options.driver;
     let mut reached = kubectl::Options::new(options.namespace.clone(), options.selector.clone());
     (reached.context, reached.container) = (options.context.clone(), options.container.clone());
-    let driver = Box::new(Kubectl::attach(&reached)?);
+    reached.program = options.kubectl.clone();
+    let driver = Kubectl::attach(&reached)?;
+    if let Some(why) = driver.no_cuts() {
+        bail!("a node that was killed could not be held off the network, and nothing could be cut: {why}");
+    }
+    let driver = Box::new(driver);
     let interrupt = Interrupt::listen()?;
     let base = attach::stage(driver, &config, out.clone(), runtime.handle(), &interrupt)?;
     let run = Stage { command: options.command(seed), ..base }.play(scenario, seed, options.course.minutes)?;

@@ -12,7 +12,7 @@ use pacsvault_judge::{Answer, Call, Operation};
 
 use crate::{
     eyes::Look,
-    record::{Counts, FaultRecord, HIDDEN, Outage, Sample, SiteOutage, Totals},
+    record::{Counts, FaultRecord, HIDDEN, Outage, STOP, Sample, SiteOutage, Totals},
 };
 
 /// Length of a sample.
@@ -186,7 +186,7 @@ pub fn interrupted(
 }
 
 /// Kinds of fault that take somebody away: measured also beside another one.
-const TAKES_AWAY: [&str; 7] = ["kill", "stop", "pause", "partition", "one-way partition", "severed link", "split"];
+const TAKES_AWAY: [&str; 7] = ["kill", STOP, "pause", "partition", "one-way partition", "severed link", "split"];
 
 /// What each fault meant for clients; of those beside another one only such as take somebody away: the time of the others is that
 /// of the main one. What another fault hid is none. `until_ms`: when the load ended.

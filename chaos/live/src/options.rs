@@ -24,6 +24,12 @@ const ENDS: &str = "Exit codes: 0 every check passed; 1 a check failed; 2 it cou
     signal ended it.\n\nA first Ctrl-C or SIGTERM lifts what is broken and writes the report of what was seen; a second one ends at \
     once.";
 
+const ENDS_HERE: &str = "Also then no node, mount or network of the run stays.";
+
+const ENDS_THERE: &str = "What is broken at that moment then stays: NetworkPolicies labelled app.kubernetes.io/managed-by=pacsvault-chaos, \
+    with them nodes that are held off the network, and nodes that stand still. `pacsvault-chaos attach --clean --namespace NAMESPACE` \
+    undoes it.";
+
 const RUN: &str = "Examples:\n  pacsvault-chaos run site-outage --seed 7 --minutes 5\n  pacsvault-chaos run kill-everything \
     --network namespaces --latency a:b=40ms --latency a:c=90ms";
 
@@ -45,13 +51,13 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a scenario on processes of this machine.
-    #[command(after_help = format!("{RUN}\n\n{ENDS}"))]
+    #[command(after_help = format!("{RUN}\n\n{ENDS} {ENDS_HERE}"))]
     Run(Box<Run>),
     /// Play a scenario on a cluster that runs already, with sessions that write and read, and a verdict.
-    #[command(after_help = format!("{PLAY}\n\n{ENDS}"))]
+    #[command(after_help = format!("{PLAY}\n\n{ENDS} {ENDS_THERE}"))]
     Play(Box<Play>),
     /// Break a cluster that runs on Kubernetes for a while, and lift it again.
-    #[command(after_help = ENDS)]
+    #[command(after_help = format!("{ENDS} {ENDS_THERE}"))]
     Attach(Attach),
     /// Make the pages of runs anew, and an index over them.
     Report(Report),
@@ -163,6 +169,9 @@ pub struct Play {
     /// Context of `kubectl`; the current one when absent.
     #[arg(long)]
     pub context: Option<String>,
+    /// The program.
+    #[arg(long, default_value = "kubectl")]
+    pub kubectl: PathBuf,
 }
 
 /// How nodes of a cluster are harmed that runs already.
@@ -212,13 +221,14 @@ impl Run {
 impl Play {
     /// The command that does the same again.
     pub fn command(&self, seed: u64) -> String {
-        let config = self.config.display().to_string();
+        let (config, program) = (self.config.display().to_string(), self.kubectl.display().to_string());
         let options = [
             ("config", Some(&config)),
             ("namespace", Some(&self.namespace)),
             ("selector", Some(&self.selector)),
             ("container", self.container.as_ref()),
             ("context", self.context.as_ref()),
+            ("kubectl", (program != "kubectl").then_some(&program)),
         ];
         let given = options.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", quoted(value?))));
         given.fold(self.course.command("play", seed), |command, option| command + &option)

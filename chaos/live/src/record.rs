@@ -64,6 +64,9 @@ pub struct Run {
 /// What is said of a fault whose effect another one hides, as when all that it would kill are down already.
 pub const HIDDEN: &str = "hidden by other faults";
 
+/// Kind of a kill that gives nodes a second to finish something, where the driver can do no other.
+pub const STOP: &str = "stop";
+
 /// Name of the check that an interrupted run fails.
 pub const CAME_TO_ITS_END: &str = "the run came to its end";
 

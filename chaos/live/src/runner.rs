@@ -20,13 +20,13 @@ use anyhow::{Context, anyhow, bail, ensure};
 use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
-    driver::{Ability, Driver, Inject},
+    driver::{Ability, Death, Driver, Inject},
     eyes::{Eyes, Look},
     history::Recorder,
     interrupt::{Interrupt, Interrupted},
     measure,
     net::{Conditions, Traffic},
-    record::FaultRecord,
+    record::{FaultRecord, Link, NodeInfo, STOP},
     scenario::{
         Plan, Step, Topology,
         plan::{Beside, Cue, Fault, Meanwhile, Then, Who, merged},
@@ -99,6 +99,8 @@ pub struct Senses {
     pub interrupt: Interrupt,
     /// How long things may take.
     pub limits: Limits,
+    /// Latency between sites.
+    pub wan_ms: Vec<Link>,
 }
 
 /// Carries out plans.
@@ -110,6 +112,7 @@ pub struct Runner<'a> {
     interrupt: Interrupt,
     limits: Limits,
     topology: Topology,
+    ways: evidence::Ways,
     injected: BTreeMap<String, Inject>,
     active: Vec<Active>,
     /// All faults so far.
@@ -125,13 +128,14 @@ pub struct Runner<'a> {
 impl<'a> Runner<'a> {
     /// A runner; nothing is done yet.
     pub fn new(driver: &'a mut dyn Driver, senses: &Senses, topology: &Topology, until_ms: u64) -> Self {
-        let Senses { eyes, recorder, interrupt, limits } = senses.clone();
+        let Senses { eyes, recorder, interrupt, limits, .. } = senses.clone();
         Self {
             driver,
             eyes,
             recorder,
             interrupt,
             limits,
+            ways: ways(topology, &senses.wan_ms),
             topology: topology.clone(),
             injected: BTreeMap::new(),
             active: Vec::new(),
@@ -366,10 +370,15 @@ impl<'a> Runner<'a> {
     fn begin(&mut self, fault: &Fault, who: &Who) -> anyhow::Result<()> {
         let (nodes, sites, name) = self.resolve(fault, who)?;
         let began_ms = self.eyes.now_ms();
+        let told = *fault == Fault::Kill && self.driver.death() == Death::Told;
+        let (kind, what) = match told {
+            true => (STOP, format!("{name} is told to stop, and killed a second later")),
+            false => (fault.kind(), fault.what(&name)),
+        };
         let record = FaultRecord {
             number: self.faults.len() as u64 + 1,
-            kind: fault.kind().to_owned(),
-            what: fault.what(&name),
+            kind: kind.to_owned(),
+            what,
             targets: nodes.clone(),
             began_ms,
             cuts_off: fault.cuts_off(&self.topology, &sites).into_iter().collect(),
@@ -404,7 +413,7 @@ impl<'a> Runner<'a> {
     fn resolve(&mut self, fault: &Fault, who: &Who) -> anyhow::Result<(Vec<String>, BTreeSet<String>, String)> {
         let leader = match who {
             Who::Leader | Who::LeaderSite | Who::Follower(_) => Some(self.leader()?),
-            Who::Node(_) | Who::Site(_) | Who::Everything => None,
+            Who::Node(_) | Who::Site(_) | Who::Other(_) | Who::Everything => None,
         };
         let all = self.driver.nodes();
         let of_site = |site: &str| -> Vec<String> {
@@ -424,6 +433,14 @@ impl<'a> Runner<'a> {
                 let index = usize::try_from(draw % (others.len().max(1) as u64))?;
                 vec![others.get(index).context("there is no follower")?.name.clone()]
             }
+            (Who::Other(draw), _) => {
+                let storing = self.topology.storing();
+                let concerned: BTreeSet<&String> = self.active.iter().flat_map(|one| &one.nodes).collect();
+                let free = |node: &&NodeInfo| !concerned.contains(&node.name) && storing.contains(&node.site);
+                let others: Vec<_> = all.iter().filter(free).collect();
+                let index = usize::try_from(draw % (others.len().max(1) as u64))?;
+                vec![others.get(index).context("there is no other node")?.name.clone()]
+            }
             _ => all.iter().map(|node| node.name.clone()).collect(),
         };
         let sites: BTreeSet<String> = nodes.iter().filter_map(|name| site_of(name)).collect();
@@ -434,7 +451,7 @@ impl<'a> Runner<'a> {
             }
             _ if *fault == Fault::Retire => format!("node {}", nodes.join(", ")),
             Who::Site(_) | Who::Node(_) | Who::Everything => who.to_string(),
-            Who::Leader | Who::LeaderSite | Who::Follower(_) => format!("{who} ({})", nodes.join(", ")),
+            Who::Leader | Who::LeaderSite | Who::Follower(_) | Who::Other(_) => format!("{who} ({})", nodes.join(", ")),
         };
         Ok((nodes, sites, name))
     }
@@ -511,7 +528,7 @@ impl<'a> Runner<'a> {
             self.interrupt.check()?;
             let left = duration.saturating_sub(began.elapsed());
             thread::sleep(left.min(Duration::from_millis(100)));
-            if let Some((name, how)) = self.driver.ended()?.into_iter().next() {
+            if let Some((name, how)) = self.driver.ended()?.into_iter().flatten().next() {
                 self.ended.push(format!("{name} ended by itself: {how}"));
                 bail!("{name} ended by itself: {how}");
             }
@@ -560,6 +577,17 @@ impl<'a> Runner<'a> {
         let now = self.eyes.now_ms();
         eprintln!("{clear}{:>4}.{} s {what}", now / 1_000, now / 100 % 10);
     }
+}
+
+/// Latency between hosts, from that between their sites.
+fn ways(topology: &Topology, links: &[Link]) -> evidence::Ways {
+    let pairs = links.iter().flat_map(|link| {
+        let way = Duration::from_secs_f64(link.latency_ms.max(0.0) / 1_000.0);
+        let to = topology.hosts(&link.to);
+        let from = topology.hosts(&link.from).into_iter();
+        from.flat_map(move |from| to.clone().into_iter().map(move |to| ((from.clone(), to), way)))
+    });
+    pairs.collect()
 }
 
 /// Why not everything has looked healed for long enough, if so.

@@ -23,7 +23,7 @@ use pacsvault_runtime::wall_now;
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{Ability, Driver},
+    driver::{Ability, Death, Driver},
     eyes::Eyes,
     history::Recorder,
     interrupt::{Interrupt, Interrupted},
@@ -114,6 +114,9 @@ impl Stage {
         let mut run = self.blank(scenario, seed, minutes);
         let left_out = scenario.left_out(seed, minutes, &self.topology, &abilities);
         run.left_out = left_out.iter().map(ToString::to_string).collect();
+        if plan.needs().contains(&Ability::Kill) && self.driver.death() == Death::Told {
+            run.left_out.push("kill nodes without a second to finish something".to_owned());
+        }
         let over = Arc::new(AtomicBool::new(false));
         let looking = eyes.open(over.clone());
         let clients = std::mem::take(&mut self.clients);
@@ -123,7 +126,13 @@ impl Stage {
         }
         let load = Load::start(&self.runtime, clients, &recorder, seed, rand::random());
         let runtime = self.runtime.clone();
-        let senses = Senses { eyes, recorder, interrupt: self.interrupt.clone(), limits: self.limits };
+        let senses = Senses {
+            eyes,
+            recorder,
+            interrupt: self.interrupt.clone(),
+            limits: self.limits,
+            wan_ms: self.wan_ms.clone(),
+        };
         let mut course =
             Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), ended: Vec::new(), run };
         course.fire(&plan, scenario, minutes);
@@ -248,16 +257,27 @@ impl Course<'_> {
     fn orderly(&mut self) {
         let leaders = verdict::one_leader(&self.senses.eyes.looks());
         self.note("no two leaders of one term", leaders.map_err(anyhow::Error::msg));
-        match self.stage.driver.ended() {
-            Ok(ended) => self.ended.extend(ended.into_iter().map(|(name, how)| format!("{name} ended: {how}"))),
+        let told = self.stage.driver.look_again().and_then(|()| self.stage.driver.ended());
+        let looked = !matches!(told, Ok(None));
+        match told {
+            Ok(ended) => {
+                self.ended.extend(ended.into_iter().flatten().map(|(name, how)| format!("{name} ended: {how}")))
+            }
             Err(error) => self.ended.push(format!("{error:#}")),
         }
-        let nobody =
-            |found: Vec<String>| if found.is_empty() { Ok("none".to_owned()) } else { Err(anyhow!(found.join("; "))) };
         let ended = std::mem::take(&mut self.ended);
-        self.note("no process ended by itself", nobody(ended));
-        let panics = self.stage.driver.panics().and_then(nobody);
-        self.note("no node panicked", panics);
+        self.nobody("no process ended by itself", (looked || !ended.is_empty()).then_some(Ok(ended)));
+        let panics = self.stage.driver.panics().transpose();
+        self.nobody("no node panicked", panics);
+    }
+
+    /// A check that nothing was found; left out by name when nobody looked.
+    fn nobody(&mut self, name: &str, found: Option<anyhow::Result<Vec<String>>>) {
+        match found {
+            None => self.run.unchecked.push(format!("{name}: this driver cannot tell")),
+            Some(Ok(found)) if !found.is_empty() => self.note(name, Err(anyhow!(found.join("; ")))),
+            Some(found) => self.note(name, found.map(|_| "none".to_owned())),
+        }
     }
 
     /// What the last writes left is healed, too.

@@ -22,7 +22,8 @@ use crate::{
     eyes::{Eyes, Look},
     history::{Promise, Recorder},
     load::read,
-    record::{Check, FaultRecord, HIDDEN},
+    record::{Check, FaultRecord, HIDDEN, STOP},
+    scenario::plan::Fault,
 };
 
 /// Versions read at once.
@@ -189,7 +190,8 @@ fn told(verdict: &Verdict) -> Result<String, String> {
 /// None were.
 pub fn done(faults: &[FaultRecord], own: &[&str]) -> Result<String, String> {
     let shown = faults.iter().filter(|fault| fault.effect != HIDDEN);
-    let named = shown.filter(|fault| own.contains(&fault.kind.as_str())).count();
+    let is_own = |kind: &str| own.contains(&kind) || (kind == STOP && own.contains(&Fault::Kill.kind()));
+    let named = shown.filter(|fault| is_own(&fault.kind)).count();
     match faults.len() {
         0 => Err("nothing was done".to_owned()),
         all if named == 0 => Err(format!("{all} faults, and none of them is {}", own.join(" or "))),
@@ -256,6 +258,7 @@ mod tests {
         assert_eq!(done(&[fault("slow disk"), fault("kill")], &["kill"]).as_deref(), Ok("2 faults, 1 of them kill"));
         let hidden = FaultRecord { effect: HIDDEN.to_owned(), ..fault("kill") };
         assert!(done(&[hidden], &["kill"]).is_err(), "all were down already");
+        assert!(done(&[fault(STOP)], &["kill"]).is_ok() && done(&[fault(STOP)], &["pause"]).is_err());
     }
 
     #[test]

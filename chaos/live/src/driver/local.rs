@@ -478,13 +478,13 @@ impl Driver for Local {
         self.wan.as_ref().map(|wan| wan.traffic())
     }
 
-    fn panics(&self) -> anyhow::Result<Vec<String>> {
+    fn panics(&self) -> anyhow::Result<Option<Vec<String>>> {
         let mut found = Vec::new();
         for node in &self.bed.cluster.nodes {
             let log = fs::read_to_string(&node.log).unwrap_or_default();
             found.extend(panics(&log).map(|line| format!("{}: {line}", node.name)));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     fn add_node(&mut self, site: &str) -> anyhow::Result<String> {
@@ -552,14 +552,14 @@ impl Driver for Local {
         ))
     }
 
-    fn ended(&mut self) -> anyhow::Result<Vec<(String, String)>> {
+    fn ended(&mut self) -> anyhow::Result<Option<Vec<(String, String)>>> {
         let mut told = std::mem::take(&mut self.unclean);
         for (name, status) in self.bed.cluster.reap()? {
             let log = fs::read_to_string(&self.bed.node(&name).log).unwrap_or_default();
             let why = log.lines().rev().find(|line| line.starts_with("error: ")).unwrap_or("without a reason");
             told.push((name, format!("{status}: {why}")));
         }
-        Ok(told)
+        Ok(Some(told))
     }
 }
 

@@ -144,7 +144,8 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "membership-churn",
         line: "nodes come and go while others die",
-        does: "A node is added, others are killed and frozen, a node is emptied and retired; again and again.",
+        does: "A node is added, others are killed, cut off and frozen, a node is emptied and retired; again and again. While one comes \
+            or goes another one dies, too, and is back before all that moves has moved.",
         holds: "Writes and reads go on within 20 s of each change.",
         own: &["add node", "retire node"],
         essential: &[Ability::Kill, Ability::Add],
@@ -359,8 +360,11 @@ fn churn(draw: &mut Draw) -> Step {
             return step(draw, fault, who);
         }
     };
-    made.lasts = Duration::from_millis(500);
     made.then = Then::Healed;
+    // Somebody else dies meanwhile, and is back before anybody waits for what is moved.
+    let (fault, after) = (away(draw), draw.millis(100..1_000));
+    let who = Who::Other(draw.random_number());
+    made.beside.push(Beside { after, cue: Cue::None, fault, who });
     made
 }
 
@@ -558,6 +562,17 @@ mod tests {
             for step in plan.steps.iter().filter(|step| step.fault == Fault::Wipe) {
                 let sites: BTreeSet<String> = step.beside.iter().map(|beside| beside.who.to_string()).collect();
                 assert_eq!(sites.len(), 2, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn somebody_else_dies_while_a_node_comes_or_goes() {
+        let scenario = ALL.iter().find(|one| one.name == "membership-churn").expect("named");
+        for step in scenario.plan(1, 5.0, &topology(scenario), &everything()).steps {
+            if matches!(step.fault, Fault::Add | Fault::Retire) {
+                assert!(step.beside.iter().any(|one| matches!(one.who, Who::Other(_))), "{step:?}");
+                assert!(step.beside.iter().all(|one| one.after < step.lasts), "{step:?}");
             }
         }
     }

@@ -83,6 +83,8 @@ pub enum Who {
     LeaderSite,
     /// Some storage node that does not lead; the number decides which.
     Follower(u64),
+    /// Some storage node that no fault in force is about; the number decides which.
+    Other(u64),
     /// All nodes.
     Everything,
 }
@@ -95,6 +97,7 @@ impl fmt::Display for Who {
             Self::Leader => to.write_str("the leader"),
             Self::LeaderSite => to.write_str("the leader's site"),
             Self::Follower(_) => to.write_str("a follower"),
+            Self::Other(_) => to.write_str("another node"),
             Self::Everything => to.write_str("all nodes"),
         }
     }
