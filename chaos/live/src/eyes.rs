@@ -203,6 +203,11 @@ impl Eyes {
         self.peer.call(&target, request, within).await
     }
 
+    /// Waits for something of the cluster.
+    pub(crate) fn wait<T>(&self, wanted: impl Future<Output = T>) -> T {
+        self.runtime.block_on(wanted)
+    }
+
     /// Asks one node.
     ///
     /// # Errors

@@ -29,6 +29,8 @@ pub struct Promise {
     pub content: Content,
     /// The signed receipt.
     pub signed: Vec<u8>,
+    /// It was acknowledged below its contract.
+    pub degraded: bool,
 }
 
 #[derive(Default)]
@@ -129,8 +131,21 @@ impl Recorder {
     }
 
     /// A version was acknowledged.
-    pub fn promise(&self, key: &str, version: u32, content: Content, signed: Vec<u8>) {
-        self.state().promises.insert((key.to_owned(), version), Promise { content, signed });
+    pub fn promise(&self, key: &str, version: u32, promise: Promise) {
+        self.state().promises.insert((key.to_owned(), version), promise);
+    }
+
+    /// Versions acknowledged at their full contract, of keys that nobody began to delete; at most so many, from all over.
+    pub fn full(&self, most: usize) -> Vec<(String, u32)> {
+        let state = self.state();
+        let all = state.done.iter().chain(state.open.values());
+        let gone: BTreeSet<&str> =
+            all.filter(|one| matches!(one.call, Call::Delete { .. })).map(|one| one.key.as_str()).collect();
+        let whole =
+            |((key, _), promise): &(&(String, u32), &Promise)| !promise.degraded && !gone.contains(key.as_str());
+        let found: Vec<_> = state.promises.iter().filter(whole).map(|(version, _)| version.clone()).collect();
+        let every = found.len().div_ceil(most.max(1)).max(1);
+        found.into_iter().step_by(every).collect()
     }
 
     /// A write of so many bytes was acknowledged below its contract.
@@ -267,6 +282,21 @@ mod tests {
         recorder.end(recorder.begin(1_000_001, "main/1.2/1.2/1.2", get()), found(), 5);
         assert_eq!((recorder.served_since(0, None), recorder.moments().len()), ((0, 1), 1));
         assert_eq!(recorder.history().expect("kept").operations.len(), 82);
+    }
+
+    #[test]
+    fn versions_that_must_be_readable_are_neither_degraded_nor_deleted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let recorder = Recorder::new(Instant::now(), &dir.path().join("history.jsonl")).expect("a file");
+        let promise = |degraded| Promise { content: Content::draw(1, 9).0, signed: Vec::new(), degraded };
+        for number in 0..100 {
+            recorder.promise(&format!("main/1.2/1.2/{number:03}"), 1, promise(number % 10 == 0));
+        }
+        recorder.begin(1, "main/1.2/1.2/001", Call::Delete { version: None });
+        assert_eq!(recorder.full(1_000).len(), 89);
+        let some = recorder.full(30);
+        assert!((20..=30).contains(&some.len()), "{}", some.len());
+        assert!(some.first() < some.last() && !some.iter().any(|(key, _)| key.ends_with("001")));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use pacsvault_tests::ledger::Content;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::history::Recorder;
+use crate::history::{Promise, Recorder};
 
 /// Keys that all sessions fight for at a time.
 const HOT_KEYS: u64 = 6;
@@ -217,7 +217,8 @@ impl Worker {
                 }
                 let version = stored.receipt.version.0;
                 let attempt = stored.receipt.instance.to_string();
-                self.recorder.promise(key, version, content, stored.signed);
+                let promise = Promise { content, signed: stored.signed, degraded: stored.receipt.degraded };
+                self.recorder.promise(key, version, promise);
                 let first = stored.first;
                 self.recorder.end(number, Answer::Stored { version, attempt, first }, size as u64);
                 false

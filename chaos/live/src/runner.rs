@@ -5,6 +5,7 @@
 
 mod evidence;
 mod faults;
+mod probe;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, bail, ensure};
+use pacsvault_client::Client;
 use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
@@ -101,6 +103,8 @@ pub struct Senses {
     pub limits: Limits,
     /// Latency between sites.
     pub wan_ms: Vec<Link>,
+    /// Of some sites, to read what must be readable.
+    pub readers: Vec<Client>,
 }
 
 /// Carries out plans.
@@ -113,6 +117,7 @@ pub struct Runner<'a> {
     limits: Limits,
     topology: Topology,
     ways: evidence::Ways,
+    readers: Vec<Client>,
     injected: BTreeMap<String, Inject>,
     active: Vec<Active>,
     /// All faults so far.
@@ -136,6 +141,7 @@ impl<'a> Runner<'a> {
             interrupt,
             limits,
             ways: ways(topology, &senses.wan_ms),
+            readers: senses.readers.clone(),
             topology: topology.clone(),
             injected: BTreeMap::new(),
             active: Vec::new(),
@@ -214,6 +220,9 @@ impl<'a> Runner<'a> {
                 // Only what begins now tells that clients are served under the fault, not what was still under way.
                 self.served(self.recorder.now_us(), &reached, &format!("under: {what}"))?;
                 self.uninterrupted(began_ms, &reached, &what)?;
+                if whole {
+                    self.readable(&what)?;
+                }
             }
             Meanwhile::NothingAcked => {
                 let acked = self.recorder.acked_within(in_force_us, self.recorder.now_us());
@@ -238,7 +247,7 @@ impl<'a> Runner<'a> {
             return Ok(());
         }
         self.uninterrupted(began_ms, &reached, &what)?;
-        // What was written under the fault promised less: it waits for whoever is taken for down.
+        // What was written under the fault promised less: it waits for whoever is taken for down. Nothing else does: see `readable`.
         let degraded = self.recorder.degraded_since(began_us);
         match unreadable(&self.eyes.since(began_ms), degraded) {
             Some(why) if whole => bail!("{why}, though its contract survives: {what}"),

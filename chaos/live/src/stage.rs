@@ -132,6 +132,7 @@ impl Stage {
             interrupt: self.interrupt.clone(),
             limits: self.limits,
             wan_ms: self.wan_ms.clone(),
+            readers: self.readers.clone(),
         };
         let mut course =
             Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), ended: Vec::new(), run };

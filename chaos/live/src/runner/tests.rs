@@ -191,7 +191,14 @@ impl Scene {
                 thread::sleep(Duration::from_millis(20));
             }
         }));
-        let senses = Senses { eyes, recorder, interrupt: Interrupt::fixed(None), limits: LIMITS, wan_ms: Vec::new() };
+        let senses = Senses {
+            eyes,
+            recorder,
+            interrupt: Interrupt::fixed(None),
+            limits: LIMITS,
+            wan_ms: Vec::new(),
+            readers: Vec::new(),
+        };
         Self { driver: invented(), senses, over, threads, _runtime: runtime, _dir: dir }
     }
 

@@ -108,9 +108,9 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "bit-rot",
-        line: "bytes flip on the disks of a whole site",
-        does: "The nodes of one site are stopped, bytes flipped in tens of places of their segments, and started; then they \
-            verify what they hold. Beside it links and disks get slower.",
+        line: "bytes flip on the volumes of a whole site",
+        does: "The nodes of one site are stopped, bytes flipped in tens of places of their volumes' segments, and started; then they \
+            verify what they hold. Beside it links and disks get slower. The disks of log and catalog are never damaged.",
         holds: "No damaged byte is ever handed out; damage is found and rebuilt before the next site rots.",
         own: &["bit rot"],
         essential: &[Ability::Damage],
@@ -119,9 +119,9 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "disk-full",
-        line: "a neighbour fills a disk to the last byte",
+        line: "a neighbour fills a volume's disk to the last byte",
         does: "The file system under the volumes of a node is filled to the last byte, and relieved later. Needs root: small \
-            disks are mounted.",
+            disks are mounted. The disk of log and catalog is never filled.",
         holds: "The node says that it is full, and writes go elsewhere; nothing acknowledged is lost, and the node takes part again \
             by itself when there is room.",
         own: &["full disk"],
