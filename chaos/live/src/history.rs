@@ -17,7 +17,10 @@ use anyhow::Context;
 use pacsvault_judge::{Answer, Call, History, Operation};
 use pacsvault_tests::ledger::Content;
 
-use crate::measure::{Did, Moment};
+use crate::{
+    measure::{Did, Moment},
+    record::Refusal,
+};
 
 /// Most that the file may lack.
 const FLUSH_EVERY: Duration = Duration::from_secs(1);
@@ -47,6 +50,7 @@ struct State {
     /// Writes acknowledged below their contract: when, and how many bytes.
     degraded: Vec<(u64, u64)>,
     broken: Vec<String>,
+    refusals: BTreeMap<String, Refusal>,
     file: Option<BufWriter<File>>,
     flushed: Option<Instant>,
     file_error: Option<String>,
@@ -157,6 +161,22 @@ impl Recorder {
     /// Bytes acknowledged below their contract since then.
     pub fn degraded_since(&self, from_us: u64) -> u64 {
         self.state().degraded.iter().filter(|(at, _)| *at >= from_us).map(|(_, bytes)| bytes).sum()
+    }
+
+    /// Something was refused.
+    pub fn refused(&self, code: &str, words: &str) {
+        let mut state = self.state();
+        let first = || Refusal { code: code.to_owned(), first: words.to_owned(), ..Refusal::default() };
+        let refusal = state.refusals.entry(code.to_owned()).or_insert_with(first);
+        refusal.count += 1;
+        words.clone_into(&mut refusal.last);
+    }
+
+    /// All refusals, the most frequent first.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        let mut all: Vec<Refusal> = self.state().refusals.values().cloned().collect();
+        all.sort_by_key(|one| std::cmp::Reverse(one.count));
+        all
     }
 
     /// A promise was broken in a way that no history needs to be searched for.

@@ -331,6 +331,7 @@ impl Worker {
 
     /// In a disaster, "not now" and "perhaps" are fair answers; "never" and "broken" are not.
     fn judge_refusal(&self, what: &str, fault: &Fault) {
+        self.recorder.refused(fault.code, &format!("{what}: {fault}"));
         match fault.class {
             Class::Retry | Class::Unknown | Class::Exhausted => {}
             Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => {

@@ -55,6 +55,8 @@ pub struct Run {
     pub checks: Vec<Check>,
     /// Sums.
     pub totals: Totals,
+    /// Why writes, deletions and listings were refused, by code.
+    pub refusals: Vec<Refusal>,
     /// What ended it before its time; absent when it came to its end.
     pub interrupted: Option<String>,
     /// True when every check passed.
@@ -208,6 +210,20 @@ pub struct SiteOutage {
     pub without_reads_ms: u64,
     /// A fault of that time kept these clients from a majority: nobody promises them anything meanwhile.
     pub cut_off: bool,
+}
+
+/// What was refused for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Its code.
+    pub code: String,
+    /// How often.
+    pub count: u64,
+    /// The first one, in the words of the client.
+    pub first: String,
+    /// The last one.
+    #[serde(default)]
+    pub last: String,
 }
 
 /// A new leader, or none.

@@ -332,6 +332,7 @@ impl Course<'_> {
         self.run.program.version = versions.into_iter().collect::<Vec<_>>().join(", ");
         self.run.samples = measure::samples(&self.senses.recorder.moments(), &looks, took_ms);
         self.run.leaders = self.senses.eyes.leaders();
+        self.run.refusals = self.senses.recorder.refusals();
         self.run.checks = self.checks;
         self.run.passed = self.run.checks.iter().all(|check| check.passed);
         crate::report::write(&self.run, &self.stage.out)?;

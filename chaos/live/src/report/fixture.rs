@@ -1,7 +1,7 @@
 //! An invented run that has everything a report shows.
 
 use crate::record::{
-    Check, Counts, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Program, Run, Sample, SiteOutage, Totals,
+    Check, Counts, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Program, Refusal, Run, Sample, SiteOutage, Totals,
 };
 
 /// Numbers that look drawn and are always the same.
@@ -192,6 +192,12 @@ pub(super) fn run(seconds: u64) -> Run {
         longest_without_writes_ms: 2980,
         longest_without_reads_ms: 609,
     };
+    let refusal = Refusal {
+        code: "PV-TOO-WEAK".into(),
+        count: 17,
+        first: "stored on too few volumes".into(),
+        last: "no leader".into(),
+    };
     let link = |from: &str, to: &str, latency_ms: f64| Link { from: from.into(), to: to.into(), latency_ms };
     Run {
         scenario: "site-outage".into(),
@@ -231,6 +237,7 @@ pub(super) fn run(seconds: u64) -> Run {
         leaders: leaders(part),
         checks: checks(),
         totals,
+        refusals: vec![refusal],
         interrupted: None,
         passed: true,
     }

@@ -25,7 +25,7 @@ pub(super) fn render(run: &Run) -> String {
     let body = format!(
         "<header><h1>{}</h1><p class=\"soft\">{}</p><p>{}</p></header>{}{}\
          <section><h2>Timeline</h2><figure>{wide}{narrow}<div class=\"tip\" hidden=\"hidden\" aria-live=\"polite\"></div>\
-         <figcaption>{}</figcaption></figure></section>{}{}{}{}{}",
+         <figcaption>{}</figcaption></figure></section>{}{}{}{}{}{}",
         escape(&run.scenario),
         escape(&about(run)),
         escape(&run.summary),
@@ -35,6 +35,7 @@ pub(super) fn render(run: &Run) -> String {
         tables::checks(run),
         tables::faults(run),
         tables::by_kind(run),
+        tables::refusals(run),
         setting(run),
         tables::samples(&wide_bins),
     );

@@ -9,7 +9,7 @@ use super::{
     page::span_words,
     series::Bin,
 };
-use crate::record::{FaultRecord, Outage, Run, SiteOutage};
+use crate::record::{FaultRecord, Outage, Refusal, Run, SiteOutage};
 
 /// Most rows of the table behind the plot.
 const ROWS_MAX: usize = 60;
@@ -102,6 +102,20 @@ pub(super) fn faults(run: &Run) -> String {
          fault kept from a majority. Without reads: the same for answered reads.</p>\
          <table class=\"cards\">{head}<tbody>{rows}</tbody></table></section>"
     )
+}
+
+/// Why something was refused; nothing when nothing was.
+pub(super) fn refusals(run: &Run) -> String {
+    if run.refusals.is_empty() {
+        return String::new();
+    }
+    let row = |one: &Refusal| {
+        let (code, times) = (cell("lead-cell", "Code", &one.code), cell("n", "Times", &count(one.count)));
+        format!("<tr>{code}{times}{}{}</tr>", cell("what", "First", &one.first), cell("what", "Last", &one.last))
+    };
+    let rows: String = run.refusals.iter().map(row).collect();
+    let head = head(&[("Code", false), ("Times", true), ("First", false), ("Last", false)]);
+    format!("<section><h2>Refusals</h2><table class=\"cards\">{head}<tbody>{rows}</tbody></table></section>")
 }
 
 /// Outages by kind of fault; nothing when no outage was measured.

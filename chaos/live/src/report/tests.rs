@@ -106,6 +106,8 @@ fn nothing_in_a_record_becomes_markup() {
     run.wan_ms[0].from = evil.into();
     run.checks[0].name = evil.into();
     run.checks[0].detail = evil.into();
+    run.refusals[0].code = evil.into();
+    run.refusals[0].first = evil.into();
     let text = page::render(&run);
     assert_eq!(elements(&text).iter().filter(|name| *name == "script").count(), 2);
     assert!(!text.contains("<b>") && !text.contains("alert('x')</"), "it stays text");
@@ -178,9 +180,13 @@ fn clients_of_one_site_and_deletions_have_figures_of_their_own() {
     let mut run = fixture::run(100);
     run.unchecked = vec!["no node panicked".into()];
     let text = page::render(&run);
-    for words in
-        ["longest without writes of clients of one site in site", "acknowledged deletions", "hasty: ", "Not checked"]
-    {
+    for words in [
+        "longest without writes of clients of one site in site",
+        "acknowledged deletions",
+        "hasty: ",
+        "Not checked",
+        "PV-TOO-WEAK",
+    ] {
         assert!(text.contains(words), "{words}");
     }
     // Whose clients were cut off is not the worst of anything.
