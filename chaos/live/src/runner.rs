@@ -82,6 +82,8 @@ struct Active {
     fault: Fault,
     nodes: Vec<String>,
     sites: BTreeSet<String>,
+    /// Sites whose clients are promised nothing meanwhile.
+    cut_off: BTreeSet<String>,
     /// Id under which a node was known that will not be known any more.
     old: Option<NodeId>,
     /// What it does to the network.
@@ -259,10 +261,24 @@ impl<'a> Runner<'a> {
     fn reached(&self) -> BTreeSet<String> {
         let mut sites = self.recorder.sites();
         for one in &self.active {
-            let cut_off = one.fault.cuts_off(&self.topology, &one.sites);
-            sites.retain(|site| !cut_off.contains(site));
+            sites.retain(|site| !one.cut_off.contains(site));
         }
         sites
+    }
+
+    /// Sites whose clients a fault keeps from a majority, or that lose the leader's site: the leader takes the nodes there for away,
+    /// and clients there reach none of the leader's.
+    fn cut_off(&self, fault: &Fault, sites: &BTreeSet<String>) -> BTreeSet<String> {
+        let mut cut_off = fault.cuts_off(&self.topology, sites);
+        let leader = self.eyes.last().leader.and_then(|name| self.topology.site_of(&name).map(str::to_owned));
+        if let (Some(leader), Some(other)) = (leader, fault.severed(&self.topology, sites)) {
+            if sites.contains(&leader) {
+                cut_off.insert(other.clone());
+            } else if *other == leader {
+                cut_off.extend(sites.iter().cloned());
+            }
+        }
+        cut_off
     }
 
     /// Begins a fault beside another, on its cue.
@@ -384,18 +400,20 @@ impl<'a> Runner<'a> {
             true => (STOP, format!("{name} is told to stop, and killed a second later")),
             false => (fault.kind(), fault.what(&name)),
         };
+        let cut_off = self.cut_off(fault, &sites);
         let record = FaultRecord {
             number: self.faults.len() as u64 + 1,
             kind: kind.to_owned(),
             what,
             targets: nodes.clone(),
             began_ms,
-            cuts_off: fault.cuts_off(&self.topology, &sites).into_iter().collect(),
+            cuts_off: cut_off.iter().cloned().collect(),
             ..FaultRecord::default()
         };
         let index = self.faults.len();
         let links = fault.conditions(&self.grown(), &sites);
-        let mut active = Active { index, fault: fault.clone(), nodes, sites, old: None, links, since: None };
+        let fault_now = fault.clone();
+        let mut active = Active { index, fault: fault_now, nodes, sites, cut_off, old: None, links, since: None };
         self.say(&format!("fault {}: {}", record.number, record.what));
         self.faults.push(record);
         let struck = self.strike(&mut active);

@@ -57,7 +57,8 @@ pub(super) const ALL: &[Scenario] = &[
         line: "a site hears the others and is not heard, or the other way round; or two sites lose each other only",
         does: "Links are cut in one direction only, around the leader's site or one drawn by the seed; or the link between two sites \
             is cut both ways, while both reach the third.",
-        holds: "Writes and reads through the sites that reach each other are back within 20 s. In no term two leaders are believed.",
+        holds: "Writes and reads are back within 20 s through every site that is neither deaf nor mute and reaches the site of the leader. \
+            In no term two leaders are believed.",
         own: &["one-way partition", "severed link"],
         essential: &[Ability::Links],
         draw: asymmetric,
