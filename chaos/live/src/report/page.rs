@@ -116,7 +116,7 @@ fn figures(run: &Run) -> String {
         let worst = |outage| Some((outage, tables::slowest(outage, part)?));
         let found = run.outages.iter().filter_map(worst).max_by_key(|(_, site)| part(site));
         found.map_or((String::from("–"), String::new()), |(outage, site)| {
-            (lasted(part(site)), format!(" in site {}, fault {}", site.site, outage.fault))
+            (lasted(part(site)), format!(": {}, fault {}", site.site, outage.fault))
         })
     };
     let (site_writes, site_reads) = (of_site(|it| it.without_writes_ms), of_site(|it| it.without_reads_ms));
@@ -135,8 +135,8 @@ fn figures(run: &Run) -> String {
             format!("longest without reads{}", worst(|it| it.without_reads_ms)),
             false,
         ),
-        (site_writes.0, format!("longest without writes of clients of one site{}", site_writes.1), false),
-        (site_reads.0, format!("longest without reads of clients of one site{}", site_reads.1), false),
+        (site_writes.0, format!("longest without writes in one site{}", site_writes.1), false),
+        (site_reads.0, format!("longest without reads in one site{}", site_reads.1), false),
         (
             count(totals.counts.deletes),
             format!("acknowledged deletions, {} not", count(totals.counts.deletes_failed)),

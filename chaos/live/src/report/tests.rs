@@ -180,13 +180,9 @@ fn clients_of_one_site_and_deletions_have_figures_of_their_own() {
     let mut run = fixture::run(100);
     run.unchecked = vec!["no node panicked".into()];
     let text = page::render(&run);
-    for words in [
-        "longest without writes of clients of one site in site",
-        "acknowledged deletions",
-        "hasty: ",
-        "Not checked",
-        "PV-TOO-WEAK",
-    ] {
+    for words in
+        ["longest without writes in one site: ", "acknowledged deletions", "hasty: ", "Not checked", "PV-TOO-WEAK"]
+    {
         assert!(text.contains(words), "{words}");
     }
     // Whose clients were cut off is not the worst of anything.
