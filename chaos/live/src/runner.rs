@@ -8,6 +8,7 @@ mod faults;
 mod probe;
 #[cfg(test)]
 mod tests;
+mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,16 +18,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, bail};
 use pacsvault_client::Client;
 use pacsvault_core::{catalog::command::COMMANDS_VERSION, ids::NodeId};
 
 use crate::{
     driver::{Ability, Death, Driver, Inject},
-    eyes::{Eyes, Look},
+    eyes::Eyes,
     history::Recorder,
     interrupt::{Interrupt, Interrupted},
-    measure,
     net::{Conditions, Traffic},
     record::{FaultRecord, Link, NodeInfo, STOP},
     scenario::{
@@ -34,15 +34,12 @@ use crate::{
         plan::{Beside, Cue, Fault, Meanwhile, Then, Who, merged},
     },
 };
+use waits::{unhealed, unreadable};
 
-/// Answers after which clients of a site count as served.
-const ANSWERS: u64 = 3;
 /// What is under way when the network is cut may still arrive.
 const CUT_TAKES: Duration = Duration::from_millis(150);
 /// How long a fault that met a repair goes on at least.
 const MEETS_FOR: Duration = Duration::from_secs(1);
-/// For how long everything must look healed: a survey of the moment before may not know of what has just been found.
-const HEALED_FOR: usize = 5;
 
 /// How long things may take.
 #[derive(Debug, Clone, Copy)]
@@ -296,67 +293,6 @@ impl<'a> Runner<'a> {
         if meets { self.rest(MEETS_FOR) } else { Ok(()) }
     }
 
-    /// Waits until the cluster is seen to repair something; false when it never is.
-    fn repairs(&mut self) -> anyhow::Result<bool> {
-        let began = Instant::now();
-        while began.elapsed() < self.limits.repairs {
-            if self.eyes.repairing().is_some_and(|stripes| stripes > 0) {
-                return Ok(true);
-            }
-            self.rest(Duration::from_millis(20))?;
-        }
-        Ok(false)
-    }
-
-    /// Fails when clients of one of these sites waited too long for an acknowledged write or a read since a moment.
-    fn uninterrupted(&self, from_ms: u64, sites: &BTreeSet<String>, what: &str) -> anyhow::Result<()> {
-        let limit_ms = u64::try_from(self.limits.served.as_millis())?;
-        let span = (from_ms, self.eyes.now_ms());
-        match measure::interrupted(&self.recorder.moments(), sites, span, limit_ms) {
-            Some(gap) => bail!("{gap}, more than {} s: {what}", self.limits.served.as_secs()),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until writes and reads that began after a moment are answered, in each of these sites.
-    fn served(&mut self, since_us: u64, sites: &BTreeSet<String>, when: &str) -> anyhow::Result<()> {
-        ensure!(!sites.is_empty(), "there is no site whose clients could be served {when}");
-        let recorder = self.recorder.clone();
-        self.until(self.limits.served, &format!("clients of {} sites to be served {when}", sites.len()), || {
-            sites.iter().find_map(|site| {
-                let (writes, reads) = recorder.served_since(since_us, Some(site));
-                let few = writes < ANSWERS || reads < ANSWERS;
-                few.then(|| format!("in site {site} {writes} writes and {reads} reads since"))
-            })
-        })
-    }
-
-    /// Waits until all nodes answer, are up in the layout, and one leads.
-    ///
-    /// # Errors
-    /// Not within the limit.
-    pub fn whole(&mut self, limit: Duration) -> anyhow::Result<()> {
-        let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
-        let wanted: BTreeSet<String> = self.driver.nodes().into_iter().map(|node| node.name).collect();
-        self.until(limit, "all nodes to be back", || {
-            let looks = eyes.since(from);
-            let Some(look) = looks.last() else { return Some("no look yet".to_owned()) };
-            let missing: Vec<&String> =
-                wanted.iter().filter(|name| !look.answering.contains(*name) || !look.up.contains(*name)).collect();
-            (look.leader.is_none() || !missing.is_empty())
-                .then(|| format!("leader {:?}, not up: {missing:?}", look.leader))
-        })
-    }
-
-    /// Waits until everything stored is at full contract.
-    ///
-    /// # Errors
-    /// Not within the limit.
-    pub fn healed(&mut self, limit: Duration) -> anyhow::Result<()> {
-        let (from, eyes) = (self.eyes.now_ms(), self.eyes.clone());
-        self.until(limit, "full contract", || unhealed(&eyes.since(from)))
-    }
-
     /// Upgrades whoever still runs the previous release, one after the other, and waits until the new version is in force.
     ///
     /// # Errors
@@ -373,23 +309,6 @@ impl<'a> Runner<'a> {
             (format != Some(COMMANDS_VERSION)).then(|| format!("it is {format:?}"))
         })?;
         Ok(format!("version {COMMANDS_VERSION} of commands"))
-    }
-
-    /// Repeats `why_not` until it has no answer.
-    fn until(
-        &mut self,
-        limit: Duration,
-        what: &str,
-        mut why_not: impl FnMut() -> Option<String>,
-    ) -> anyhow::Result<()> {
-        let began = Instant::now();
-        while let Some(why) = why_not() {
-            if began.elapsed() > limit {
-                bail!("waited {} s in vain for {what}: {why}", limit.as_secs());
-            }
-            self.rest(Duration::from_millis(50))?;
-        }
-        Ok(())
     }
 
     fn begin(&mut self, fault: &Fault, who: &Who) -> anyhow::Result<()> {
@@ -615,18 +534,4 @@ fn ways(topology: &Topology, links: &[Link]) -> evidence::Ways {
         from.flat_map(move |from| to.clone().into_iter().map(move |to| ((from.clone(), to), way)))
     });
     pairs.collect()
-}
-
-/// Why not everything has looked healed for long enough, if so.
-fn unhealed(looks: &[Look]) -> Option<String> {
-    let last: Vec<&Look> = looks.iter().rev().take(HEALED_FOR).collect();
-    let short = (last.len() < HEALED_FOR).then(|| "not looked at for long enough".to_owned());
-    last.into_iter().find_map(|look| look.unhealed.clone()).or(short)
-}
-
-/// What some look saw that could not be read, more than `degraded` bytes.
-fn unreadable(looks: &[Look], degraded: u64) -> Option<String> {
-    let worst = looks.iter().max_by_key(|look| look.unreadable)?;
-    let bytes = worst.unreadable.filter(|bytes| *bytes > degraded)?;
-    Some(format!("{bytes} bytes could not be read at {} ms", worst.at_ms))
 }

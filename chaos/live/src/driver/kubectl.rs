@@ -13,6 +13,7 @@
 //! - In a dry run what would change something is printed and not done.
 
 mod call;
+mod pods;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -25,19 +26,15 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
 
 use super::{Ability, Death, Driver};
 use crate::{net::Conditions, record::NodeInfo};
 use call::Caller;
+use pods::{Pod, PodList, pod, restarted};
 use policy::Isolation;
 
 /// Label, and its value, of everything that is made here.
 pub const OURS: (&str, &str) = ("app.kubernetes.io/managed-by", "pacsvault-chaos");
-/// Label of a pod that names its site; without it the zone counts.
-const SITE_LABELS: [&str; 2] = ["pacsvault.io/site", "topology.kubernetes.io/zone"];
-/// Labels that name one pod and stay when it is made again.
-const NODE_LABELS: [&str; 2] = ["pacsvault.io/node", "statefulset.kubernetes.io/pod-name"];
 /// How often a pod that is to come back is looked at.
 const POLL: Duration = Duration::from_secs(1);
 /// How often pods are looked at for restarts.
@@ -84,21 +81,6 @@ impl Options {
             ready_within: Duration::from_secs(180),
         }
     }
-}
-
-/// A node and the pod that it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pod {
-    name: String,
-    site: String,
-    /// Label and value that find it, also when it was made again.
-    label: (String, String),
-    addresses: Vec<String>,
-    ready: bool,
-    /// Another one when it was made again.
-    uid: String,
-    /// Restarts of each container so far, and how it ended last.
-    restarts: BTreeMap<String, (u64, String)>,
 }
 
 /// The driver.
@@ -507,104 +489,4 @@ impl Drop for Kubectl {
             );
         }
     }
-}
-
-#[derive(Deserialize)]
-struct PodList {
-    items: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    metadata: Metadata,
-    #[serde(default)]
-    status: Status,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata {
-    name: String,
-    #[serde(default)]
-    uid: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    deletion_timestamp: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Status {
-    #[serde(rename = "podIPs")]
-    pod_ips: Vec<PodIp>,
-    conditions: Vec<Condition>,
-    container_statuses: Vec<ContainerStatus>,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct ContainerStatus {
-    name: String,
-    restart_count: u64,
-    #[serde(default)]
-    last_state: LastState,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct LastState {
-    terminated: Terminated,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Terminated {
-    reason: String,
-    exit_code: i64,
-}
-
-#[derive(Deserialize)]
-struct PodIp {
-    ip: String,
-}
-
-#[derive(Deserialize)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-}
-
-fn pod(item: Item) -> anyhow::Result<(String, Pod)> {
-    let Metadata { name, uid, labels, .. } = item.metadata;
-    let first = |wanted: &[&str]| {
-        wanted.iter().find_map(|label| labels.get(*label).map(|value| ((*label).to_owned(), value.clone())))
-    };
-    let (_, site) = first(&SITE_LABELS).with_context(|| {
-        format!("pod {name} does not tell its site: label it, `kubectl label pod {name} {}=SITE`", SITE_LABELS[0])
-    })?;
-    let label = first(&NODE_LABELS).with_context(|| {
-        format!(
-            "pod {name} has no label of its own: make it by a StatefulSet, or with the label {}=NAME",
-            NODE_LABELS[0]
-        )
-    })?;
-    let ready = item.status.conditions.iter().any(|one| one.kind == "Ready" && one.status == "True");
-    let addresses = item.status.pod_ips.into_iter().map(|one| one.ip).collect();
-    let restarts = item.status.container_statuses.into_iter().map(|one| {
-        let Terminated { reason, exit_code } = one.last_state.terminated;
-        (one.name, (one.restart_count, format!("{reason}, exit code {exit_code}")))
-    });
-    let restarts = restarts.collect();
-    Ok((label.1.clone(), Pod { name, site, label, addresses, ready, uid, restarts }))
-}
-
-/// How a node ended between two looks, if it did.
-fn restarted(old: &Pod, new: &Pod) -> Option<String> {
-    if old.uid != new.uid {
-        return Some("another pod is in its place".to_owned());
-    }
-    let more = |container: &String, count: u64| old.restarts.get(container).is_some_and(|(before, _)| count > *before);
-    let found = new.restarts.iter().find(|(container, (count, _))| more(container, *count));
-    found.map(|(container, (_, how))| format!("container {container} was restarted: {how}"))
 }

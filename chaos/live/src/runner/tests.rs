@@ -14,8 +14,9 @@ use futures::{FutureExt, future::BoxFuture};
 use pacsvault_judge::{Answer, Call};
 use pacsvault_ports::peer::{Class, Fault as Refusal, Freshness, Peer, Reply, Request, Target};
 
-use super::*;
+use super::{waits::HEALED_FOR, *};
 use crate::{
+    eyes::Look,
     net::Carried,
     record::{HIDDEN, NodeInfo},
 };

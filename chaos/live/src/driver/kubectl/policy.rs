@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::{OURS, Pod};
+use super::{OURS, pods::Pod};
 use crate::net::{Conditions, LinkState};
 
 /// One policy.
