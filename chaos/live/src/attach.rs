@@ -14,6 +14,7 @@ use crate::{
     driver::Driver,
     interrupt::Interrupt,
     record::NodeInfo,
+    runner::Limits,
     scenario::Topology,
     stage::{SESSIONS, Stage},
 };
@@ -79,6 +80,8 @@ pub fn stage(
         wan_ms: Vec::new(),
         sha256: String::new(),
         command: String::new(),
+        timings: "those of the cluster, which are not told".to_owned(),
+        limits: Limits::DEFAULT,
         interrupt: interrupt.clone(),
         out,
     })

@@ -21,7 +21,6 @@ use pacsvault_core::{
     layout::{Layout, NodeState, VolumeState},
 };
 use pacsvault_ports::peer::{Fault, Freshness, NodeStatus, Peer, Reply, Request, Target};
-use pacsvault_rpc::TonicPeer;
 use tokio::{runtime::Handle, task::JoinHandle};
 
 use crate::record::LeaderChange;
@@ -68,7 +67,7 @@ pub struct Look {
 
 /// The eyes.
 pub struct Eyes {
-    peer: Arc<TonicPeer>,
+    peer: Arc<dyn Peer>,
     addresses: Mutex<BTreeMap<String, String>>,
     began: Instant,
     looks: Mutex<Vec<Look>>,
@@ -81,7 +80,7 @@ fn locked<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Eyes {
     /// Eyes that ask with the certificate of `peer`. Times count from `began`.
-    pub fn new(peer: Arc<TonicPeer>, began: Instant, runtime: Handle) -> Self {
+    pub fn new(peer: Arc<dyn Peer>, began: Instant, runtime: Handle) -> Self {
         Self { peer, addresses: Mutex::default(), began, looks: Mutex::default(), runtime }
     }
 
@@ -101,10 +100,15 @@ impl Eyes {
         self.runtime.spawn(async move {
             while !over.load(Ordering::Relaxed) {
                 let look = eyes.look().await;
-                locked(&eyes.looks).push(look);
+                eyes.keep(look);
                 tokio::time::sleep(EVERY).await;
             }
         })
+    }
+
+    /// Remembers a look.
+    pub(crate) fn keep(&self, look: Look) {
+        locked(&self.looks).push(look);
     }
 
     /// All looks so far.
@@ -197,6 +201,11 @@ impl Eyes {
     async fn call(&self, name: &str, address: &str, request: Request, within: Duration) -> Result<Reply, Fault> {
         let target = Target { address: address.to_owned(), name: name.parse().ok() };
         self.peer.call(&target, request, within).await
+    }
+
+    /// Waits for something of the cluster.
+    pub(crate) fn wait<T>(&self, wanted: impl Future<Output = T>) -> T {
+        self.runtime.block_on(wanted)
     }
 
     /// Asks one node.

@@ -24,7 +24,7 @@ use pacsvault_tests::ledger::Content;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use crate::history::Recorder;
+use crate::history::{Promise, Recorder};
 
 /// Keys that all sessions fight for at a time.
 const HOT_KEYS: u64 = 6;
@@ -217,7 +217,8 @@ impl Worker {
                 }
                 let version = stored.receipt.version.0;
                 let attempt = stored.receipt.instance.to_string();
-                self.recorder.promise(key, version, content, stored.signed);
+                let promise = Promise { content, signed: stored.signed, degraded: stored.receipt.degraded };
+                self.recorder.promise(key, version, promise);
                 let first = stored.first;
                 self.recorder.end(number, Answer::Stored { version, attempt, first }, size as u64);
                 false
@@ -300,7 +301,13 @@ impl Worker {
         let mut listed: BTreeMap<String, SealedInstance> = BTreeMap::new();
         let mut token = Vec::new();
         let complete = loop {
-            let Ok(page) = self.client.list(Some(name.study.clone()), None, token).await else { break false };
+            let page = match self.client.list(Some(name.study.clone()), None, token).await {
+                Ok(page) => page,
+                Err(fault) => {
+                    self.judge_refusal(&format!("the listing of {prefix}"), &fault);
+                    break false;
+                }
+            };
             for sealed in page.instances {
                 let key = sealed.seal.key.to_string();
                 if listed.get(&key).is_none_or(|present| present.version < sealed.version) {
@@ -324,6 +331,7 @@ impl Worker {
 
     /// In a disaster, "not now" and "perhaps" are fair answers; "never" and "broken" are not.
     fn judge_refusal(&self, what: &str, fault: &Fault) {
+        self.recorder.refused(fault.code, &format!("{what}: {fault}"));
         match fault.class {
             Class::Retry | Class::Unknown | Class::Exhausted => {}
             Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => {

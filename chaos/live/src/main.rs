@@ -21,7 +21,7 @@ use pacsvault_chaos_live::{
     driver::{
         Driver,
         kubectl::{self, Kubectl},
-        local::{Local, MakeWan, Options},
+        local::{Local, MakeWan, Options, Timings},
     },
     interrupt::{Interrupt, Interrupted},
     net::{self, Host, SiteLatency, Wan, speed},
@@ -140,6 +140,7 @@ fn run(options: &options::Run) -> anyhow::Result<bool> {
         bin,
         previous,
         small_disks: scenario.small_disks,
+        timings: options.timings,
         wan: (network != Network::Direct).then_some(make),
     })?;
     let dir = local.dir();
@@ -147,7 +148,7 @@ fn run(options: &options::Run) -> anyhow::Result<bool> {
     local.keep();
     let interrupt = Interrupt::listen()?;
     let wan_ms = if network == Network::Direct { Vec::new() } else { links(&latency) };
-    let base = stage(local, topology, out.clone(), &interrupt)?;
+    let base = stage(local, topology, options.timings, out.clone(), &interrupt)?;
     let played = Stage { sha256, wan_ms, command: options.command(seed), ..base }.play(scenario, seed, minutes);
     let passed = played.as_ref().is_ok_and(|run| run.passed);
     if passed && !options.keep {
@@ -182,7 +183,12 @@ fn play(options: &options::Play) -> anyhow::Result<bool> {
     let Way::Kubectl = options.driver;
     let mut reached = kubectl::Options::new(options.namespace.clone(), options.selector.clone());
     (reached.context, reached.container) = (options.context.clone(), options.container.clone());
-    let driver = Box::new(Kubectl::attach(&reached)?);
+    reached.program = options.kubectl.clone();
+    let driver = Kubectl::attach(&reached)?;
+    if let Some(why) = driver.no_cuts() {
+        bail!("a node that was killed could not be held off the network, and nothing could be cut: {why}");
+    }
+    let driver = Box::new(driver);
     let interrupt = Interrupt::listen()?;
     let base = attach::stage(driver, &config, out.clone(), runtime.handle(), &interrupt)?;
     let run = Stage { command: options.command(seed), ..base }.play(scenario, seed, options.course.minutes)?;
@@ -190,7 +196,13 @@ fn play(options: &options::Play) -> anyhow::Result<bool> {
     ended(&run, &interrupt)
 }
 
-fn stage(local: Local, topology: Topology, out: PathBuf, interrupt: &Interrupt) -> anyhow::Result<Stage> {
+fn stage(
+    local: Local,
+    topology: Topology,
+    timings: Timings,
+    out: PathBuf,
+    interrupt: &Interrupt,
+) -> anyhow::Result<Stage> {
     let (mut clients, mut readers) = (Vec::new(), Vec::new());
     let sites = topology.storing();
     for _ in 0..SESSIONS {
@@ -214,6 +226,8 @@ fn stage(local: Local, topology: Topology, out: PathBuf, interrupt: &Interrupt) 
         wan_ms: Vec::new(),
         sha256: String::new(),
         command: String::new(),
+        timings: timings.words(),
+        limits: timings.limits(),
         interrupt: interrupt.clone(),
         out,
     })

@@ -10,6 +10,7 @@ use clap::{
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
 use pacsvault_chaos_live::{
+    driver::local::Timings,
     gameday::{Attach, Report},
     scenario,
 };
@@ -22,6 +23,12 @@ const LATENCY_MAX: Duration = Duration::from_secs(10);
 const ENDS: &str = "Exit codes: 0 every check passed; 1 a check failed; 2 it could not be done; 128 and the signal's number when a \
     signal ended it.\n\nA first Ctrl-C or SIGTERM lifts what is broken and writes the report of what was seen; a second one ends at \
     once.";
+
+const ENDS_HERE: &str = "Also then no node, mount or network of the run stays.";
+
+const ENDS_THERE: &str = "What is broken at that moment then stays: NetworkPolicies labelled app.kubernetes.io/managed-by=pacsvault-chaos, \
+    with them nodes that are held off the network, and nodes that stand still. `pacsvault-chaos attach --clean --namespace NAMESPACE` \
+    undoes it.";
 
 const RUN: &str = "Examples:\n  pacsvault-chaos run site-outage --seed 7 --minutes 5\n  pacsvault-chaos run kill-everything \
     --network namespaces --latency a:b=40ms --latency a:c=90ms";
@@ -44,13 +51,13 @@ pub struct Arguments {
 #[derive(Subcommand)]
 pub enum Command {
     /// Run a scenario on processes of this machine.
-    #[command(after_help = format!("{RUN}\n\n{ENDS}"))]
+    #[command(after_help = format!("{RUN}\n\n{ENDS} {ENDS_HERE}"))]
     Run(Box<Run>),
     /// Play a scenario on a cluster that runs already, with sessions that write and read, and a verdict.
-    #[command(after_help = format!("{PLAY}\n\n{ENDS}"))]
+    #[command(after_help = format!("{PLAY}\n\n{ENDS} {ENDS_THERE}"))]
     Play(Box<Play>),
     /// Break a cluster that runs on Kubernetes for a while, and lift it again.
-    #[command(after_help = ENDS)]
+    #[command(after_help = format!("{ENDS} {ENDS_THERE}"))]
     Attach(Attach),
     /// Make the pages of runs anew, and an index over them.
     Report(Report),
@@ -123,6 +130,10 @@ pub struct Run {
     /// site between.
     #[arg(long, value_name = "SITE:SITE=TIME", value_parser = latency)]
     pub latency: Vec<(String, String, Duration)>,
+    /// How soon nodes find out about outages and heal: within seconds, or with the defaults of `pacsvault-node`, which needs
+    /// longer runs.
+    #[arg(long, value_enum, default_value_t = Timings::Hasty)]
+    pub timings: Timings,
     /// Nodes of each site; the scenario's own number when absent.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=8))]
     pub nodes_per_site: Option<u8>,
@@ -158,6 +169,9 @@ pub struct Play {
     /// Context of `kubectl`; the current one when absent.
     #[arg(long)]
     pub context: Option<String>,
+    /// The program.
+    #[arg(long, default_value = "kubectl")]
+    pub kubectl: PathBuf,
 }
 
 /// How nodes of a cluster are harmed that runs already.
@@ -194,6 +208,9 @@ impl Run {
         for (from, to, one_way) in &self.latency {
             command.push_str(&format!(" --latency {from}:{to}={}ms", one_way.as_millis()));
         }
+        if self.timings != Timings::Hasty {
+            command.push_str(" --timings default");
+        }
         if let Some(nodes) = self.nodes_per_site {
             command.push_str(&format!(" --nodes-per-site {nodes}"));
         }
@@ -204,13 +221,14 @@ impl Run {
 impl Play {
     /// The command that does the same again.
     pub fn command(&self, seed: u64) -> String {
-        let config = self.config.display().to_string();
+        let (config, program) = (self.config.display().to_string(), self.kubectl.display().to_string());
         let options = [
             ("config", Some(&config)),
             ("namespace", Some(&self.namespace)),
             ("selector", Some(&self.selector)),
             ("container", self.container.as_ref()),
             ("context", self.context.as_ref()),
+            ("kubectl", (program != "kubectl").then_some(&program)),
         ];
         let given = options.into_iter().filter_map(|(name, value)| Some(format!(" --{name} {}", quoted(value?))));
         given.fold(self.course.command("play", seed), |command, option| command + &option)
@@ -265,7 +283,7 @@ mod tests {
     #[test]
     fn the_command_that_repeats_a_run_means_the_same() {
         let line = "pacsvault-chaos run witness-loss --seed 7 --minutes 0.5 --network namespaces --latency a:b=40ms \
-            --nodes-per-site 3";
+            --timings default --nodes-per-site 3";
         let again = |line: &str| match parsed(line).expect("a command").command {
             Command::Run(run) => run.command(7),
             _ => String::new(),

@@ -33,10 +33,16 @@ pub struct Run {
     pub wan_ms: Vec<Link>,
     /// Wall clock at the beginning, milliseconds since 1970.
     pub began_wall_ms: u64,
+    /// When sessions ended: what follows are the last reads and the proof. Absent in old records.
+    pub load_ended_ms: Option<u64>,
     /// How long everything took, checks included.
     pub took_ms: u64,
     /// What the scenario would also do if the driver could.
     pub left_out: Vec<String>,
+    /// Checks that nobody could make here, and why.
+    pub unchecked: Vec<String>,
+    /// Settings of the nodes by which outages are found out; those of a test cluster are hastier than the defaults.
+    pub timings: String,
     /// What was measured, about every second.
     pub samples: Vec<Sample>,
     /// What was done to the cluster.
@@ -49,11 +55,19 @@ pub struct Run {
     pub checks: Vec<Check>,
     /// Sums.
     pub totals: Totals,
+    /// Why writes, deletions and listings were refused, by code.
+    pub refusals: Vec<Refusal>,
     /// What ended it before its time; absent when it came to its end.
     pub interrupted: Option<String>,
     /// True when every check passed.
     pub passed: bool,
 }
+
+/// What is said of a fault whose effect another one hides, as when all that it would kill are down already.
+pub const HIDDEN: &str = "hidden by other faults";
+
+/// Kind of a kill that gives nodes a second to finish something, where the driver can do no other.
+pub const STOP: &str = "stop";
 
 /// Name of the check that an interrupted run fails.
 pub const CAME_TO_ITS_END: &str = "the run came to its end";
@@ -88,8 +102,9 @@ pub struct Link {
     pub latency_ms: f64,
 }
 
-/// What clients were told in some time.
+/// What clients were told in some time. A write stores content; a deletion is none.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Counts {
     /// Writes acknowledged.
     pub writes_acked: u64,
@@ -97,6 +112,10 @@ pub struct Counts {
     pub writes_refused: u64,
     /// Writes whose outcome nobody knew.
     pub writes_unknown: u64,
+    /// Deletions acknowledged.
+    pub deletes: u64,
+    /// Deletions refused, or of unknown outcome.
+    pub deletes_failed: u64,
     /// Reads whose bytes were handed out and compared.
     pub reads_ok: u64,
     /// Reads not answered.
@@ -132,8 +151,8 @@ pub struct Sample {
     pub bytes_below_contract: Option<u64>,
     /// Who leads.
     pub leader: Option<String>,
-    /// How many nodes answered a status.
-    pub nodes_answering: u64,
+    /// How many nodes answered a status; absent before anybody looked.
+    pub nodes_answering: Option<u64>,
 }
 
 /// A fault and how long it lasted.
@@ -154,9 +173,12 @@ pub struct FaultRecord {
     /// What was seen of it; empty when its doing was waited for.
     #[serde(default)]
     pub effect: String,
-    /// A fault beside another one, which is not measured as an outage of its own.
+    /// A fault beside another one: not measured as an outage of its own unless it takes somebody away.
     #[serde(default)]
     pub beside: bool,
+    /// Sites whose clients it keeps from a majority.
+    #[serde(default)]
+    pub cuts_off: Vec<String>,
 }
 
 /// The recovery time of one fault: the longest gaps in what clients were answered while it lasted and shortly after.
@@ -172,6 +194,36 @@ pub struct Outage {
     pub without_writes_ms: u64,
     /// Longest time without an answered read.
     pub without_reads_ms: u64,
+    /// The same for clients of each site by itself.
+    #[serde(default)]
+    pub sites: Vec<SiteOutage>,
+}
+
+/// What an outage meant for the clients of one site.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SiteOutage {
+    /// Which.
+    pub site: String,
+    /// Longest time without an acknowledged write.
+    pub without_writes_ms: u64,
+    /// Longest time without an answered read.
+    pub without_reads_ms: u64,
+    /// A fault of that time kept these clients from a majority: nobody promises them anything meanwhile.
+    pub cut_off: bool,
+}
+
+/// What was refused for one reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Its code.
+    pub code: String,
+    /// How often.
+    pub count: u64,
+    /// The first one, in the words of the client.
+    pub first: String,
+    /// The last one.
+    #[serde(default)]
+    pub last: String,
 }
 
 /// A new leader, or none.
@@ -202,8 +254,6 @@ pub struct Totals {
     /// What clients were told.
     #[serde(flatten)]
     pub counts: Counts,
-    /// Deletions acknowledged.
-    pub deletes: u64,
     /// Faults.
     pub faults: u64,
     /// Longest time without an acknowledged write.

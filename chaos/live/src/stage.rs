@@ -23,14 +23,14 @@ use pacsvault_runtime::wall_now;
 use tokio::runtime::Handle;
 
 use crate::{
-    driver::{Ability, Driver},
+    driver::{Ability, Death, Driver},
     eyes::Eyes,
     history::Recorder,
     interrupt::{Interrupt, Interrupted},
     load::Load,
     measure,
     record::{CAME_TO_ITS_END, Check, Link, Program, Run},
-    runner::{HEALED_WITHIN, Runner, Senses},
+    runner::{Limits, Runner, Senses},
     scenario::{ALWAYS, Plan, Scenario, Topology},
     verdict::{self, check},
 };
@@ -45,8 +45,6 @@ const FIRST: (u64, Duration) = (20, Duration::from_secs(60));
 const END_WITHIN: Duration = Duration::from_secs(60);
 /// The same when somebody waits for the end.
 const INTERRUPTED_WITHIN: Duration = Duration::from_secs(3);
-/// How long everybody may take to be back at the end.
-const BACK_WITHIN: Duration = Duration::from_secs(90);
 
 /// All that a run needs.
 pub struct Stage {
@@ -74,6 +72,10 @@ pub struct Stage {
     pub sha256: String,
     /// The command that does the same again.
     pub command: String,
+    /// Settings of the nodes by which outages are found out, in words.
+    pub timings: String,
+    /// How long things may take with these.
+    pub limits: Limits,
     /// Whether the end was asked for.
     pub interrupt: Interrupt,
     /// Where record and history go.
@@ -112,12 +114,26 @@ impl Stage {
         let mut run = self.blank(scenario, seed, minutes);
         let left_out = scenario.left_out(seed, minutes, &self.topology, &abilities);
         run.left_out = left_out.iter().map(ToString::to_string).collect();
+        if plan.needs().contains(&Ability::Kill) && self.driver.death() == Death::Told {
+            run.left_out.push("kill nodes without a second to finish something".to_owned());
+        }
         let over = Arc::new(AtomicBool::new(false));
         let looking = eyes.open(over.clone());
         let clients = std::mem::take(&mut self.clients);
+        for (client, session) in clients.iter().zip(1..) {
+            let site = client.config().site.as_ref().context("a session has a site")?;
+            recorder.seat(session, site.as_str());
+        }
         let load = Load::start(&self.runtime, clients, &recorder, seed, rand::random());
         let runtime = self.runtime.clone();
-        let senses = Senses { eyes, recorder, interrupt: self.interrupt.clone() };
+        let senses = Senses {
+            eyes,
+            recorder,
+            interrupt: self.interrupt.clone(),
+            limits: self.limits,
+            wan_ms: self.wan_ms.clone(),
+            readers: self.readers.clone(),
+        };
         let mut course =
             Course { stage: &mut self, senses, checks: Vec::new(), unmade: Vec::new(), ended: Vec::new(), run };
         course.fire(&plan, scenario, minutes);
@@ -138,6 +154,7 @@ impl Stage {
             program: Program { version: String::new(), sha256: self.sha256.clone() },
             machine: machine(),
             network: self.network.clone(),
+            timings: self.timings.clone(),
             nodes: self.driver.nodes(),
             wan_ms: self.wan_ms.clone(),
             began_wall_ms: wall_now().0,
@@ -177,8 +194,9 @@ impl Course<'_> {
         let result = ready.and_then(|()| runner.run(plan));
         let (faults, met_repair) = (runner.faults.len(), runner.met_repair);
         let upgraded = upgrades.then(|| runner.upgrade_rest());
-        let whole = runner.whole(BACK_WITHIN);
-        let healed = runner.healed(HEALED_WITHIN);
+        let limits = runner.limits();
+        let whole = runner.whole(limits.whole);
+        let healed = runner.healed(limits.healed);
         let (faults_done, ended) = (std::mem::take(&mut runner.faults), std::mem::take(&mut runner.ended));
         self.ended.extend(ended);
         let done = verdict::done(&faults_done, scenario.own);
@@ -201,7 +219,7 @@ impl Course<'_> {
         let began = Instant::now();
         loop {
             self.senses.interrupt.check()?;
-            let (writes, _) = self.senses.recorder.served_since(0);
+            let (writes, _) = self.senses.recorder.served_since(0, None);
             if writes >= wanted && began.elapsed() >= PEACE {
                 return Ok(());
             }
@@ -223,8 +241,10 @@ impl Course<'_> {
         if !hurried {
             self.note("all sessions ended in order", ended.map_err(anyhow::Error::msg));
         }
+        self.run.load_ended_ms = Some(self.senses.eyes.now_ms());
         let moments = self.senses.recorder.moments();
-        self.run.outages = measure::outages(&moments, &self.run.faults, until_ms);
+        let sites = self.senses.recorder.sites();
+        self.run.outages = measure::outages(&moments, &sites, &self.run.faults, until_ms);
         self.run.totals = measure::totals(&moments, self.run.faults.len() as u64, 0, until_ms);
         self.settle();
         match self.senses.recorder.history() {
@@ -238,22 +258,33 @@ impl Course<'_> {
     fn orderly(&mut self) {
         let leaders = verdict::one_leader(&self.senses.eyes.looks());
         self.note("no two leaders of one term", leaders.map_err(anyhow::Error::msg));
-        match self.stage.driver.ended() {
-            Ok(ended) => self.ended.extend(ended.into_iter().map(|(name, how)| format!("{name} ended: {how}"))),
+        let told = self.stage.driver.look_again().and_then(|()| self.stage.driver.ended());
+        let looked = !matches!(told, Ok(None));
+        match told {
+            Ok(ended) => {
+                self.ended.extend(ended.into_iter().flatten().map(|(name, how)| format!("{name} ended: {how}")))
+            }
             Err(error) => self.ended.push(format!("{error:#}")),
         }
-        let nobody =
-            |found: Vec<String>| if found.is_empty() { Ok("none".to_owned()) } else { Err(anyhow!(found.join("; "))) };
         let ended = std::mem::take(&mut self.ended);
-        self.note("no process ended by itself", nobody(ended));
-        let panics = self.stage.driver.panics().and_then(nobody);
-        self.note("no node panicked", panics);
+        self.nobody("no process ended by itself", (looked || !ended.is_empty()).then_some(Ok(ended)));
+        let panics = self.stage.driver.panics().transpose();
+        self.nobody("no node panicked", panics);
+    }
+
+    /// A check that nothing was found; left out by name when nobody looked.
+    fn nobody(&mut self, name: &str, found: Option<anyhow::Result<Vec<String>>>) {
+        match found {
+            None => self.run.unchecked.push(format!("{name}: this driver cannot tell")),
+            Some(Ok(found)) if !found.is_empty() => self.note(name, Err(anyhow!(found.join("; ")))),
+            Some(found) => self.note(name, found.map(|_| "none".to_owned())),
+        }
     }
 
     /// What the last writes left is healed, too.
     fn settle(&mut self) {
         let mut runner = self.runner(0);
-        let healed = runner.healed(HEALED_WITHIN);
+        let healed = runner.healed(runner.limits().healed);
         let ended = std::mem::take(&mut runner.ended);
         self.ended.extend(ended);
         self.note("full contract after the last write", healed.map(|()| "nothing is below its contract".to_owned()));
@@ -301,6 +332,7 @@ impl Course<'_> {
         self.run.program.version = versions.into_iter().collect::<Vec<_>>().join(", ");
         self.run.samples = measure::samples(&self.senses.recorder.moments(), &looks, took_ms);
         self.run.leaders = self.senses.eyes.leaders();
+        self.run.refusals = self.senses.recorder.refusals();
         self.run.checks = self.checks;
         self.run.passed = self.run.checks.iter().all(|check| check.passed);
         crate::report::write(&self.run, &self.stage.out)?;

@@ -22,7 +22,8 @@ use crate::{
     eyes::{Eyes, Look},
     history::{Promise, Recorder},
     load::read,
-    record::{Check, FaultRecord},
+    record::{Check, FaultRecord, HIDDEN, STOP},
+    scenario::plan::Fault,
 };
 
 /// Versions read at once.
@@ -188,7 +189,9 @@ fn told(verdict: &Verdict) -> Result<String, String> {
 /// # Errors
 /// None were.
 pub fn done(faults: &[FaultRecord], own: &[&str]) -> Result<String, String> {
-    let named = faults.iter().filter(|fault| own.contains(&fault.kind.as_str())).count();
+    let shown = faults.iter().filter(|fault| fault.effect != HIDDEN);
+    let is_own = |kind: &str| own.contains(&kind) || (kind == STOP && own.contains(&Fault::Kill.kind()));
+    let named = shown.filter(|fault| is_own(&fault.kind)).count();
     match faults.len() {
         0 => Err("nothing was done".to_owned()),
         all if named == 0 => Err(format!("{all} faults, and none of them is {}", own.join(" or "))),
@@ -253,6 +256,9 @@ mod tests {
         assert!(done(&[], &["kill"]).is_err());
         assert!(done(&[fault("slow disk"), fault("clock step")], &["kill", "pause"]).is_err());
         assert_eq!(done(&[fault("slow disk"), fault("kill")], &["kill"]).as_deref(), Ok("2 faults, 1 of them kill"));
+        let hidden = FaultRecord { effect: HIDDEN.to_owned(), ..fault("kill") };
+        assert!(done(&[hidden], &["kill"]).is_err(), "all were down already");
+        assert!(done(&[fault(STOP)], &["kill"]).is_ok() && done(&[fault(STOP)], &["pause"]).is_err());
     }
 
     #[test]

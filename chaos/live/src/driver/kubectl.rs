@@ -5,12 +5,15 @@
 //!   NetworkPolicies that carry [`OURS`]. These are removed, and paused nodes told to go on, when the driver is dropped and by
 //!   [`Kubectl::clean`]; policies also by hand with the same label.
 //! - A killed node is held off the network until it is started: its controller brings the pod back at once, and a node that answers
-//!   after a second would be no outage.
+//!   after a second would be no outage. Pods are never deleted by force: policies no longer count for a process whose pod is gone
+//!   from the cluster's records, and it goes on for as long as it takes to stop.
+//! - A restart of a node's container, or another pod in its place, that is not of our making is told as an end by itself.
 //! - What a NetworkPolicy cannot express (delay, loss, one direction) is refused before anything is changed.
 //! - Every call has a time limit; every error says which command failed and what to do.
 //! - In a dry run what would change something is printed and not done.
 
 mod call;
+mod pods;
 mod policy;
 #[cfg(test)]
 mod tests;
@@ -23,21 +26,25 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use serde::Deserialize;
 
-use super::{Ability, Driver};
+use super::{Ability, Death, Driver};
 use crate::{net::Conditions, record::NodeInfo};
 use call::Caller;
+use pods::{Pod, PodList, pod, restarted};
 use policy::Isolation;
 
 /// Label, and its value, of everything that is made here.
 pub const OURS: (&str, &str) = ("app.kubernetes.io/managed-by", "pacsvault-chaos");
-/// Label of a pod that names its site; without it the zone counts.
-const SITE_LABELS: [&str; 2] = ["pacsvault.io/site", "topology.kubernetes.io/zone"];
-/// Labels that name one pod and stay when it is made again.
-const NODE_LABELS: [&str; 2] = ["pacsvault.io/node", "statefulset.kubernetes.io/pod-name"];
 /// How often a pod that is to come back is looked at.
 const POLL: Duration = Duration::from_secs(1);
+/// How often pods are looked at for restarts.
+const WATCH: Duration = Duration::from_secs(5);
+/// How long looking may fail before that is an error.
+const BLIND_FOR: Duration = Duration::from_secs(60);
+/// How long after it stood still a node may be restarted because of it, by a probe that it did not answer.
+const PROBED_FOR: Duration = Duration::from_secs(60);
+/// What an exec ends with whose container was killed meanwhile.
+const KILLED: &str = "exit code 137";
 
 /// Which cluster, and how.
 #[derive(Debug, Clone)]
@@ -76,17 +83,6 @@ impl Options {
     }
 }
 
-/// A node and the pod that it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Pod {
-    name: String,
-    site: String,
-    /// Label and value that find it, also when it was made again.
-    label: (String, String),
-    addresses: Vec<String>,
-    ready: bool,
-}
-
 /// The driver.
 pub struct Kubectl {
     caller: Caller,
@@ -104,6 +100,21 @@ pub struct Kubectl {
     cut: BTreeMap<String, BTreeSet<String>>,
     /// Names of policies in force.
     applied: BTreeSet<String>,
+    /// Nodes that are on their way back, so that their restarts are ours.
+    returning: BTreeSet<String>,
+    /// Until when restarts of a node that stood still are ours.
+    probed: BTreeMap<String, Instant>,
+    /// Ends that were not ours and have not been told.
+    ended: Vec<(String, String)>,
+    began: Instant,
+    /// When pods were looked at last.
+    looked: Instant,
+    /// Whether logs can be read.
+    reads_logs: bool,
+    /// Panics in logs of pods that are gone.
+    panics: Vec<String>,
+    /// Nodes that were killed before their log was read.
+    unread: BTreeSet<String>,
 }
 
 impl Kubectl {
@@ -128,6 +139,8 @@ impl Kubectl {
         if driver.can_pause() {
             driver.abilities.insert(Ability::Pause);
         }
+        let first = driver.pods.values().next().map(|pod| pod.name.clone());
+        driver.reads_logs = first.is_some_and(|pod| driver.caller.log(&pod, "--tail=1").is_ok());
         Ok(driver)
     }
 
@@ -143,6 +156,14 @@ impl Kubectl {
             paused: BTreeSet::new(),
             cut: BTreeMap::new(),
             applied: BTreeSet::new(),
+            returning: BTreeSet::new(),
+            probed: BTreeMap::new(),
+            ended: Vec::new(),
+            began: Instant::now(),
+            looked: Instant::now(),
+            reads_logs: false,
+            panics: Vec::new(),
+            unread: BTreeSet::new(),
         }
     }
 
@@ -184,10 +205,30 @@ impl Kubectl {
         );
         // One that is being made again is still a node of ours.
         for (node, old) in std::mem::take(&mut self.pods) {
+            if let Some(how) = pods.get(&node).and_then(|new| restarted(&old, new)).filter(|_| !self.is_ours(&node)) {
+                self.ended.push((node.clone(), how));
+            }
             pods.entry(node).or_insert(Pod { ready: false, ..old });
         }
         self.pods = pods;
+        self.looked = Instant::now();
         Ok(())
+    }
+
+    /// Whether a restart of a node is of our making.
+    fn is_ours(&self, node: &str) -> bool {
+        let probed = self.probed.get(node).is_some_and(|until| Instant::now() < *until);
+        probed || [&self.down, &self.paused, &self.returning].iter().any(|some| some.contains(node))
+    }
+
+    /// Panics in the logs of a node's pod since the driver was attached.
+    fn panics_of(&self, node: &str, pod: &Pod) -> anyhow::Result<Vec<String>> {
+        let since = format!("--since={}s", self.began.elapsed().as_secs() + 1);
+        let mut log = self.caller.log(&pod.name, &since)?;
+        if pod.restarts.values().any(|(count, _)| *count > 0) {
+            log.push_str(&self.caller.log(&pod.name, "--previous")?);
+        }
+        Ok(log.lines().filter(|line| line.contains("panicked")).map(|line| format!("{node}: {line}")).collect())
     }
 
     /// Names of the NetworkPolicies with such labels.
@@ -236,9 +277,10 @@ impl Kubectl {
     /// Makes the policies in the cluster those that are wanted now.
     fn enforce(&mut self) -> anyhow::Result<()> {
         let mut wanted = Vec::new();
+        let sides = policy::sides(&self.cut, &self.down);
         for (node, pod) in &self.pods {
             let whom: Vec<&Pod> =
-                self.cut.get(node).into_iter().flatten().filter_map(|other| self.pods.get(other)).collect();
+                sides.get(node).into_iter().flatten().filter_map(|other| self.pods.get(other)).collect();
             if self.down.contains(node) {
                 wanted.push(Isolation::full(node, pod, self.caller.namespace()));
             } else if !whom.is_empty() {
@@ -260,6 +302,31 @@ impl Kubectl {
             self.applied = names;
         }
         Ok(())
+    }
+
+    /// Kills the node in a pod from inside.
+    fn end(&self, pod: &str) -> anyhow::Result<()> {
+        match self.caller.script(pod, &format!("{PID_OF_NODE} && kill -KILL \"$p\"")) {
+            // The container went before the shell in it could tell.
+            Err(error) if !format!("{error:#}").contains(KILLED) => Err(error.context(format!("cannot kill {pod}"))),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the logs of nodes tell before these are gone.
+    fn keep_panics(&mut self, nodes: &[String]) {
+        if !self.reads_logs {
+            return;
+        }
+        for node in nodes {
+            match self.pod(node).and_then(|pod| self.panics_of(node, pod)) {
+                Ok(found) => self.panics.extend(found),
+                Err(error) => {
+                    eprintln!("warning: the log of {node} is lost with its pod: {error:#}");
+                    self.unread.insert(node.clone());
+                }
+            }
+        }
     }
 
     fn ready_again(&mut self, nodes: &[String]) -> anyhow::Result<()> {
@@ -312,25 +379,36 @@ impl Driver for Kubectl {
         if names.is_empty() {
             return Ok(());
         }
+        self.keep_panics(nodes);
         self.down.extend(nodes.iter().cloned());
         if self.no_cuts.is_none() {
             self.enforce()?;
         }
-        let mut command = vec!["delete", "pods", "--grace-period=0", "--force", "--wait=false", "--ignore-not-found"];
+        if self.death() == Death::Sudden {
+            names.iter().try_for_each(|name| self.end(name))?;
+        }
+        let mut command = vec!["delete", "pods", "--grace-period=1", "--wait=false", "--ignore-not-found"];
         command.extend(names.iter().map(String::as_str));
         self.caller.change(&command, None)?;
         Ok(())
+    }
+
+    /// What a pod's deletion does is told by SIGTERM; only from inside a node can be killed at once.
+    fn death(&self) -> Death {
+        if self.abilities.contains(&Ability::Pause) { Death::Sudden } else { Death::Told }
     }
 
     fn start(&mut self, nodes: &[String]) -> anyhow::Result<()> {
         for node in nodes {
             self.pod(node)?;
         }
+        self.returning.extend(nodes.iter().cloned());
         self.down.retain(|node| !nodes.contains(node));
         if self.no_cuts.is_none() {
             self.enforce()?;
         }
         self.ready_again(nodes)?;
+        self.returning.retain(|node| !nodes.contains(node));
         // It has another address now, which cuts that go on must know.
         if self.cut.values().any(|whom| !whom.is_empty()) { self.enforce() } else { Ok(()) }
     }
@@ -351,6 +429,7 @@ impl Driver for Kubectl {
     fn resume(&mut self, nodes: &[String]) -> anyhow::Result<()> {
         self.signal(nodes, "CONT")?;
         self.paused.retain(|node| !nodes.contains(node));
+        self.probed.extend(nodes.iter().map(|node| (node.clone(), Instant::now() + PROBED_FOR)));
         Ok(())
     }
 
@@ -365,6 +444,32 @@ impl Driver for Kubectl {
         self.refresh()?;
         self.cut = cut;
         self.enforce()
+    }
+
+    fn panics(&self) -> anyhow::Result<Option<Vec<String>>> {
+        if !self.reads_logs {
+            return Ok(None);
+        }
+        let mut found = self.panics.clone();
+        for (node, pod) in &self.pods {
+            found.extend(self.panics_of(node, pod)?);
+        }
+        // Nobody has read the whole.
+        Ok((self.unread.is_empty() || !found.is_empty()).then_some(found))
+    }
+
+    fn ended(&mut self) -> anyhow::Result<Option<Vec<(String, String)>>> {
+        if self.looked.elapsed() >= WATCH
+            && let Err(error) = self.refresh()
+            && self.looked.elapsed() > BLIND_FOR
+        {
+            return Err(error);
+        }
+        Ok(Some(std::mem::take(&mut self.ended)))
+    }
+
+    fn look_again(&mut self) -> anyhow::Result<()> {
+        self.refresh()
     }
 }
 
@@ -384,64 +489,4 @@ impl Drop for Kubectl {
             );
         }
     }
-}
-
-#[derive(Deserialize)]
-struct PodList {
-    items: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-struct Item {
-    metadata: Metadata,
-    #[serde(default)]
-    status: Status,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Metadata {
-    name: String,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    deletion_timestamp: Option<String>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(rename_all = "camelCase", default)]
-struct Status {
-    #[serde(rename = "podIPs")]
-    pod_ips: Vec<PodIp>,
-    conditions: Vec<Condition>,
-}
-
-#[derive(Deserialize)]
-struct PodIp {
-    ip: String,
-}
-
-#[derive(Deserialize)]
-struct Condition {
-    #[serde(rename = "type")]
-    kind: String,
-    status: String,
-}
-
-fn pod(item: Item) -> anyhow::Result<(String, Pod)> {
-    let Metadata { name, labels, .. } = item.metadata;
-    let first = |wanted: &[&str]| {
-        wanted.iter().find_map(|label| labels.get(*label).map(|value| ((*label).to_owned(), value.clone())))
-    };
-    let (_, site) = first(&SITE_LABELS).with_context(|| {
-        format!("pod {name} does not tell its site: label it, `kubectl label pod {name} {}=SITE`", SITE_LABELS[0])
-    })?;
-    let label = first(&NODE_LABELS).with_context(|| {
-        format!(
-            "pod {name} has no label of its own: make it by a StatefulSet, or with the label {}=NAME",
-            NODE_LABELS[0]
-        )
-    })?;
-    let ready = item.status.conditions.iter().any(|one| one.kind == "Ready" && one.status == "True");
-    let addresses = item.status.pod_ips.into_iter().map(|one| one.ip).collect();
-    Ok((label.1.clone(), Pod { name, site, label, addresses, ready }))
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use clap::ValueEnum;
 use pacsvault_client::{Client, Config};
 use pacsvault_core::{
     ids::{Digest, InstanceId},
@@ -35,6 +36,7 @@ use super::{Ability, Driver, Inject};
 use crate::{
     net::{Conditions, Host, Traffic, Wan},
     record::NodeInfo,
+    runner::Limits,
     scenario::Topology,
 };
 
@@ -58,6 +60,45 @@ const STOP_WITHIN: Duration = Duration::from_secs(30);
 /// Makes the network of a run for its hosts.
 pub type MakeWan<'a> = &'a dyn Fn(&[Host]) -> anyhow::Result<Arc<dyn Wan>>;
 
+/// How soon nodes find out about outages, and heal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Timings {
+    /// Within seconds, so that much happens in a minute.
+    Hasty,
+    /// As nodes do without any settings: within minutes.
+    Default,
+}
+
+impl Timings {
+    /// What is added to each node's configuration.
+    fn configuration(self) -> String {
+        match self {
+            Self::Hasty => format!("{HASTE}{VOTER_GRACE}"),
+            Self::Default => String::new(),
+        }
+    }
+
+    /// In words, with all settings.
+    pub fn words(self) -> String {
+        match self {
+            Self::Hasty => {
+                let text = self.configuration();
+                let settings: Vec<&str> = text.lines().filter(|line| line.contains('=')).collect();
+                format!("hasty: {}", settings.join(", "))
+            }
+            Self::Default => "the defaults of pacsvault-node".to_owned(),
+        }
+    }
+
+    /// How long things may take with them.
+    pub fn limits(self) -> Limits {
+        match self {
+            Self::Hasty => Limits::HASTY,
+            Self::Default => Limits::DEFAULT,
+        }
+    }
+}
+
 /// What a local cluster is made of.
 pub struct Options<'a> {
     /// Sites and nodes.
@@ -70,6 +111,8 @@ pub struct Options<'a> {
     pub previous: Option<PathBuf>,
     /// Mount small disks under the volumes.
     pub small_disks: bool,
+    /// How soon nodes find out about outages.
+    pub timings: Timings,
     /// Makes the network; `None`: processes talk directly.
     pub wan: Option<MakeWan<'a>>,
 }
@@ -84,6 +127,7 @@ pub struct Local {
     retired: BTreeSet<String>,
     injects: bool,
     previous: bool,
+    timings: Timings,
     /// Nodes that did not end in order when they were told to stop.
     unclean: Vec<(String, String)>,
 }
@@ -122,6 +166,7 @@ impl Local {
             retired: BTreeSet::new(),
             injects: false,
             previous: options.previous.is_some(),
+            timings: options.timings,
             unclean: Vec::new(),
         };
         let names: Vec<String> = local.bed.cluster.nodes.iter().map(|node| node.name.clone()).collect();
@@ -188,7 +233,7 @@ impl Local {
         }
         node.bin = previous.map(Path::to_path_buf);
         if previous.is_none() {
-            text = format!("{text}\n{HASTE}{VOTER_GRACE}");
+            text = format!("{text}\n{}", self.timings.configuration());
             let port = node.config.with_file_name("inject.json");
             fs::write(&port, "{}")?;
             node.environment.push(("PACSVAULT_INJECT".to_owned(), port.display().to_string()));
@@ -433,13 +478,13 @@ impl Driver for Local {
         self.wan.as_ref().map(|wan| wan.traffic())
     }
 
-    fn panics(&self) -> anyhow::Result<Vec<String>> {
+    fn panics(&self) -> anyhow::Result<Option<Vec<String>>> {
         let mut found = Vec::new();
         for node in &self.bed.cluster.nodes {
             let log = fs::read_to_string(&node.log).unwrap_or_default();
             found.extend(panics(&log).map(|line| format!("{}: {line}", node.name)));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     fn add_node(&mut self, site: &str) -> anyhow::Result<String> {
@@ -477,7 +522,7 @@ impl Driver for Local {
         }
         // Timings that the previous release would not know.
         let text = fs::read_to_string(&one.config)?;
-        fs::write(&one.config, format!("{text}\n{HASTE}{VOTER_GRACE}"))?;
+        fs::write(&one.config, format!("{text}\n{}", self.timings.configuration()))?;
         eprintln!("  {node} stopped in {} ms", began.elapsed().as_millis());
         self.start(&[node.to_owned()])
     }
@@ -507,14 +552,14 @@ impl Driver for Local {
         ))
     }
 
-    fn ended(&mut self) -> anyhow::Result<Vec<(String, String)>> {
+    fn ended(&mut self) -> anyhow::Result<Option<Vec<(String, String)>>> {
         let mut told = std::mem::take(&mut self.unclean);
         for (name, status) in self.bed.cluster.reap()? {
             let log = fs::read_to_string(&self.bed.node(&name).log).unwrap_or_default();
             let why = log.lines().rev().find(|line| line.starts_with("error: ")).unwrap_or("without a reason");
             told.push((name, format!("{status}: {why}")));
         }
-        Ok(told)
+        Ok(Some(told))
     }
 }
 
@@ -538,6 +583,15 @@ mod tests {
         }
         assert_eq!(hit, [1, 3].into());
         assert_eq!(place(&[4_096, 0], &mut random), None, "a header is no record");
+    }
+
+    #[test]
+    fn timings_tell_all_their_settings() {
+        let words = Timings::Hasty.words();
+        for setting in ["suspect_after = \"2s\"", "down_after = \"4s\"", "voter_grace = \"15s\""] {
+            assert!(words.contains(setting), "{words}");
+        }
+        assert!(Timings::Default.configuration().is_empty());
     }
 
     #[test]

@@ -81,6 +81,15 @@ impl fmt::Display for Ability {
     }
 }
 
+/// How nodes are killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// SIGKILL: without a chance to finish anything.
+    Sudden,
+    /// SIGTERM, and SIGKILL a second later: as a fault it is called a stop.
+    Told,
+}
+
 /// A cluster whose nodes can be harmed.
 pub trait Driver: Send {
     /// All nodes, also stopped ones.
@@ -89,11 +98,16 @@ pub trait Driver: Send {
     /// What it can do.
     fn abilities(&self) -> BTreeSet<Ability>;
 
-    /// Kills nodes at once, without a chance to finish anything.
+    /// Kills nodes at once, in the way of [`Driver::death`].
     ///
     /// # Errors
     /// Whatever stands in the way.
     fn kill(&mut self, nodes: &[String]) -> anyhow::Result<()>;
+
+    /// How it kills.
+    fn death(&self) -> Death {
+        Death::Sudden
+    }
 
     /// Starts killed nodes again.
     ///
@@ -225,20 +239,29 @@ pub trait Driver: Send {
         lacks(Ability::Volumes)
     }
 
-    /// Panics that nodes have logged, also those that the process survived.
+    /// Panics that nodes have logged, also those that the process survived; absent when this driver cannot tell.
     ///
     /// # Errors
     /// Whatever stands in the way.
-    fn panics(&self) -> anyhow::Result<Vec<String>> {
-        Ok(Vec::new())
+    fn panics(&self) -> anyhow::Result<Option<Vec<String>>> {
+        Ok(None)
     }
 
-    /// Nodes whose process ended by itself, or not in order when it was told to stop, since this was asked last, with how.
+    /// Nodes whose process ended by itself, or not in order when it was told to stop, since this was asked last, with how; absent
+    /// when this driver cannot tell.
     ///
     /// # Errors
     /// Whatever stands in the way.
-    fn ended(&mut self) -> anyhow::Result<Vec<(String, String)>> {
-        Ok(Vec::new())
+    fn ended(&mut self) -> anyhow::Result<Option<Vec<(String, String)>>> {
+        Ok(None)
+    }
+
+    /// Has [`Driver::ended`] know of all that happened until now.
+    ///
+    /// # Errors
+    /// Whatever stands in the way.
+    fn look_again(&mut self) -> anyhow::Result<()> {
+        Ok(())
     }
 }
 

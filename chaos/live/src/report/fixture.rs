@@ -1,6 +1,8 @@
 //! An invented run that has everything a report shows.
 
-use crate::record::{Check, Counts, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Program, Run, Sample, Totals};
+use crate::record::{
+    Check, Counts, FaultRecord, LeaderChange, Link, NodeInfo, Outage, Program, Refusal, Run, Sample, SiteOutage, Totals,
+};
 
 /// Numbers that look drawn and are always the same.
 pub(super) struct Draw(pub u64);
@@ -118,6 +120,8 @@ fn samples(seconds: u64, faults: &[FaultRecord]) -> Vec<Sample> {
                 writes_acked: writes,
                 writes_refused: if leaderless { 3 + draw.whole(5) } else { 0 },
                 writes_unknown: if fresh { 1 + draw.whole(2) } else { 0 },
+                deletes: reads / 20,
+                deletes_failed: 0,
                 reads_ok: reads,
                 reads_failed: if fresh { draw.whole(3) } else { 0 },
                 bytes_written: writes * 120_000,
@@ -137,11 +141,22 @@ fn samples(seconds: u64, faults: &[FaultRecord]) -> Vec<Sample> {
             ]),
             bytes_below_contract: (!leaderless).then_some(below),
             leader: None,
-            nodes_answering: 6 - if outage { 2 } else { 0 } - u64::from(on("kill")) - u64::from(on("pause")),
+            nodes_answering: Some(6 - if outage { 2 } else { 0 } - u64::from(on("kill")) - u64::from(on("pause"))),
         };
         samples.push(in_eighths(sample));
     }
     samples
+}
+
+/// What clients of each site were told: those of the site that is away, nothing.
+fn sites(fault: &FaultRecord, gap: u64) -> Vec<SiteOutage> {
+    let away = fault.kind == "site-outage";
+    let site = |site: &str| {
+        let cut_off = away && fault.targets.iter().any(|target| target == site);
+        let without = if cut_off { fault.ended_ms.unwrap_or(0).saturating_sub(fault.began_ms) } else { gap };
+        SiteOutage { site: site.into(), without_writes_ms: without + 400, without_reads_ms: without / 4 + 90, cut_off }
+    };
+    ["a", "b", "c"].map(site).into()
 }
 
 /// `seconds` of a cluster that loses site b three times, among other things.
@@ -156,6 +171,7 @@ pub(super) fn run(seconds: u64) -> Run {
             began_ms: fault.began_ms,
             without_writes_ms: gap + 110,
             without_reads_ms: gap / 5 + 35,
+            sites: sites(fault, gap),
         })
         .collect();
     let samples = samples(seconds, &faults);
@@ -165,15 +181,22 @@ pub(super) fn run(seconds: u64) -> Run {
             writes_acked: sum(|it| it.writes_acked),
             writes_refused: sum(|it| it.writes_refused),
             writes_unknown: sum(|it| it.writes_unknown),
+            deletes: sum(|it| it.deletes),
+            deletes_failed: sum(|it| it.deletes_failed),
             reads_ok: sum(|it| it.reads_ok),
             reads_failed: sum(|it| it.reads_failed),
             bytes_written: sum(|it| it.bytes_written),
             bytes_read: sum(|it| it.bytes_read),
         },
-        deletes: 0,
         faults: faults.len() as u64,
         longest_without_writes_ms: 2980,
         longest_without_reads_ms: 609,
+    };
+    let refusal = Refusal {
+        code: "PV-TOO-WEAK".into(),
+        count: 17,
+        first: "stored on too few volumes".into(),
+        last: "no leader".into(),
     };
     let link = |from: &str, to: &str, latency_ms: f64| Link { from: from.into(), to: to.into(), latency_ms };
     Run {
@@ -204,6 +227,9 @@ pub(super) fn run(seconds: u64) -> Run {
         ],
         began_wall_ms: 1_795_313_340_000,
         took_ms: seconds * 1000 + 48_000,
+        load_ended_ms: Some(seconds * 970),
+        timings: "hasty: suspect_after = \"2s\", down_after = \"4s\"".into(),
+        unchecked: Vec::new(),
         left_out: Vec::new(),
         samples,
         faults,
@@ -211,6 +237,7 @@ pub(super) fn run(seconds: u64) -> Run {
         leaders: leaders(part),
         checks: checks(),
         totals,
+        refusals: vec![refusal],
         interrupted: None,
         passed: true,
     }

@@ -12,7 +12,7 @@ use super::{
     series::Bin,
     tables,
 };
-use crate::record::{CAME_TO_ITS_END, Outage, Run};
+use crate::record::{CAME_TO_ITS_END, Outage, Run, SiteOutage};
 
 const STYLE: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("hover.js");
@@ -25,7 +25,7 @@ pub(super) fn render(run: &Run) -> String {
     let body = format!(
         "<header><h1>{}</h1><p class=\"soft\">{}</p><p>{}</p></header>{}{}\
          <section><h2>Timeline</h2><figure>{wide}{narrow}<div class=\"tip\" hidden=\"hidden\" aria-live=\"polite\"></div>\
-         <figcaption>{}</figcaption></figure></section>{}{}{}{}{}",
+         <figcaption>{}</figcaption></figure></section>{}{}{}{}{}{}",
         escape(&run.scenario),
         escape(&about(run)),
         escape(&run.summary),
@@ -35,6 +35,7 @@ pub(super) fn render(run: &Run) -> String {
         tables::checks(run),
         tables::faults(run),
         tables::by_kind(run),
+        tables::refusals(run),
         setting(run),
         tables::samples(&wide_bins),
     );
@@ -111,6 +112,14 @@ fn figures(run: &Run) -> String {
         let fault = run.outages.iter().max_by_key(|outage| part(outage)).filter(|outage| part(outage) > 0);
         fault.map_or(String::new(), |outage| format!(", fault {}", outage.fault))
     };
+    let of_site = |part: fn(&SiteOutage) -> u64| {
+        let worst = |outage| Some((outage, tables::slowest(outage, part)?));
+        let found = run.outages.iter().filter_map(worst).max_by_key(|(_, site)| part(site));
+        found.map_or((String::from("–"), String::new()), |(outage, site)| {
+            (lasted(part(site)), format!(": {}, fault {}", site.site, outage.fault))
+        })
+    };
+    let (site_writes, site_reads) = (of_site(|it| it.without_writes_ms), of_site(|it| it.without_reads_ms));
     let failed = run.checks.iter().filter(|check| !check.passed).count() as u64;
     let tiles = [
         (count(totals.counts.writes_acked), "acknowledged writes".to_owned(), false),
@@ -124,6 +133,13 @@ fn figures(run: &Run) -> String {
         (
             lasted(totals.longest_without_reads_ms),
             format!("longest without reads{}", worst(|it| it.without_reads_ms)),
+            false,
+        ),
+        (site_writes.0, format!("longest without writes in one site{}", site_writes.1), false),
+        (site_reads.0, format!("longest without reads in one site{}", site_reads.1), false),
+        (
+            count(totals.counts.deletes),
+            format!("acknowledged deletions, {} not", count(totals.counts.deletes_failed)),
             false,
         ),
         (bytes(totals.counts.bytes_written), format!("written, {} read", bytes(totals.counts.bytes_read)), false),
@@ -150,7 +166,9 @@ fn caption(bins: &[Bin], samples: usize) -> String {
     } else {
         String::new()
     };
-    format!("Shaded: while a fault lasted.{gathered}{hint}")
+    format!(
+        "Shaded: while a fault lasted; grey at the end: no session any more, the last reads and the proof.{gathered}{hint}"
+    )
 }
 
 /// What it ran on, and how to run it again.
@@ -163,6 +181,7 @@ fn setting(run: &Run) -> String {
         ("Network", run.network.clone()),
         ("Profile", run.profile.clone()),
         ("pacsvault-node", program),
+        ("Timings", run.timings.clone()),
         ("Machine", run.machine.clone()),
         (
             "Faults for",
@@ -170,9 +189,11 @@ fn setting(run: &Run) -> String {
         ),
     ];
     let left_out = (!run.left_out.is_empty()).then(|| ("Not possible", run.left_out.join(", ")));
+    let unchecked = (!run.unchecked.is_empty()).then(|| ("Not checked", run.unchecked.join("; ")));
     let facts: String = facts
         .into_iter()
         .chain(left_out)
+        .chain(unchecked)
         .map(|(name, value)| format!("<dt>{name}</dt><dd>{}</dd>", escape(&value)))
         .collect();
     format!(

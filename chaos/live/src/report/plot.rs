@@ -255,6 +255,14 @@ impl Drawing<'_> {
     /// Behind everything: when something was wrong.
     fn bands(&mut self, bottom: f64) {
         let span = self.span;
+        if let Some(ended_ms) = self.run.load_ended_ms.filter(|ended_ms| *ended_ms < span.end_ms) {
+            let (from, height) = (span.at(ended_ms), bottom - 30.0);
+            let width = span.right - from;
+            self.add(&format!(
+                "<rect class=\"tail\" x=\"{from:.1}\" y=\"30\" width=\"{width:.1}\" height=\"{height:.1}\"/>"
+            ));
+            self.text("tick end", span.right, 24.0, "sessions ended: last reads and proof");
+        }
         for fault in &self.run.faults {
             let from = span.at(fault.began_ms);
             let to = span.at(fault.ended_ms.unwrap_or(span.end_ms)).max(from + 1.0);
@@ -455,10 +463,11 @@ impl Drawing<'_> {
     fn nodes(&mut self) {
         self.heading("Nodes that answered", &[]);
         let all = self.run.nodes.len().max(1) as f64;
-        let most = self.bins.iter().map(|bin| bin.nodes_answering as f64).fold(all, f64::max);
+        let most = self.bins.iter().filter_map(|bin| bin.nodes_answering).map(|nodes| nodes as f64).fold(all, f64::max);
         let marks = [(0.0, "0".to_owned()), (all, numbers::trimmed(all))];
         let scale = self.frame(44.0, most, None, &marks);
-        let values: Vec<Option<f64>> = self.bins.iter().map(|bin| Some(scale.at(bin.nodes_answering as f64))).collect();
+        let values: Vec<Option<f64>> =
+            self.bins.iter().map(|bin| bin.nodes_answering.map(|nodes| scale.at(nodes as f64))).collect();
         self.steps("line nodes", &values);
     }
 

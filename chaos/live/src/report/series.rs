@@ -27,8 +27,8 @@ pub(super) struct Bin {
     pub unreadable: Option<u64>,
     /// Most bytes below their contract.
     pub below_contract: Option<u64>,
-    /// Fewest nodes that answered.
-    pub nodes_answering: u64,
+    /// Fewest nodes that answered; absent before anybody looked.
+    pub nodes_answering: Option<u64>,
 }
 
 /// Of events per second.
@@ -85,7 +85,7 @@ fn bin(samples: &[(u64, &Sample)]) -> Bin {
         by_distance: samples.iter().filter_map(|(_, sample)| sample.bytes_by_distance).max(),
         unreadable: samples.iter().filter_map(|(_, sample)| sample.bytes_unreadable).max(),
         below_contract: samples.iter().filter_map(|(_, sample)| sample.bytes_below_contract).max(),
-        nodes_answering: samples.iter().map(|(_, sample)| sample.nodes_answering).min().unwrap_or(0),
+        nodes_answering: samples.iter().filter_map(|(_, sample)| sample.nodes_answering).min(),
     }
 }
 
@@ -108,7 +108,7 @@ mod tests {
         Sample {
             at_ms: at_s * 1000,
             counts: Counts { writes_acked: writes, ..Counts::default() },
-            nodes_answering: 6,
+            nodes_answering: Some(6),
             ..Sample::default()
         }
     }
@@ -129,13 +129,13 @@ mod tests {
         samples[1801].counts.writes_refused = 7;
         samples[1801].write_p99_ms = Some(9000.0);
         samples[1802].write_p99_ms = Some(10.0);
-        samples[1801].nodes_answering = 3;
+        samples[1801].nodes_answering = Some(3);
         samples[1801].bytes_by_distance = Some([5, 0, 0, 100]);
         samples[1802].bytes_by_distance = Some([0, 90, 0, 15]);
         let bins = bins(&samples, 300);
         assert_eq!(bins.len(), 300);
         let worst = bins.iter().find(|bin| bin.errors[0] > 0).expect("kept");
-        assert_eq!((worst.writes.lowest, worst.writes.highest, worst.nodes_answering), (0.0, 100.0, 3));
+        assert_eq!((worst.writes.lowest, worst.writes.highest, worst.nodes_answering), (0.0, 100.0, Some(3)));
         assert_eq!((worst.latency[1], worst.by_distance), (Some(9000.0), Some([5, 0, 0, 100])));
         assert!(worst.writes.mean < 92.0);
         let written: f64 = bins.iter().map(|bin| bin.writes.mean * (bin.to_ms - bin.from_ms) as f64 / 1000.0).sum();
@@ -144,7 +144,9 @@ mod tests {
 
     #[test]
     fn what_was_not_measured_stays_absent() {
-        let bins = bins(&[sample(1, 0), sample(2, 0)], 1);
+        let unseen = |at_s| Sample { nodes_answering: None, ..sample(at_s, 0) };
+        let bins = bins(&[unseen(1), unseen(2)], 1);
+        assert_eq!(bins[0].nodes_answering, None);
         assert_eq!((bins[0].latency, bins[0].by_distance, bins[0].below_contract), ([None; 4], None, None));
     }
 

@@ -9,7 +9,7 @@ use super::{
     page::span_words,
     series::Bin,
 };
-use crate::record::{FaultRecord, Outage, Run};
+use crate::record::{FaultRecord, Outage, Refusal, Run, SiteOutage};
 
 /// Most rows of the table behind the plot.
 const ROWS_MAX: usize = 60;
@@ -53,15 +53,22 @@ fn seen(fault: &FaultRecord) -> String {
     if fault.effect.is_empty() { fault.what.clone() } else { format!("{}; seen: {}", fault.what, fault.effect) }
 }
 
+/// The site whose clients waited longest, of those that were promised anything.
+pub(super) fn slowest(outage: &Outage, part: fn(&SiteOutage) -> u64) -> Option<&SiteOutage> {
+    outage.sites.iter().filter(|site| !site.cut_off).max_by_key(|site| part(site))
+}
+
 /// Every fault and what it cost.
 pub(super) fn faults(run: &Run) -> String {
     let outages: BTreeMap<u64, &Outage> = run.outages.iter().map(|outage| (outage.fault, outage)).collect();
     let most = |part: fn(&Outage) -> u64| run.outages.iter().map(part).max().unwrap_or(0);
     let (worst_writes, worst_reads) = (most(|it| it.without_writes_ms), most(|it| it.without_reads_ms));
-    let gap = |label: &str, fault: u64, part: fn(&Outage) -> u64, worst: u64| {
-        let value = outages.get(&fault).map(|outage| part(outage));
-        let class = if value.is_some_and(|value| value == worst && value > 0) { "n worst" } else { "n" };
-        cell(class, label, &value.map_or("–".to_owned(), lasted))
+    let gap = |label: &str, fault: u64, part: fn(&Outage) -> u64, of_site: fn(&SiteOutage) -> u64, worst: u64| {
+        let Some(outage) = outages.get(&fault) else { return cell("n", label, "–") };
+        let value = part(outage);
+        let class = if value == worst && value > 0 { "n worst" } else { "n" };
+        let site = slowest(outage, of_site).map(|site| format!(" ({}: {})", site.site, lasted(of_site(site))));
+        cell(class, label, &(lasted(value) + &site.unwrap_or_default()))
     };
     let rows: String = (run.faults.iter())
         .map(|fault| {
@@ -74,8 +81,8 @@ pub(super) fn faults(run: &Run) -> String {
                 cell("what", "Whom", &fault.targets.join(", ")),
                 cell("n", "At", &began),
                 cell("n", "For", &took),
-                gap("Without writes", number, |it| it.without_writes_ms, worst_writes),
-                gap("Without reads", number, |it| it.without_reads_ms, worst_reads),
+                gap("Without writes", number, |it| it.without_writes_ms, |it| it.without_writes_ms, worst_writes),
+                gap("Without reads", number, |it| it.without_reads_ms, |it| it.without_reads_ms, worst_reads),
             )
         })
         .collect();
@@ -91,9 +98,24 @@ pub(super) fn faults(run: &Run) -> String {
     ]);
     format!(
         "<section><h2>Faults and what they cost</h2><p class=\"soft\">Without writes: the longest time between two acknowledged writes \
-         while the fault lasted and shortly after. Without reads: the same for answered reads.</p>\
+         while the fault lasted and shortly after, of any session; in brackets the site whose clients waited longest, of those that no \
+         fault kept from a majority. Without reads: the same for answered reads.</p>\
          <table class=\"cards\">{head}<tbody>{rows}</tbody></table></section>"
     )
+}
+
+/// Why something was refused; nothing when nothing was.
+pub(super) fn refusals(run: &Run) -> String {
+    if run.refusals.is_empty() {
+        return String::new();
+    }
+    let row = |one: &Refusal| {
+        let (code, times) = (cell("lead-cell", "Code", &one.code), cell("n", "Times", &count(one.count)));
+        format!("<tr>{code}{times}{}{}</tr>", cell("what", "First", &one.first), cell("what", "Last", &one.last))
+    };
+    let rows: String = run.refusals.iter().map(row).collect();
+    let head = head(&[("Code", false), ("Times", true), ("First", false), ("Last", false)]);
+    format!("<section><h2>Refusals</h2><table class=\"cards\">{head}<tbody>{rows}</tbody></table></section>")
 }
 
 /// Outages by kind of fault; nothing when no outage was measured.
@@ -199,7 +221,7 @@ pub(super) fn samples(bins: &[Bin]) -> String {
                 or_dash(bin.latency[3].map(latency)),
                 or_dash(bin.by_distance.map(|bytes_by| bytes(bytes_by[0]))),
                 or_dash(bin.below_contract.map(bytes)),
-                count(bin.nodes_answering),
+                or_dash(bin.nodes_answering.map(count)),
             ];
             let cells: String = cells.iter().map(|words| format!("<td class=\"n\">{words}</td>")).collect();
             format!("<tr><th scope=\"row\">{}</th>{cells}</tr>", clock(bin.to_ms))

@@ -106,6 +106,8 @@ fn nothing_in_a_record_becomes_markup() {
     run.wan_ms[0].from = evil.into();
     run.checks[0].name = evil.into();
     run.checks[0].detail = evil.into();
+    run.refusals[0].code = evil.into();
+    run.refusals[0].first = evil.into();
     let text = page::render(&run);
     assert_eq!(elements(&text).iter().filter(|name| *name == "script").count(), 2);
     assert!(!text.contains("<b>") && !text.contains("alert('x')</"), "it stays text");
@@ -162,6 +164,31 @@ fn what_could_not_be_read_is_drawn_only_when_there_was_any() {
     run.samples[40].bytes_unreadable = Some(7 << 20);
     let text = page::render(&run);
     assert!(text.contains("class=\"line unreadable\"") && text.contains("cannot be read"));
+}
+
+#[test]
+fn what_follows_the_load_is_shaded_and_named() {
+    let mut run = fixture::run(100);
+    let shaded = |run: &Run| page::render(run).contains("sessions ended: last reads and proof");
+    assert!(shaded(&run));
+    run.load_ended_ms = None;
+    assert!(!shaded(&run), "old records do not tell");
+}
+
+#[test]
+fn clients_of_one_site_and_deletions_have_figures_of_their_own() {
+    let mut run = fixture::run(100);
+    run.unchecked = vec!["no node panicked".into()];
+    let text = page::render(&run);
+    for words in
+        ["longest without writes in one site: ", "acknowledged deletions", "hasty: ", "Not checked", "PV-TOO-WEAK"]
+    {
+        assert!(text.contains(words), "{words}");
+    }
+    // Whose clients were cut off is not the worst of anything.
+    let (away, fault) = (&run.outages[0], &run.faults[0]);
+    assert_eq!((fault.targets[0].as_str(), away.sites[1].cut_off), ("b", true));
+    assert!(!text.contains(&format!("(b: {}", super::numbers::lasted(away.sites[1].without_writes_ms))));
 }
 
 #[test]

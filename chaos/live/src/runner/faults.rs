@@ -15,7 +15,7 @@ use pacsvault_core::{
 };
 use pacsvault_ports::peer::{Reply, Request};
 
-use super::{Active, HEALED_WITHIN, Runner, SERVED_WITHIN, WHOLE_WITHIN};
+use super::{Active, Runner};
 use crate::{driver::Inject, scenario::plan::Fault};
 
 impl Runner<'_> {
@@ -54,7 +54,7 @@ impl Runner<'_> {
                 let id = self.eyes.member(active.nodes.first().context("a node")?)?;
                 active.old = Some(id);
                 let order = Command::SetDrain { target: DrainTarget::Node(id), draining: true };
-                self.eyes.order(&order, SERVED_WITHIN)?;
+                self.eyes.order(&order, self.limits.served)?;
             }
             Fault::Upgrade => active.nodes.iter().try_for_each(|name| self.driver.upgrade(name))?,
             Fault::Sever { .. } => {
@@ -96,7 +96,7 @@ impl Runner<'_> {
     /// The operator's word that a node's volumes never come back, so that they are rebuilt at once.
     fn give_up(&mut self, node: NodeId) -> anyhow::Result<()> {
         for volume in self.eyes.volumes_of(node)? {
-            self.eyes.order(&Command::SetVolumeState { volume, state: VolumeState::Fenced }, SERVED_WITHIN)?;
+            self.eyes.order(&Command::SetVolumeState { volume, state: VolumeState::Fenced }, self.limits.served)?;
         }
         Ok(())
     }
@@ -116,13 +116,13 @@ impl Runner<'_> {
         for name in nodes {
             let (eyes, name) = (self.eyes.clone(), name.clone());
             let within = Duration::from_secs(2);
-            self.until(WHOLE_WITHIN, &format!("{name} to begin to verify its shards"), || {
+            self.until(self.limits.whole, &format!("{name} to begin to verify its shards"), || {
                 eyes.ask(&name, Request::ScrubNow(None), within).err().map(|error| error.to_string())
             })?;
         }
         for name in nodes {
             let (eyes, name) = (self.eyes.clone(), name.clone());
-            self.until(HEALED_WITHIN, &format!("{name} to have verified its shards"), || {
+            self.until(self.limits.healed, &format!("{name} to have verified its shards"), || {
                 match eyes.ask(&name, Request::Status, Duration::from_secs(2)) {
                     Ok(Reply::Status(status)) => {
                         let hurried = status.volumes.iter().any(|volume| volume.scrub.hurried);
@@ -185,7 +185,7 @@ impl Runner<'_> {
             }
             Fault::Wipe => self.replace(active),
             Fault::Retire => {
-                self.healed(HEALED_WITHIN)?;
+                self.healed(self.limits.healed)?;
                 self.retire(active)?;
                 let name = active.nodes.first().context("a node")?;
                 self.driver.forget(name)?;
@@ -201,7 +201,7 @@ impl Runner<'_> {
     fn retire(&mut self, active: &Active) -> anyhow::Result<()> {
         let id = active.old.context("a former member")?;
         let eyes = self.eyes.clone();
-        self.until(HEALED_WITHIN, "the emptied node to be let go", || {
+        self.until(self.limits.healed, "the emptied node to be let go", || {
             let order = Command::SetNodeState { node: id, state: NodeState::Removed };
             eyes.order(&order, Duration::from_secs(10)).err().map(|error| error.to_string())
         })
@@ -210,9 +210,11 @@ impl Runner<'_> {
     /// Waits until the cluster has given up all volumes of a node, by itself.
     fn given_up(&mut self, active: &Active) -> anyhow::Result<()> {
         let (id, eyes) = (active.old.context("a former member")?, self.eyes.clone());
-        self.until(WHOLE_WITHIN, "the volume whose sync failed to go out of service", || match eyes.volumes_of(id) {
-            Ok(left) => (!left.is_empty()).then(|| format!("{} still count", left.len())),
-            Err(error) => Some(error.to_string()),
+        self.until(self.limits.whole, "the volume whose sync failed to go out of service", || {
+            match eyes.volumes_of(id) {
+                Ok(left) => (!left.is_empty()).then(|| format!("{} still count", left.len())),
+                Err(error) => Some(error.to_string()),
+            }
         })
     }
 
@@ -221,7 +223,7 @@ impl Runner<'_> {
         let name = active.nodes.first().context("a node")?.clone();
         // Done already, unless the fault failed half-way.
         self.give_up(active.old.context("a former member")?)?;
-        self.healed(HEALED_WITHIN)?;
+        self.healed(self.limits.healed)?;
         if active.fault != Fault::Wipe {
             self.driver.kill(&active.nodes)?;
             self.driver.wipe(&name)?;
@@ -229,7 +231,7 @@ impl Runner<'_> {
         self.retire(active)?;
         self.driver.start(&active.nodes)?;
         let (eyes, old) = (self.eyes.clone(), active.old);
-        self.until(WHOLE_WITHIN, &format!("{name} to be a member again"), || match eyes.member(&name) {
+        self.until(self.limits.whole, &format!("{name} to be a member again"), || match eyes.member(&name) {
             Ok(id) if Some(id) != old => None,
             Ok(_) => Some("still the former one".to_owned()),
             Err(error) => Some(error.to_string()),

@@ -57,7 +57,8 @@ pub(super) const ALL: &[Scenario] = &[
         line: "a site hears the others and is not heard, or the other way round; or two sites lose each other only",
         does: "Links are cut in one direction only, around the leader's site or one drawn by the seed; or the link between two sites \
             is cut both ways, while both reach the third.",
-        holds: "Writes and reads through the sites that reach each other are back within 20 s. In no term two leaders are believed.",
+        holds: "Writes and reads are back within 20 s through every site that is neither deaf nor mute and reaches the site of the leader. \
+            In no term two leaders are believed.",
         own: &["one-way partition", "severed link"],
         essential: &[Ability::Links],
         draw: asymmetric,
@@ -108,9 +109,9 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "bit-rot",
-        line: "bytes flip on the disks of a whole site",
-        does: "The nodes of one site are stopped, bytes flipped in tens of places of their segments, and started; then they \
-            verify what they hold. Beside it links and disks get slower.",
+        line: "bytes flip on the volumes of a whole site",
+        does: "The nodes of one site are stopped, bytes flipped in tens of places of their volumes' segments, and started; then they \
+            verify what they hold. Beside it links and disks get slower. The disks of log and catalog are never damaged.",
         holds: "No damaged byte is ever handed out; damage is found and rebuilt before the next site rots.",
         own: &["bit rot"],
         essential: &[Ability::Damage],
@@ -119,9 +120,9 @@ pub(super) const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "disk-full",
-        line: "a neighbour fills a disk to the last byte",
+        line: "a neighbour fills a volume's disk to the last byte",
         does: "The file system under the volumes of a node is filled to the last byte, and relieved later. Needs root: small \
-            disks are mounted.",
+            disks are mounted. The disk of log and catalog is never filled.",
         holds: "The node says that it is full, and writes go elsewhere; nothing acknowledged is lost, and the node takes part again \
             by itself when there is room.",
         own: &["full disk"],
@@ -144,7 +145,8 @@ pub(super) const ALL: &[Scenario] = &[
     Scenario {
         name: "membership-churn",
         line: "nodes come and go while others die",
-        does: "A node is added, others are killed and frozen, a node is emptied and retired; again and again.",
+        does: "A node is added, others are killed, cut off and frozen, a node is emptied and retired; again and again. While one comes \
+            or goes another one dies, too, and is back before all that moves has moved.",
         holds: "Writes and reads go on within 20 s of each change.",
         own: &["add node", "retire node"],
         essential: &[Ability::Kill, Ability::Add],
@@ -277,7 +279,8 @@ fn during_repair(draw: &mut Draw) -> Step {
     step.then = Then::Healed;
     // A burnt node and a frozen site are more than the contract survives: reads may wait, nothing may be lost.
     step.meanwhile = Meanwhile::Anything;
-    // The first as soon as the cluster repairs.
+    let mut sites = draw.topology.storing();
+    // The first as soon as the cluster repairs; two sites, not one twice.
     for cue in [Cue::Repair, Cue::None] {
         let after = if cue == Cue::Repair { Duration::ZERO } else { draw.millis(200..2500) };
         let fault = match draw.below(3) {
@@ -285,7 +288,7 @@ fn during_repair(draw: &mut Draw) -> Step {
             1 => Fault::Kill,
             _ => Fault::Pause,
         };
-        let site = draw.site();
+        let site = sites.swap_remove(draw.below(sites.len()));
         step.beside.push(Beside { after, cue, fault, who: Who::Site(site) });
     }
     step
@@ -358,8 +361,11 @@ fn churn(draw: &mut Draw) -> Step {
             return step(draw, fault, who);
         }
     };
-    made.lasts = Duration::from_millis(500);
     made.then = Then::Healed;
+    // Somebody else dies meanwhile, and is back before anybody waits for what is moved.
+    let (fault, after) = (away(draw), draw.millis(100..1_000));
+    let who = Who::Other(draw.random_number());
+    made.beside.push(Beside { after, cue: Cue::None, fault, who });
     made
 }
 
@@ -546,6 +552,29 @@ mod tests {
         for scenario in ALL {
             let plan = scenario.plan(3, 3.0, &topology(scenario), &everything());
             assert_eq!(plan.meets_repair(), scenario.name == "site-outage-during-repair", "{}", scenario.name);
+        }
+    }
+
+    #[test]
+    fn two_sites_go_away_during_a_repair_and_not_one_twice() {
+        let scenario = ALL.iter().find(|one| one.name == "site-outage-during-repair").expect("named");
+        for seed in 0..50 {
+            let plan = scenario.plan(seed, 3.0, &topology(scenario), &everything());
+            for step in plan.steps.iter().filter(|step| step.fault == Fault::Wipe) {
+                let sites: BTreeSet<String> = step.beside.iter().map(|beside| beside.who.to_string()).collect();
+                assert_eq!(sites.len(), 2, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn somebody_else_dies_while_a_node_comes_or_goes() {
+        let scenario = ALL.iter().find(|one| one.name == "membership-churn").expect("named");
+        for step in scenario.plan(1, 5.0, &topology(scenario), &everything()).steps {
+            if matches!(step.fault, Fault::Add | Fault::Retire) {
+                assert!(step.beside.iter().any(|one| matches!(one.who, Who::Other(_))), "{step:?}");
+                assert!(step.beside.iter().all(|one| one.after < step.lasts), "{step:?}");
+            }
         }
     }
 

@@ -50,8 +50,9 @@ pub const ALWAYS: &str = "Always: the history of all sessions has an explanation
     again byte for byte through two sites, and its receipt proven offline; all replicas hold the same catalog; \
     everything stored is back at full contract, proven from the volumes of the stopped nodes. Faults of the scenario were \
     done, and each was seen to have its effect; no two leaders of one term were believed; no session, no process and no task \
-    of a node ended by itself. Where writes and reads go on within 20 s, no gap from the fault's beginning until the next \
-    step is longer, and nothing that was at full contract cannot be read meanwhile.";
+    of a node ended by itself. Where writes and reads go on within 20 s, they do in every site whose clients no fault keeps \
+    from a majority; no gap from the fault's beginning until the next step is longer, and nothing that was at full contract cannot be \
+    read meanwhile.";
 
 /// Where choices of a scenario come from.
 pub struct Draw<'a> {

@@ -83,6 +83,8 @@ pub enum Who {
     LeaderSite,
     /// Some storage node that does not lead; the number decides which.
     Follower(u64),
+    /// Some storage node that no fault in force is about; the number decides which.
+    Other(u64),
     /// All nodes.
     Everything,
 }
@@ -95,6 +97,7 @@ impl fmt::Display for Who {
             Self::Leader => to.write_str("the leader"),
             Self::LeaderSite => to.write_str("the leader's site"),
             Self::Follower(_) => to.write_str("a follower"),
+            Self::Other(_) => to.write_str("another node"),
             Self::Everything => to.write_str("all nodes"),
         }
     }
@@ -222,6 +225,20 @@ impl Fault {
             Self::Add => format!("a node is added to {who}"),
             Self::Retire => format!("{who} is emptied and retired"),
             Self::Upgrade => format!("{who} is upgraded"),
+        }
+    }
+
+    /// Sites whose clients this keeps from a majority: nobody promises them anything. Clients of a site whose nodes are all down
+    /// or stand still reach the nodes of others.
+    pub fn cuts_off(&self, topology: &Topology, sites: &BTreeSet<String>) -> BTreeSet<String> {
+        match self {
+            Self::Isolate | Self::Deafen | Self::Mute => sites.clone(),
+            Self::Split => topology.sites.keys().cloned().collect(),
+            Self::Kill | Self::Pause | Self::Sever { .. } | Self::Slow { .. } | Self::Wipe | Self::Rot { .. } => {
+                BTreeSet::new()
+            }
+            Self::Fill | Self::SlowDisk { .. } | Self::FailSync | Self::Clock { .. } => BTreeSet::new(),
+            Self::Add | Self::Retire | Self::Upgrade => BTreeSet::new(),
         }
     }
 

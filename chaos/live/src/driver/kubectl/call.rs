@@ -42,6 +42,13 @@ impl Caller {
         self.read(&self.exec(pod, script))
     }
 
+    /// What the node in a pod has logged since so many seconds, or in its life before that.
+    pub(super) fn log(&self, pod: &str, which: &str) -> anyhow::Result<String> {
+        let container = self.options.container.iter().flat_map(|container| ["-c", container.as_str()]);
+        let command: Vec<&str> = ["logs", pod].into_iter().chain(container).chain([which]).collect();
+        self.read(&command)
+    }
+
     fn exec<'a>(&'a self, pod: &'a str, script: &'a str) -> Vec<&'a str> {
         let container = self.options.container.iter().flat_map(|container| ["-c", container.as_str()]);
         ["exec", pod].into_iter().chain(container).chain(["--", "sh", "-c", script]).collect()
@@ -148,7 +155,7 @@ fn gathered(pipe: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<
 fn advice(error: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
     if has(&["Forbidden", "forbidden"]) {
-        "\nthe account needs get, list and delete of pods, create of pods/exec, and all verbs on networkpolicies in this namespace"
+        "\nthe account needs get, list and delete of pods, get of pods/log, create of pods/exec, and all verbs on networkpolicies in this namespace"
     } else if has(&["connection refused", "no such host", "Unable to connect", "was refused"]) {
         "\nno cluster answers: choose one with --context, or set KUBECONFIG"
     } else if has(&["context was not found", "does not exist"]) {

@@ -1,14 +1,15 @@
 //! NetworkPolicies that cut nodes off.
 //!
 //! **Invariants.** A policy selects one pod by a label that stays with it. What is cut is named and everything else stays allowed:
-//! other pods, other namespaces, the world outside. A cut counts in both directions; anything else cannot be expressed.
+//! other pods, other namespaces, the world outside. A cut counts in both directions; anything else cannot be expressed. One policy
+//! closes both directions of its pod, so that a cut needs one on one side.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use super::{OURS, Pod};
+use super::{OURS, pods::Pod};
 use crate::net::{Conditions, LinkState};
 
 /// One policy.
@@ -68,6 +69,33 @@ impl Isolation {
         });
         Self { name, body }
     }
+}
+
+/// On which nodes policies cut all of this, and from whom. A policy on one side of a cut closes both directions, so each cut has
+/// one: of the side with fewer nodes. Nodes that are held off the network as a whole need no other one.
+pub(super) fn sides(
+    cut: &BTreeMap<String, BTreeSet<String>>,
+    held: &BTreeSet<String>,
+) -> BTreeMap<String, BTreeSet<String>> {
+    let mut left = cut.clone();
+    let done = |left: &mut BTreeMap<String, BTreeSet<String>>, node: &String| {
+        let own = left.remove(node);
+        for others in left.values_mut() {
+            others.remove(node);
+        }
+        own
+    };
+    for node in held {
+        done(&mut left, node);
+    }
+    let mut sides = BTreeMap::new();
+    // Whoever loses most is on the smaller side.
+    while let Some((node, _)) = left.iter().rev().max_by_key(|(_, others)| others.len()).filter(|one| !one.1.is_empty())
+    {
+        let node = node.clone();
+        sides.extend(done(&mut left, &node).map(|others| (node, others)));
+    }
+    sides
 }
 
 /// All of them as one text for `kubectl apply`.

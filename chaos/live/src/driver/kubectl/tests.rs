@@ -20,6 +20,8 @@ case "$line" in
   *" get networkpolicies -l app.kubernetes.io/managed-by=pacsvault-chaos "*) [ -e ours ] && cat ours; exit 0;;
   *" get networkpolicies "*) [ -e policies ] && cat policies; exit 0;;
   *" exec $(cat unreachable 2>/dev/null) "*) exit 1;;
+  *" -KILL "*) echo "command terminated with exit code 137" >&2; exit 137;;
+  *" logs "*) [ -e logs ] || exit 1; cat logs;;
   *" exec "*) [ -e pausable ] || exit 1;;
   *" apply "*) [ -e apply-refusal ] && { cat apply-refusal >&2; exit 1; };;
   *" delete networkpolicies -l "*) echo networkpolicy.networking.k8s.io/pacsvault-chaos-old;;
@@ -27,6 +29,9 @@ esac
 [ -e refusal ] && { cat refusal >&2; exit 1; }
 exit 0
 "#;
+
+const FOUR: [(&str, &str, &str); 4] =
+    [("a-0", "a", "10.0.0.1"), ("a-1", "a", "10.0.0.2"), ("b-0", "b", "10.0.0.3"), ("c-0", "c", "fd00::4")];
 
 struct Fake {
     dir: TempDir,
@@ -37,12 +42,7 @@ impl Fake {
         let fake = Self { dir: tempfile::tempdir().expect("a directory") };
         fake.put("kubectl", FAKE);
         fs::set_permissions(fake.path("kubectl"), fs::Permissions::from_mode(0o755)).expect("executable");
-        fake.pods(&[
-            ("a-0", "a", "10.0.0.1"),
-            ("a-1", "a", "10.0.0.2"),
-            ("b-0", "b", "10.0.0.3"),
-            ("c-0", "c", "fd00::4"),
-        ]);
+        fake.pods(&FOUR);
         fake
     }
 
@@ -55,10 +55,23 @@ impl Fake {
     }
 
     fn pods(&self, pods: &[(&str, &str, &str)]) {
+        self.pods_after(pods, &|_| ("one", 0));
+    }
+
+    /// The same, with what tells that a pod was made again, and how often its container was restarted.
+    fn pods_after(&self, pods: &[(&str, &str, &str)], past: &dyn Fn(&str) -> (&'static str, u64)) {
         let item = |(name, site, address): &(&str, &str, &str)| {
+            let labels = json!({"pacsvault.io/site": site, "statefulset.kubernetes.io/pod-name": name});
+            let (uid, restarts) = past(name);
+            let last = json!({"terminated": {"reason": "OOMKilled", "exitCode": 137}});
+            let container = json!({"name": "node", "restartCount": restarts, "lastState": last});
             json!({
-                "metadata": {"name": name, "labels": {"pacsvault.io/site": site, "statefulset.kubernetes.io/pod-name": name}},
-                "status": {"podIPs": [{"ip": address}], "conditions": [{"type": "Ready", "status": "True"}]},
+                "metadata": {"name": name, "uid": uid, "labels": labels},
+                "status": {
+                    "podIPs": [{"ip": address}],
+                    "conditions": [{"type": "Ready", "status": "True"}],
+                    "containerStatuses": [container],
+                },
             })
         };
         self.put("pods.json", &json!({"items": pods.iter().map(item).collect::<Vec<_>>()}).to_string());
@@ -130,7 +143,8 @@ fn pods_are_nodes_and_attaching_changes_nothing() {
     assert_eq!(calls[0], "-n pacs get pods -l app=pacsvault -o json");
     assert_eq!(calls[1], "-n pacs get networkpolicies -l app.kubernetes.io/managed-by=pacsvault-chaos -o name");
     assert_eq!(calls[2], "-n pacs get networkpolicies -l app.kubernetes.io/managed-by!=pacsvault-chaos -o name");
-    assert!(calls.iter().all(|call| call.contains(" get ") || call.contains("kill -0")), "{calls:?}");
+    let looks = |call: &String| [" get ", "kill -0", " logs a-0 --tail=1"].iter().any(|one| call.contains(one));
+    assert!(calls.iter().all(looks), "{calls:?}");
 }
 
 #[test]
@@ -142,8 +156,11 @@ fn a_killed_node_is_held_off_the_network_until_it_is_started() {
     let calls = fake.calls();
     let spec = &applied(&calls)["b-0"];
     assert_eq!((&spec["ingress"], &spec["egress"]), (&json!([]), &json!([])));
-    let kill = "-n pacs delete pods --grace-period=0 --force --wait=false --ignore-not-found b-0";
-    assert_eq!(calls.last().map(String::as_str), Some(kill), "cut off first, then killed");
+    let kill = "-n pacs delete pods --grace-period=1 --wait=false --ignore-not-found b-0";
+    assert_eq!(calls.last().map(String::as_str), Some(kill), "cut off first, then told to stop");
+    assert!(
+        driver.death() == Death::Told && !calls.iter().any(|call| call.contains("KILL") || call.contains("--force"))
+    );
     driver.start(&["b-0".into()]).expect("started");
     assert_eq!(fake.calls()[0], "-n pacs delete networkpolicies --ignore-not-found pacsvault-chaos-b-0");
     assert!(error(driver.kill(&["x".into()])).contains("there is no node x; there are a-0, a-1, b-0, c-0"));
@@ -155,7 +172,7 @@ fn a_cut_names_who_is_cut_and_allows_everybody_else() {
     let mut driver = fake.attach();
     driver.shape(&split(&["a-0", "a-1"], &["b-0", "c-0"])).expect("cut");
     let policies = applied(&fake.calls());
-    assert_eq!(policies.keys().collect::<Vec<_>>(), ["a-0", "a-1", "b-0", "c-0"]);
+    assert_eq!(policies.keys().collect::<Vec<_>>(), ["a-0", "a-1"], "one side is enough");
     let peers = &policies["a-0"]["ingress"][0]["from"];
     assert_eq!(peers, &policies["a-0"]["egress"][0]["to"]);
     let expression = &peers[0]["podSelector"]["matchExpressions"][0];
@@ -167,11 +184,11 @@ fn a_cut_names_who_is_cut_and_allows_everybody_else() {
     // Another cut replaces it; none removes all.
     driver.shape(&split(&["b-0"], &["c-0"])).expect("cut");
     let calls = fake.calls();
-    assert_eq!(applied(&calls).keys().collect::<Vec<_>>(), ["b-0", "c-0"]);
+    assert_eq!(applied(&calls).keys().collect::<Vec<_>>(), ["b-0"]);
     let gone = "-n pacs delete networkpolicies --ignore-not-found pacsvault-chaos-a-0 pacsvault-chaos-a-1";
     assert_eq!(calls.last().map(String::as_str), Some(gone));
     driver.shape(&Conditions::default()).expect("healed");
-    let gone = "-n pacs delete networkpolicies --ignore-not-found pacsvault-chaos-b-0 pacsvault-chaos-c-0";
+    let gone = "-n pacs delete networkpolicies --ignore-not-found pacsvault-chaos-b-0";
     assert_eq!(fake.calls().last().map(String::as_str), Some(gone));
     drop(driver);
     assert!(fake.calls().is_empty(), "nothing is left to remove");
@@ -220,6 +237,86 @@ fn policies_of_others_make_cuts_impossible_and_are_named() {
     fake.calls();
     driver.kill(&["a-0".into()]).expect("still possible");
     assert!(fake.calls().iter().all(|call| !call.contains("apply")));
+}
+
+#[test]
+fn a_cut_needs_policies_on_its_smaller_side_only() {
+    let cut = |sites: &[&[&str]]| {
+        let mut cut: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for (at, one) in sites.iter().enumerate() {
+            let others =
+                || sites.iter().enumerate().filter(|(there, _)| *there != at).flat_map(|(_, site)| site.iter());
+            for node in *one {
+                cut.entry((*node).to_owned()).or_default().extend(others().map(|other| (*other).to_owned()));
+            }
+        }
+        cut
+    };
+    let sides = |sites: &[&[&str]], held: &[&str]| {
+        let held = held.iter().map(|node| (*node).to_owned()).collect();
+        let found = policy::sides(&cut(sites), &held);
+        found.into_iter().map(|(node, others)| format!("{node}: {}", others.len())).collect::<Vec<_>>()
+    };
+    assert_eq!(sides(&[&["a", "b", "c", "d"], &["x", "y"]], &[]), ["x: 4", "y: 4"]);
+    let three: [&[&str]; 3] = [&["a1", "a2"], &["b1", "b2"], &["c1", "c2"]];
+    assert_eq!(sides(&three, &[]), ["a1: 4", "a2: 4", "b1: 2", "b2: 2"]);
+    assert_eq!(sides(&three, &["a1", "a2"]), ["b1: 2", "b2: 2"], "who is held off reaches nobody anyway");
+}
+
+#[test]
+fn where_it_is_possible_a_node_is_killed_from_inside() {
+    let fake = Fake::new();
+    fake.put("pausable", "");
+    let mut driver = fake.attach();
+    assert_eq!(driver.death(), Death::Sudden);
+    fake.calls();
+    driver.kill(&["b-0".into()]).expect("the shell went with the container");
+    let calls = fake.calls();
+    let at = |words: &str| calls.iter().position(|call| call.contains(words)).expect("called");
+    assert!(at("apply -f -") < at("exec b-0 -- sh -c p=$(pidof pacsvault-node) && kill -KILL"), "{calls:?}");
+    assert!(at("-KILL") < at("delete pods --grace-period=1 --wait=false --ignore-not-found b-0"), "{calls:?}");
+    fake.put("unreachable", "c-0");
+    assert!(error(driver.kill(&["c-0".into()])).contains("cannot kill c-0"));
+}
+
+#[test]
+fn restarts_that_are_not_ours_are_told_once() {
+    let fake = Fake::new();
+    let mut driver = fake.attach();
+    let told = |driver: &mut Kubectl| {
+        driver.look_again().expect("looked");
+        driver.ended().expect("told").expect("it can tell")
+    };
+    assert!(told(&mut driver).is_empty());
+    fake.pods_after(&FOUR, &|name| ("one", u64::from(name == "a-1")));
+    let why = "container node was restarted: OOMKilled, exit code 137".to_owned();
+    assert_eq!(told(&mut driver), [("a-1".to_owned(), why)]);
+    assert!(told(&mut driver).is_empty(), "once");
+    driver.kill(&["b-0".into()]).expect("killed");
+    let moved = |name: &str| if name == "b-0" { ("two", 0) } else { ("one", u64::from(name == "a-1")) };
+    fake.pods_after(&FOUR, &moved);
+    driver.start(&["b-0".into()]).expect("started");
+    assert!(told(&mut driver).is_empty(), "that one was ours");
+    fake.pods(&FOUR);
+    assert_eq!(told(&mut driver), [("b-0".to_owned(), "another pod is in its place".to_owned())]);
+}
+
+#[test]
+fn panics_are_found_in_logs_also_of_pods_that_are_gone_and_never_denied_unread() {
+    let fake = Fake::new();
+    assert_eq!(fake.attach().panics().expect("asked"), None, "logs cannot be read here");
+    fake.put("logs", "INFO fine\n");
+    let mut driver = fake.attach();
+    assert_eq!(driver.panics().expect("asked"), Some(Vec::new()));
+    fake.put("logs", "thread 'main' panicked at node/src/a.rs\n");
+    driver.kill(&["a-1".into()]).expect("killed");
+    fake.put("logs", "INFO fine\n");
+    assert_eq!(driver.panics().expect("asked").expect("read").len(), 1);
+    let mut driver = fake.attach();
+    fs::remove_file(fake.path("logs")).expect("removed");
+    driver.kill(&["a-1".into()]).expect("killed all the same");
+    fake.put("logs", "INFO fine\n");
+    assert_eq!(driver.panics().expect("asked"), None, "nobody has read the whole");
 }
 
 #[test]
