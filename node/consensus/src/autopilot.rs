@@ -3,9 +3,10 @@
 //! version of commands in force when the last member understands it, and compares the replicas' digests.
 //!
 //! **Invariants.** One change is in flight at a time, and each is conditional on the membership it was decided on. A
-//! member is never changed in place. Votes go to a set of voters most of which answer at that moment. A leader that is to leave hands over first, if anybody can take over. A replica stops itself for the digest of a majority of voters only, never for that of
-//! the leader alone: a leader that a majority differs from is itself the one that stops. Nothing here is needed for
-//! safety: a leader without it serves the same.
+//! member is never changed in place. Votes go to a set of voters most of which answer at that moment. A leader that is to
+//! leave hands over first, if anybody can take over. A replica stops itself for the digest of a majority of voters only,
+//! never for that of the leader alone: a leader that a majority differs from is itself the one that stops. Nothing here is
+//! needed for safety: a leader without it serves the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

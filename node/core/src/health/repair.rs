@@ -7,8 +7,9 @@
 //!
 //! **When.** At once: what is damaged or lost for good, and everything about a stripe that the next node failure would
 //! lose. After `repair_after`: what lies on a node that is down. Not before its nodes are lost: what lies on a site that is
-//! away as a whole, unless its stripe cannot be read meanwhile and former holders of its shards are there: they are asked. A node that is suspect for `urgent_after`, though others of its site are up, is judged as gone where
-//! that leaves a stripe one failure from loss.
+//! away as a whole, unless its stripe cannot be read meanwhile and former holders of its shards are there: they are asked.
+//! A node that is suspect for `urgent_after`, though others of its site are up, is judged as gone where that leaves a stripe
+//! one failure from loss.
 //!
 //! **Invariants.** Nothing proposed weakens a stripe, except that a drain may give up what exceeds the contract. What is
 //! held back is told. When every task of a survey is carried out and nothing else changes, the next surveys come to hold
