@@ -34,6 +34,8 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(700);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(5);
+/// So often a drain may be told to be unsafe after it was begun, before it is taken back.
+const UNSAFE_MAX: u32 = 20;
 
 /// The people behind one cluster.
 pub struct Operator {
@@ -200,7 +202,7 @@ impl Operator {
     pub async fn drain(self: Arc<Self>, nemesis: Arc<Nemesis>, at: usize, then: AfterDrain) {
         let Some(node) = self.node(at) else { return };
         let incarnation = self.cluster.machines()[at].incarnation;
-        if !self.set_drain(DrainTarget::Node(node), true).await {
+        if !self.drains_safely(DrainTarget::Node(node)).await || !self.set_drain(DrainTarget::Node(node), true).await {
             return;
         }
         if then == AfterDrain::TakenBack {
@@ -211,6 +213,7 @@ impl Operator {
             }
             return;
         }
+        let mut unsafe_times = 0;
         while self.patient() {
             if self.cluster.machines()[at].incarnation != incarnation {
                 // It was lost meanwhile, and is replaced.
@@ -220,6 +223,12 @@ impl Operator {
             let empty = matches!(&plan, Some(Reply::DrainPlan(plan)) if plan.empty);
             if empty && self.try_remove(node).await {
                 break;
+            }
+            unsafe_times += u32::from(matches!(&plan, Some(Reply::DrainPlan(plan)) if !plan.safe && !plan.empty));
+            if unsafe_times == UNSAFE_MAX {
+                self.cluster.sim.hit("operator: took back a drain that became unsafe");
+                self.insist(Command::SetDrain { target: DrainTarget::Node(node), draining: false }).await;
+                return;
             }
             self.cluster.sim.event("drain", &[node.0], || format!("{plan:?}"));
             self.pause(AGAIN).await;
@@ -234,6 +243,21 @@ impl Operator {
             self.cluster.refit(at, false);
             nemesis.give_back(at);
         }
+    }
+
+    /// Asks whether a drain is safe, as the command line does before it begins one.
+    async fn drains_safely(&self, target: DrainTarget) -> bool {
+        while self.patient() {
+            if let Some(Reply::DrainPlan(plan)) = self.ask(Request::DrainPlan(target)).await {
+                if !plan.safe {
+                    self.cluster.sim.hit("operator: drain not begun: it is not safe");
+                    self.cluster.sim.event("operator refrains", &[], || format!("{target:?}: {:?}", plan.reasons));
+                }
+                return plan.safe;
+            }
+            self.pause(AGAIN).await;
+        }
+        false
     }
 
     async fn set_drain(&self, target: DrainTarget, draining: bool) -> bool {
@@ -273,7 +297,7 @@ impl Operator {
         }
         let (volume, lasts) = self.cluster.sim.random(|rng| (*rng.pick(&volumes), rng.micros(500_000, 8_000_000)));
         let target = DrainTarget::Volume(volume);
-        if self.set_drain(target, true).await {
+        if self.drains_safely(target).await && self.set_drain(target, true).await {
             self.pause(lasts).await;
             // Refused for ever when it was fenced meanwhile.
             self.propose(Command::SetDrain { target, draining: false }).await;

@@ -209,7 +209,7 @@ impl Store {
     }
 
     /// Writes the tombstones that are owed to superseded records.
-    fn pay(&self) -> Result<(), Error> {
+    pub(crate) fn pay(&self) -> Result<(), Error> {
         loop {
             let list = self.read_table().owed(TOMBSTONES_MAX);
             if list.is_empty() {

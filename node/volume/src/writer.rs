@@ -165,12 +165,15 @@ impl Store {
             }
         }
         let deletes = work.iter().any(|(_, work)| matches!(work, Work::Delete { .. }));
+        let replaces =
+            work.iter().any(|(_, work)| matches!(work, Work::Put { header, .. } if self.contains(header.id)));
         let answers = self.write(work, answers);
-        if deletes {
-            // Its answer is decided; if the disk fails here, the next write hears of it.
-            if let Err(error) = self.reclaim() {
-                tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
-            }
+        // The answers are decided; if the disk fails here, the next write hears of it.
+        if replaces && let Err(error) = self.pay() {
+            tracing::warn!(volume = %self.volume(), %error, "damaged records are left without a tombstone for now");
+        }
+        if deletes && let Err(error) = self.reclaim() {
+            tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
         }
         answers
     }
@@ -320,19 +323,13 @@ impl Store {
                     followers.push((answer, id, digest));
                     return;
                 }
-                if let Some(place) = table.find(id) {
+                if table.find(id).is_some() {
                     drop(table);
-                    // It became durable since `admit` looked, or what is held is damaged: then the damaged record is
-                    // deleted in the same batch, so that it cannot come back when the new one is deleted.
+                    // It became durable since `admit` looked, or what is held is damaged: then the new record supersedes it.
                     if !matches!(self.already_stored(id, digest), Ok(None)) {
                         followers.push((answer, id, digest));
                         return;
                     }
-                    let (sequence, offset) = (place.sequence(), place.offset());
-                    let tombstone = Tombstone { id, sequence, offset };
-                    // No log entry is needed to replace a damaged record by the same shard: index 0 says so.
-                    let effect = Effect::Delete(vec![tombstone]);
-                    ready.push_back(self.plan_tombstones(answer, effect, LogIndex(0), room));
                     table = self.write_table();
                 }
                 table.begin(id);
@@ -539,7 +536,8 @@ impl Store {
 fn before_write(effect: &Effect) {
     match effect {
         // CRASH(volume.append.1): any part of the batch may be on the disk. None of it is acknowledged; recovery keeps the
-        // records that are whole by their checksums, names the others void in its mark, and appends behind them.
+        // records that are whole by their checksums, names the others void in its mark, and appends behind them. A record that
+        // looked damaged is named by no tombstone yet: what looked so may have been a read that went astray.
         Effect::Store(..) | Effect::Delete(_) | Effect::Mark => crash::point("volume.append.1"),
         // CRASH(volume.compact.1): some copies may be whole. Each is the same shard as its original, which nothing deletes
         // yet: recovery takes the later of the two, and the original while the copy is void.

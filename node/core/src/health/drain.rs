@@ -2,7 +2,8 @@
 //!
 //! **Safe** means: every profile that can be kept with what is to be emptied can be kept without it (as `apply` of the
 //! drain will judge; what is being drained already is not counted on), every stripe there that keeps its contract can keep
-//! it elsewhere, and there is room for what moves.
+//! it elsewhere, and there is room for what moves. Here the judgement is stricter than in `apply`: it also asks whether a profile
+//! could be kept with and without if fenced volumes were replaced, or a drain begun in bad days would hold up their repair.
 //!
 //! **Room.** Of each volume that may take shards, what its node told as free less [`RESERVE_PERCENT`] of its capacity,
 //! where clients' writes stop. Where only some sites can take a stripe's shards without weakening it, those sites must
@@ -100,7 +101,17 @@ fn contracts_hold(leaving: &BTreeSet<VolumeId>, layout: &Layout, left: &Layout, 
             known.state = before.state;
         }
     }
+    // As if every fenced volume that may be replaced were.
+    let mended = |layout_then: &Layout| {
+        let mut mended = layout_then.clone();
+        let others = mended.volumes.values_mut().filter(|volume| !leaving.contains(&volume.id));
+        others.filter(|volume| !layout.draining(volume.id)).for_each(|volume| volume.state = VolumeState::Up);
+        Topology::of(&mended)
+    };
+    let (mended_with, mended_without) = (mended(&with), mended(left));
     let (with, without) = (Topology::of(&with), Topology::of(left));
+    let waits =
+        |profile| check_possible(profile, &mended_with).is_ok() && check_possible(profile, &mended_without).is_err();
     let mut hold = true;
     for profile in layout.profiles.values() {
         let contract = &profile.contract;
@@ -109,6 +120,10 @@ fn contracts_hold(leaving: &BTreeSet<VolumeId>, layout: &Layout, left: &Layout, 
             (Ok(()), Err(why)) => {
                 hold = false;
                 format!("without it, {why}")
+            }
+            (Err(why), Err(_)) if waits(profile) => {
+                hold = false;
+                format!("already now, {why}; first replace the fenced volumes, or remove their nodes")
             }
             (Err(why), Err(_)) => format!("already now, {why}"),
         };

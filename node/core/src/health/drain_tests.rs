@@ -3,7 +3,7 @@
 use super::*;
 use crate::ids::PlacementId;
 use crate::layout::NodeState;
-use crate::layout::testing::{cluster, profile, take_down, volume};
+use crate::layout::testing::{cluster, fence, profile, take_down, volume};
 
 const GIB: u64 = 1 << 30;
 
@@ -127,4 +127,20 @@ fn a_profile_that_cannot_be_kept_already_does_not_forbid_a_drain() {
     assert!(plan.safe, "{plan:?}");
     assert_eq!(plan.moves.shard_bytes, 2 * GIB);
     assert!(plan.reasons.iter().any(|reason| reason.starts_with("already now")), "{plan:?}");
+}
+
+#[test]
+fn a_cluster_that_waits_for_a_new_disk_is_not_drained_further() {
+    let mut layout = layout(&[1, 1, 1], "2+1", "1 site");
+    fence(&mut layout, 1);
+    let plan = drain_plan(node(0), &layout, &[], &rooms(&layout, 90), 0);
+    assert!(!plan.safe, "with a new disk in node 1 its contract can be kept, if node 0 stays: {plan:?}");
+    assert!(plan.reasons.iter().any(|reason| reason.contains("first replace the fenced volumes")), "{plan:?}");
+    let broken = drain_plan(node(1), &layout, &[], &rooms(&layout, 90), 0);
+    assert!(broken.safe && broken.empty, "what holds nothing and could take nothing may leave: {broken:?}");
+    let mut denser = self::layout(&[2, 1, 2], "2+1", "1 site");
+    fence(&mut denser, 2);
+    assert!(drain_plan(node(0), &denser, &[], &rooms(&denser, 90), 0).safe, "node 1 can do its part after the repair");
+    layout.nodes.get_mut(&NodeId(1)).expect("node 1").state = NodeState::Removed;
+    assert!(drain_plan(node(0), &layout, &[], &rooms(&layout, 90), 0).safe, "nobody waits for node 1 any more");
 }

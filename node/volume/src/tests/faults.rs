@@ -73,6 +73,44 @@ fn a_damaged_shard_can_be_written_anew_and_deleted_for_good() {
     assert_eq!(open(&disk.restart(), 3).unwrap().0.status().shards, 0);
 }
 
+/// Writes shard 1 anew over a record that is sound and cannot be read at the moment, when the segment has room for a tombstone
+/// and not for the record; the power fails at the `crash_at`th call from then on.
+fn rewritten_while_misread(crash_at: u64) -> (SimDisk, Result<(), Error>) {
+    let disk = formatted();
+    let (store, _) = open(&disk, 1).unwrap();
+    // 128 KiB hold five of these, and 16 KiB besides.
+    for number in 1..=5 {
+        put(&store, number, 20_000).unwrap();
+    }
+    assert_eq!(segment_files(&disk).len(), 1);
+    assert!(disk.misread_at(&segment_files(&disk)[0], 8192 + 8192, 8192 + 12_288));
+    assert!(matches!(bytes_of(&store, 1), Err(Error::Corrupt { .. })));
+    disk.crash_at(disk.ops() + crash_at);
+    let answer = put(&store, 1, 20_000);
+    (disk, answer)
+}
+
+#[test]
+fn a_sound_record_that_was_read_astray_is_not_deleted_before_the_new_one_is_durable() {
+    let (mut crash_at, mut acknowledged) = (1, 0);
+    while acknowledged < 3 {
+        for seed in 0..40 {
+            let (disk, answer) = rewritten_while_misread(crash_at);
+            let survived = disk.crash(seed);
+            let (store, _) = open(&survived, 2).unwrap();
+            let held = bytes_of(&store, 1);
+            assert_eq!(held.unwrap(), shard(1, 20_000).1, "crash at call {crash_at}, seed {seed}: {answer:?}");
+            // Whichever record that is, no other one comes back behind it.
+            assert_eq!(store.delete(&[id(1)], LogIndex(3)).unwrap(), 1);
+            let (store, _) = open(&survived.restart(), 3).unwrap();
+            assert!(!store.contains(id(1)), "crash at call {crash_at}, seed {seed}: {answer:?}");
+        }
+        acknowledged += u64::from(rewritten_while_misread(crash_at).1.is_ok());
+        crash_at += 1;
+    }
+    assert!(crash_at > 6, "it takes several calls to write a shard anew, not {crash_at}");
+}
+
 #[test]
 fn a_failed_sync_or_write_poisons_and_is_never_retried() {
     for kind in [OpKind::Sync, OpKind::Write] {
