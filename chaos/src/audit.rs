@@ -420,11 +420,14 @@ async fn encore(work: &Arc<Work>, nemesis: &Arc<Nemesis>, rng: &mut SimRng) {
             let nemesis = Arc::clone(nemesis);
             operator.begin(|operator| operator.drain(nemesis, at, AfterDrain::Removed));
         }
+        Encore::Rot if !nemesis.rot_disks_of(at) => return,
+        Encore::Rot => {}
     }
     cluster.sim.hit(match cluster.scenario.encore {
         Encore::Wipe => "encore: a machine wiped",
         Encore::WipeSite => "encore: a site wiped",
         Encore::Recode => "encore: all studies in another profile",
+        Encore::Rot => "encore: the disks of a machine rotten",
         _ => "encore: a node drained and removed",
     });
     if heals(work, nemesis).await && recoding::done(work, nemesis).await && wait_converged(work).await {

@@ -10,16 +10,13 @@ use bytes::Bytes;
 use futures::future::{Either, select};
 use pacsvault_coordinator::{Coordinator, GetQuery};
 use pacsvault_core::catalog::query;
-use pacsvault_ports::{
-    disk::Disk as _,
-    peer::{Class, Freshness, Request},
-};
+use pacsvault_ports::peer::{Class, Freshness, Request};
 
 use crate::{
     atlas::Atlas,
     cluster::Stop,
     exec::Life,
-    nemesis::Nemesis,
+    nemesis::{Nemesis, rot_through},
     proof::{Standing, newest, standing},
     rng::SimRng,
     scenario::Beyond,
@@ -38,8 +35,6 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 const TOLD_WITHIN: Duration = Duration::from_secs(120);
 /// How often people have everything verified meanwhile.
 const SCRUB_EVERY: Duration = Duration::from_secs(15);
-/// Between two flipped bits of a volume that rots through and through.
-const ROT_EVERY: usize = 700;
 
 /// Destroys too much, and judges what becomes of it. Everything was whole before.
 pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Beyond) {
@@ -116,12 +111,7 @@ fn destroy(work: &Work, nemesis: &Arc<Nemesis>, how: Beyond, rng: &mut SimRng) {
         for (id, disk) in volumes {
             cluster.distrust(id);
             if how == Beyond::Rot {
-                for name in disk.names().unwrap_or_default().iter().filter(|name| name.starts_with("seg-")) {
-                    let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0).min(1 << 16);
-                    (0..len).step_by(ROT_EVERY).for_each(|offset| {
-                        disk.flip(name, offset, 3);
-                    });
-                }
+                rot_through(&disk, 0, |_, _| {});
             } else {
                 let nemesis = Arc::clone(nemesis);
                 nemesis.operator.clone().begin(|operator| operator.replace(nemesis, at, id));

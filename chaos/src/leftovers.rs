@@ -17,6 +17,7 @@ use crate::{
     exec::Life,
     proof::{Leak, Whole, Why, newest, whole},
     rng::SimRng,
+    scenario::Scenario,
     workload::Work,
 };
 
@@ -59,7 +60,7 @@ impl Ages {
 /// So much time passes that whatever nothing names must be gone. Everything was proven whole before.
 pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
     let cluster = &work.cluster;
-    let rest = cluster.scenario.sweep_every * 3;
+    let rest = 3 * (cluster.scenario.sweep_every + one_sweep(&cluster.scenario));
     cluster.sim.hit("encore: shards looked for that nothing names");
     let mut ages = Ages::default();
     for jump in 0..JUMPS {
@@ -104,6 +105,13 @@ pub async fn swept(work: &Arc<Work>, rng: &mut SimRng) {
         }
     }
     cluster.sim.hit("encore: all was swept that nothing names but what came later");
+}
+
+/// What a pass over the volumes of a node takes at most, besides its pause: each page of shards is judged by what the leader says,
+/// who asks the voters first. The longest way there and back twice, for each volume.
+fn one_sweep(scenario: &Scenario) -> Duration {
+    let farthest = scenario.latency_micros.iter().flatten().copied().max().unwrap_or(0);
+    Duration::from_micros(4 * farthest * scenario.volumes_per_node as u64)
 }
 
 /// A proof of everything; what was written, or made anew in another profile, a moment ago may still lack its last shards.

@@ -26,6 +26,8 @@ use crate::{
 mod disks;
 mod links;
 
+pub(crate) use disks::rot_through;
+
 /// No pace takes anybody for down who is out of sight for so long: nothing is repaired for it.
 const UNNOTICED: Duration = Duration::from_millis(700);
 

@@ -23,9 +23,10 @@ use std::{
 
 use pacsvault_consensus::{Replica, Status};
 use pacsvault_core::{
+    catalog::Seal,
     ids::{NodeId, ShardIndex, VolumeId},
     layout::{
-        Contract, Layout, NodeState, Profile, VolumeState,
+        Contract, Failures, Layout, NodeState, Profile, VolumeState,
         plan::{Topology, check_possible},
         survival::{Held, distance},
     },
@@ -299,6 +300,20 @@ fn shuffled(mut list: Vec<usize>, rng: &mut SimRng) -> Vec<usize> {
 /// Whether new stripes can keep the floor on what may be relied upon: members that stay and are neither damaged nor `without`.
 pub(crate) fn floor_possible(cluster: &Cluster, layout: &Layout, without: &BTreeSet<usize>) -> bool {
     let Some(profile) = layout.profiles.get(&layout.default_profile) else { return false };
+    let floor = Profile { contract: profile.floor.clone(), ..profile.clone() };
+    check_possible(&floor, &takers(cluster, layout, without)).is_ok()
+}
+
+/// Whether stripes of this profile and code can be placed so that any one node may be lost, without these machines.
+fn any_node_possible(cluster: &Cluster, layout: &Layout, seal: &Seal, without: &BTreeSet<usize>) -> bool {
+    let any_node = Contract::new(vec![Failures { sites: 0, nodes: 1 }]);
+    let (Some(profile), Some(contract)) = (layout.profiles.get(&seal.profile), any_node) else { return false };
+    let wanted = Profile { contract, code: seal.code, ..profile.clone() };
+    check_possible(&wanted, &takers(cluster, layout, without)).is_ok()
+}
+
+/// The nodes that take shards, without these machines.
+fn takers(cluster: &Cluster, layout: &Layout, without: &BTreeSet<usize>) -> Topology {
     let takes_shards = |at: &usize| {
         let Some(node) = member(cluster, layout, *at).filter(|node| node.roles.storage && !node.draining) else {
             return false;
@@ -311,9 +326,7 @@ pub(crate) fn floor_possible(cluster: &Cluster, layout: &Layout, without: &BTree
         has_a_volume && !cluster.atlas().is_damaged(*at) && !without.contains(at)
     };
     let nodes = |site: usize| cluster.of_site(site).iter().filter(|at| takes_shards(at)).count();
-    let topology = Topology::with_nodes((0..cluster.scenario.sites).map(|site| (site_name(site), nodes(site))));
-    let floor = Profile { contract: profile.floor.clone(), ..profile.clone() };
-    check_possible(&floor, &topology).is_ok()
+    Topology::with_nodes((0..cluster.scenario.sites).map(|site| (site_name(site), nodes(site))))
 }
 
 /// Machines that must be up: not missing, not being worked on, not waiting for a new node.
@@ -499,6 +512,10 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Resu
                 continue;
             }
             if distance(&held, now.seal.code.data(), &layout).nodes < 2 {
+                if !any_node_possible(cluster, &layout, &now.seal, &broken.missing) {
+                    cluster.sim.hit("part: too few nodes for a stripe of this code to outlive the next");
+                    continue;
+                }
                 let instance = now.seal.instance;
                 return Ok(Some(format!(
                     "stripe {instance}/{index} stays one node from loss in a part that must suffice; without {broken:?}"

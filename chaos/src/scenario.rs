@@ -117,6 +117,8 @@ pub enum Encore {
     Retire,
     /// All studies are kept in the other profile from now on.
     Recode,
+    /// The disks of a machine rot where something was written.
+    Rot,
 }
 
 /// Destruction that no contract covers.
@@ -392,6 +394,9 @@ impl Scenario {
             scenario.people_scrub = false;
             scenario.pace.scrub_within = Duration::from_millis(rng.range(10_000, 20_000));
         }
+        if scenario.encore == Encore::Nothing && rng.chance(350) {
+            scenario.encore = Encore::Rot;
+        }
         scenario
     }
 }
@@ -463,7 +468,7 @@ mod tests {
         let some = |what: fn(&Scenario) -> bool| (0..300).any(|seed| what(&Scenario::draw(seed)));
         assert!(some(|it| it.witness) && some(|it| it.upgrade) && some(|it| it.extra_nodes.contains(&1)));
         assert!(some(|it| it.profile.floor == it.profile.contract));
-        assert!(some(|it| it.encore == Encore::Recode));
+        assert!(some(|it| it.encore == Encore::Recode) && some(|it| it.encore == Encore::Rot));
         assert!(some(|it| it.is_calm()) && some(|it| it.people_scrub) && some(|it| !it.people_scrub));
         let others = (0..300).map(Scenario::draw).filter_map(|it| Some((it.profile.clone(), it.other?)));
         assert!(others.clone().count() > 50 && others.clone().all(|(one, other)| one.code != other.code));

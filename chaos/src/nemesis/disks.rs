@@ -21,6 +21,9 @@ const WRITES_AHEAD: u64 = 12;
 const DRAWS: usize = 8;
 /// What was written lies in so many first bytes of a segment, mostly.
 const WRITTEN_BYTES: u64 = 32 << 10;
+/// A disk that rots through and through has a wrong bit every so many bytes, in so many first bytes of a segment.
+const ROT_EVERY: usize = 700;
+const ROTTEN_BYTES: u64 = 64 << 10;
 /// Calls that change names, which is rare: when one is to fail, the first of any of these kinds does.
 const NAMING: [OpKind; 4] = [OpKind::SyncNames, OpKind::Create, OpKind::Rename, OpKind::Remove];
 
@@ -117,9 +120,44 @@ impl Nemesis {
         }
     }
 
+    /// Lets bits rot all over the segments of the volumes of machine `at`, heads apart, where the promise covers that; true when
+    /// any did.
+    pub(crate) fn rot_disks_of(&self, at: usize) -> bool {
+        let volumes: Vec<_> = {
+            let machines = self.cluster.machines();
+            machines[at].volumes.iter().map(|volume| (volume.id, volume.disk.clone())).collect()
+        };
+        let mut done = false;
+        for (id, disk) in volumes {
+            if !self.cluster.may_damage_volume(at, id) {
+                continue;
+            }
+            let mut guides = Vec::new();
+            done |= rot_through(&disk, RECORDS_START, |name, offset| {
+                guides.extend(guide_at(&disk, name, offset, Fault::BitRot));
+            });
+            self.cluster.strike(id, guides);
+        }
+        done
+    }
+
     pub(super) fn each_disk(&self, work: impl Fn(&SimDisk)) {
         self.cluster.machines().iter().flat_map(|machine| &machine.volumes).for_each(|volume| work(&volume.disk));
     }
+}
+
+/// Flips a bit every few hundred bytes in what was written to segments, from this offset on; true when it flipped any. What it
+/// is about to hit is told.
+pub(crate) fn rot_through(disk: &SimDisk, from: u64, mut meet: impl FnMut(&str, u64)) -> bool {
+    let mut done = false;
+    for name in disk.names().unwrap_or_default().iter().filter(|name| name.starts_with("seg-")) {
+        let len = disk.open(name).and_then(|file| file.len()).unwrap_or(0).min(ROTTEN_BYTES);
+        for offset in (from..len).step_by(ROT_EVERY).filter(|at| disk.is_written_at(name, *at)) {
+            meet(name, offset);
+            done |= disk.flip(name, offset, 3);
+        }
+    }
+    done
 }
 
 /// What leads recovery to other records, if it lies here.

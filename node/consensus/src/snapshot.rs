@@ -229,14 +229,15 @@ impl Fetch {
         offset: u64,
         piece: Bytes,
     ) -> Result<Box<dyn Install>, Fault> {
-        let name = file.name.clone();
+        let (name, state) = (file.name.clone(), self.state.clone());
         let written = blocking(self.env.as_ref(), move || {
             // CRASH(consensus.7): a piece may be lost or torn; the store tells what it has, and the digest of the
             // whole is checked before anything is replaced.
             crash::point("consensus.7");
-            install.write(&name, offset, &piece).map(|()| install)
+            state.running()?;
+            install.write(&name, offset, &piece).map(|()| install).map_err(|error| install_fault(&state, error))
         });
-        written.await.ok_or_else(stopping)?.map_err(|error| install_fault(&self.state, error))
+        written.await.ok_or_else(stopping)?
     }
 
     /// Forgets all that was received: some of it is damaged.

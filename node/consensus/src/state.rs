@@ -7,6 +7,7 @@
 //! - What is published (layout, digest, index) is of one applied position, and never goes back.
 //! - Derived sums fit the records before anything of them is published: made again when the state is opened or a snapshot
 //!   taken over, if need be.
+//! - A store that failed is not changed again: the failure is kept where it happens, before anybody else's turn.
 //! - An entry that the catalog cannot apply stops the replica: nothing of it is written, the reason is kept, and
 //!   [`State::running`] lets nothing more of it be served.
 //!
@@ -213,6 +214,19 @@ impl State {
         stopped(error)
     }
 
+    /// As [`State::store_failed`], where the store is used: whoever comes next must find it stopped before he touches the store,
+    /// however long the error takes to whom it is for.
+    fn watched<T>(&self, result: Result<T, KvError>) -> Result<T, KvError> {
+        result.inspect_err(|error| self.fail(&error.to_string()))
+    }
+
+    /// Refuses to change the store once the replica has stopped.
+    pub(crate) fn changeable(&self) -> Result<(), KvError> {
+        let stopped =
+            |why: &String| KvError { step: "changing the state", message: format!("the replica has stopped: {why}") };
+        guard(&self.published).fatal.as_ref().map_or(Ok(()), |why| Err(stopped(why)))
+    }
+
     /// Refuses when the replica has stopped for good: its state may be wrong and is not served any more.
     pub(crate) fn running(&self) -> Result<(), Fault> {
         guard(&self.published).fatal.as_ref().map_or(Ok(()), |why| Err(stopped(why)))
@@ -253,7 +267,8 @@ impl State {
         let applied = self.published().applied;
         // CRASH(consensus.4): lost, the log still has every entry since the last flush.
         crash::point("consensus.4");
-        self.kv.flush()?;
+        self.changeable()?;
+        self.watched(self.kv.flush())?;
         self.durable.fetch_max(applied.0, Ordering::SeqCst);
         Ok(())
     }
@@ -261,12 +276,14 @@ impl State {
     /// A checkpoint of the present state and what it covers. Blocks.
     pub(crate) fn checkpoint(&self) -> Result<(SnapshotMeta, Arc<dyn Checkpoint>), KvError> {
         let gate = guard(&self.gate);
-        Ok((gate.meta(), self.kv.checkpoint()?))
+        self.changeable()?;
+        Ok((gate.meta(), self.watched(self.kv.checkpoint())?))
     }
 
     /// Begins or resumes receiving checkpoint `id`. Blocks.
     pub(crate) fn begin_install(&self, id: &str) -> Result<Box<dyn Install>, KvError> {
-        self.kv.begin_install(id)
+        self.changeable()?;
+        self.watched(self.kv.begin_install(id))
     }
 
     fn apply_batch(&self, entries: &[Entry]) -> Result<Vec<Vec<Outcome>>, String> {
@@ -298,7 +315,8 @@ impl State {
         // CRASH(consensus.5): effects, position and membership are one atomic batch. Lost, with all batches after
         // it, the log replays from the position that remains; it is purged only below what was flushed.
         crash::point("consensus.5");
-        self.kv.write(batch, Durability::Buffered).map_err(|error| error.to_string())?;
+        self.changeable().map_err(|error| error.to_string())?;
+        self.watched(self.kv.write(batch, Durability::Buffered)).map_err(|error| error.to_string())?;
         gate.applied = applied;
         if let Some(next) = new_membership {
             gate.membership = next;
@@ -308,10 +326,16 @@ impl State {
     }
 
     fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
+        let installed = self.take_over(meta, data);
+        installed.inspect_err(|error| self.fail(&format!("cannot install a snapshot: {}", chain(error))))
+    }
+
+    fn take_over(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
         let mut gate = guard(&self.gate);
         // CRASH(consensus.6): the store has the old state or the new one. With the old one, the leader offers
         // the snapshot again; with the new one, openraft finds the state ahead of the log and purges the hole.
         crash::point("consensus.6");
+        self.changeable()?;
         match data {
             SnapshotData::Received { install, files } => {
                 install.finish(&files)?;
@@ -438,10 +462,7 @@ impl<R: AsyncRuntime> RaftStateMachine<Types<R>> for StateMachine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
         let (state, meta) = (self.0.clone(), meta.clone());
         let installed = blocking(self.0.env.as_ref(), move || state.install(&meta, snapshot)).await;
-        installed.ok_or_else(stopping)?.map_err(|error| {
-            self.0.fail(&format!("cannot install a snapshot: {}", chain(&error)));
-            io::Error::other(error)
-        })
+        installed.ok_or_else(stopping)?.map_err(io::Error::other)
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<AnySnapshot>, io::Error> {
@@ -465,5 +486,36 @@ impl<R: AsyncRuntime> RaftSnapshotBuilder<Types<R>> for Builder {
         flushed.map_err(io::Error::other)?;
         *guard(&self.state.snapshot) = Some(self.meta.clone());
         Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Latest(self.state.clone()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use pacsvault_runtime::TokioEnv;
+    use pacsvault_simkv::{Fault as KvFault, SimKvMedia, Strike};
+
+    use super::*;
+    use crate::types::log_id;
+
+    #[tokio::test]
+    async fn what_waits_behind_a_failed_flush_does_not_touch_the_store() {
+        let media = SimKvMedia::new();
+        let again = Arc::new(AtomicUsize::new(0));
+        let heard = again.clone();
+        media.on_failure(Arc::new(move |strike| {
+            heard.fetch_add(usize::from(matches!(strike, Strike::TriedAgain)), Ordering::SeqCst);
+        }));
+        let state = State::open(media.open(), TokioEnv::current()).expect("an empty store opens");
+        let blank = |index| Entry { log_id: log_id(1, index), payload: EntryPayload::Blank };
+        state.apply_batch(&[blank(1)]).expect("a sound store");
+        media.fail_at(media.operations(), KvFault::Before);
+        // These ran one after the other, before whoever asked for the flush heard of its failure.
+        assert!(state.flush().is_err());
+        assert!(state.apply_batch(&[blank(2)]).is_err());
+        assert!(state.flush().is_err() && state.checkpoint().is_err() && state.begin_install("x").is_err());
+        assert_eq!(again.load(Ordering::SeqCst), 0, "the store was changed again");
+        assert!(state.running().is_err() && state.published().applied == LogIndex(1));
     }
 }

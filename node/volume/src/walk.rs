@@ -160,14 +160,25 @@ impl Walk {
             return Ok(None);
         }
         let need = align(HEADER_BYTES_MAX as u64, RECORD_ALIGN).min(self.len - offset);
-        self.fill_window(offset, need)?;
+        let Err(unreadable) = self.fill_window(offset, need) else { return Ok(self.record_in_window(offset, need)) };
+        // Headers may be shorter: what cannot be read is the next sector perhaps, and not of this record.
+        let in_sector = (offset + 1).next_multiple_of(SECTOR_BYTES) - offset;
+        if in_sector >= need {
+            return Err(unreadable);
+        }
+        self.read_window(offset, in_sector)?;
+        self.record_in_window(offset, in_sector).map(Some).ok_or(unreadable)
+    }
+
+    /// The record whose header lies in these bytes of the window, if one does.
+    fn record_in_window(&self, offset: u64, len: u64) -> Option<Record> {
         let start = to_usize(offset - self.window_at);
-        let bytes = &self.window[start..start + to_usize(need)];
-        Ok(Record::decode(bytes).ok().filter(|record| {
+        let bytes = &self.window[start..start + to_usize(len)];
+        Record::decode(bytes).ok().filter(|record| {
             let stamp = record.stamp;
             let here = stamp.volume == self.volume && stamp.sequence == self.sequence && stamp.offset == offset;
             here && offset.checked_add(record.span_bytes).is_some_and(|end| end <= self.len)
-        }))
+        })
     }
 
     /// Leaves `need` bytes from `offset` on in the window.

@@ -219,6 +219,25 @@ fn an_unreadable_sector_costs_one_shard() {
 }
 
 #[test]
+fn a_record_before_an_unreadable_sector_is_found_again() {
+    for sector in 2..6 {
+        let disk = formatted();
+        let (store, _) = open(&disk, 1).unwrap();
+        // In one batch, so that several share a sector, and some end with it.
+        let shards: Vec<_> =
+            (1..=20).map(|number| shard(number, 40 + 100 * usize::try_from(number).unwrap())).collect();
+        assert!(store.append(&shards).iter().all(Result::is_ok));
+        let segment = segment_files(&disk).remove(0);
+        disk.fail_reads_at(&segment, sector * 4096);
+        let readable = |store: &Store| (1..=20).filter(|number| bytes_of(store, *number).is_ok()).collect::<Vec<_>>();
+        let before = readable(&store);
+        assert!(before.len() > 10 && before.len() < 20, "{before:?}");
+        let (store, _) = open(&disk.restart(), 2).unwrap();
+        assert_eq!(readable(&store), before, "with sector {sector} unreadable");
+    }
+}
+
+#[test]
 fn content_shaped_like_a_record_never_becomes_one() {
     use crate::format::{Body, RECORDS_START, Record};
     let disk = formatted();
