@@ -32,9 +32,10 @@ const WHOLE_TRIES: usize = 20;
 /// One hour of the clock of the wall.
 const HOUR_MILLIS: i64 = 3_600_000;
 
-/// Leftovers as they were seen: since which jump.
+/// Leftovers as they were seen: since which jump, and why they should not be there. Another reason is a new one: a copy stays while
+/// its stripe is not whole without it, and the reseat that makes it so may come late.
 #[derive(Debug, Default)]
-struct Ages(BTreeMap<(ShardId, VolumeId), i64>);
+struct Ages(BTreeMap<(ShardId, VolumeId), (i64, Why)>);
 
 impl Ages {
     /// What was found after this jump, at this catalog time; answers what should have gone by now.
@@ -44,11 +45,12 @@ impl Ages {
         let due = leaks.iter().filter(|leak| leak.why != Why::Unsealed || leak.shard.instance.time().0 < horizon);
         let since = |leak: &Leak| {
             let one = (leak.shard, leak.volume);
-            (one, self.0.get(&one).copied().unwrap_or(jump))
+            let before = self.0.get(&one).filter(|(_, why)| *why == leak.why);
+            (one, before.copied().unwrap_or((jump, leak.why)))
         };
         let due: Vec<Leak> = due.copied().collect();
         self.0 = due.iter().map(since).collect();
-        let old = |leak: &Leak| jump - self.0[&(leak.shard, leak.volume)] >= OUTLIVED_MAX;
+        let old = |leak: &Leak| jump - self.0[&(leak.shard, leak.volume)].0 >= OUTLIVED_MAX;
         due.into_iter().filter(old).collect()
     }
 
@@ -161,6 +163,17 @@ mod tests {
         assert!(ages.found(2, BEGAN, &[copy]).is_empty());
         assert!(ages.found(3, BEGAN, &[copy]).is_empty());
         assert_eq!(ages.found(4, BEGAN, &[copy]), [copy]);
+    }
+
+    #[test]
+    fn a_copy_ages_from_the_reseat_that_lets_it_go() {
+        let (kept, free) = (leak(1, Why::Elsewhere(LogIndex(5))), leak(1, Why::Elsewhere(LogIndex(9))));
+        let mut ages = Ages::default();
+        assert!(ages.found(0, BEGAN, &[kept]).is_empty());
+        assert!(ages.found(1, BEGAN, &[kept]).is_empty());
+        assert!(ages.found(2, BEGAN, &[free]).is_empty());
+        assert!(ages.found(3, BEGAN, &[free]).is_empty());
+        assert_eq!(ages.found(4, BEGAN, &[free]), [free]);
     }
 
     #[test]

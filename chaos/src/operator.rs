@@ -34,7 +34,7 @@ use crate::{
 const AGAIN: Duration = Duration::from_millis(700);
 /// How long one call may take.
 const CALL: Duration = Duration::from_secs(5);
-/// So often a drain may be told to be unsafe after it was begun, before it is taken back.
+/// So often in a row a drain may be told to be unsafe after it was begun, before it is taken back.
 const UNSAFE_MAX: u32 = 20;
 
 /// The people behind one cluster.
@@ -202,7 +202,12 @@ impl Operator {
     pub async fn drain(self: Arc<Self>, nemesis: Arc<Nemesis>, at: usize, then: AfterDrain) {
         let Some(node) = self.node(at) else { return };
         let incarnation = self.cluster.machines()[at].incarnation;
-        if !self.drains_safely(DrainTarget::Node(node)).await || !self.set_drain(DrainTarget::Node(node), true).await {
+        // The log has a word of its own where nobody asked before.
+        let asks = self.cluster.sim.random(|rng| rng.chance(700));
+        if asks && !self.drains_safely(DrainTarget::Node(node)).await {
+            return;
+        }
+        if !self.set_drain(DrainTarget::Node(node), true).await {
             return;
         }
         if then == AfterDrain::TakenBack {
@@ -224,7 +229,11 @@ impl Operator {
             if empty && self.try_remove(node).await {
                 break;
             }
-            unsafe_times += u32::from(matches!(&plan, Some(Reply::DrainPlan(plan)) if !plan.safe && !plan.empty));
+            match &plan {
+                Some(Reply::DrainPlan(plan)) if !plan.safe && !plan.empty => unsafe_times += 1,
+                Some(Reply::DrainPlan(_)) => unsafe_times = 0,
+                _ => {}
+            }
             if unsafe_times == UNSAFE_MAX {
                 self.cluster.sim.hit("operator: took back a drain that became unsafe");
                 self.insist(Command::SetDrain { target: DrainTarget::Node(node), draining: false }).await;

@@ -309,21 +309,32 @@ fn any_node_possible(cluster: &Cluster, layout: &Layout, seal: &Seal, without: &
     let any_node = Contract::new(vec![Failures { sites: 0, nodes: 1 }]);
     let (Some(profile), Some(contract)) = (layout.profiles.get(&seal.profile), any_node) else { return false };
     let wanted = Profile { contract, code: seal.code, ..profile.clone() };
-    check_possible(&wanted, &takers(cluster, layout, without)).is_ok()
+    // A disk that was hurt takes shards all the same.
+    check_possible(&wanted, &nodes_with(cluster, layout, without, &|_, _| false)).is_ok()
 }
 
-/// The nodes that take shards, without these machines.
+/// The nodes that take shards, without these machines and those that faults have hurt.
 fn takers(cluster: &Cluster, layout: &Layout, without: &BTreeSet<usize>) -> Topology {
+    let hurt = |at: &usize, volume: VolumeId| cluster.hurt().contains(&volume) || cluster.atlas().is_damaged(*at);
+    nodes_with(cluster, layout, without, &hurt)
+}
+
+/// The nodes with a volume that takes shards and is not `hurt`, without these machines.
+fn nodes_with(
+    cluster: &Cluster,
+    layout: &Layout,
+    without: &BTreeSet<usize>,
+    hurt: &dyn Fn(&usize, VolumeId) -> bool,
+) -> Topology {
     let takes_shards = |at: &usize| {
         let Some(node) = member(cluster, layout, *at).filter(|node| node.roles.storage && !node.draining) else {
             return false;
         };
         let sound = |volume: &&pacsvault_core::layout::Volume| {
             let known = volume.node == node.id && matches!(volume.state, VolumeState::Up | VolumeState::Away);
-            known && !volume.draining && !cluster.hurt().contains(&volume.id)
+            known && !volume.draining && !hurt(at, volume.id)
         };
-        let has_a_volume = layout.volumes.values().any(|volume| sound(&volume));
-        has_a_volume && !cluster.atlas().is_damaged(*at) && !without.contains(at)
+        layout.volumes.values().any(|volume| sound(&volume)) && !without.contains(at)
     };
     let nodes = |site: usize| cluster.of_site(site).iter().filter(|at| takes_shards(at)).count();
     Topology::with_nodes((0..cluster.scenario.sites).map(|site| (site_name(site), nodes(site))))
@@ -494,6 +505,7 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Resu
     let layout = replica.layout().filter(|layout| layout.format >= 2);
     let layout = layout.ok_or("part: danger not judged, repair waits for the upgrade")?;
     let homes = homes(cluster);
+    let mut too_few = false;
     for one in readable {
         let now = record(replica.as_ref(), one.sealed.seal.instance).filter(|record| record.deleted.is_none());
         let Some(now) = now else { continue };
@@ -513,7 +525,7 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Resu
             }
             if distance(&held, now.seal.code.data(), &layout).nodes < 2 {
                 if !any_node_possible(cluster, &layout, &now.seal, &broken.missing) {
-                    cluster.sim.hit("part: too few nodes for a stripe of this code to outlive the next");
+                    too_few = true;
                     continue;
                 }
                 let instance = now.seal.instance;
@@ -523,7 +535,7 @@ fn endangered(cluster: &Cluster, broken: &Broken, readable: &[Standing]) -> Resu
             }
         }
     }
-    Ok(None)
+    if too_few { Err("part: too few nodes for a stripe of this code to outlive the next") } else { Ok(None) }
 }
 
 #[cfg(test)]

@@ -53,8 +53,12 @@ fn a_full_disk_under_the_shards_loses_nothing_and_stops_nobody() -> anyhow::Resu
         })?;
         load.stop(&bed.runtime, Duration::from_secs(120))?;
         bed.runtime.block_on(ledger.check(&clients, &bed.ca_pem()?))?;
-        // Room again, and a restart: the same shards are found.
+        // Room again, which it notices while nobody writes; and a restart: the same shards are found.
         bed.disks[0].relieve()?;
+        bed.until(Duration::from_secs(15), "c1 to say that it has room", || {
+            let status = bed.status_of("c1")?;
+            Ok(status.volumes.iter().all(|volume| volume.state == VolumeState::Up))
+        })?;
         bed.cluster.kill(|node| node.name == "c1")?;
         bed.cluster.start(|_| true)?;
         bed.until_whole(Duration::from_secs(60))?;

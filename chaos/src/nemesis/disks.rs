@@ -137,6 +137,7 @@ impl Nemesis {
                 guides.extend(guide_at(&disk, name, offset, Fault::BitRot));
             });
             self.cluster.strike(id, guides);
+            self.cluster.struck();
         }
         done
     }

@@ -151,6 +151,21 @@ impl Cluster {
         }
     }
 
+    /// As [`Cluster::layout`], but waits for a new one where the cached one is old: by that, something may still be down that came
+    /// back long ago. Where nobody answers, the old one counts.
+    ///
+    /// # Errors
+    /// None is held, and nobody gives any.
+    pub async fn recent_layout(self: &Arc<Self>) -> Result<Arc<Layout>, Fault> {
+        let now = self.env.now();
+        let old =
+            self.known().layout.as_ref().is_none_or(|(_, at)| now.0.saturating_sub(at.0) > self.options.layout_age_max);
+        if old && let Ok(layout) = self.refresh_layout().await {
+            return Ok(layout);
+        }
+        self.layout().await
+    }
+
     /// Fetches a layout now, from whoever answers first.
     pub async fn refresh_layout(self: &Arc<Self>) -> Result<Arc<Layout>, Fault> {
         self.fetch_layout(self.with_own(Freshness::AtLeast(LogIndex(0)))).await

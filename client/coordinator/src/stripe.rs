@@ -107,6 +107,15 @@ pub async fn persist(
     let mut layout = cluster.layout().await?;
     let mut avoid = cluster.avoided(&layout);
     let mut placer = cluster.placer(&layout, profile, &avoid);
+    if !demand.strict && placer.as_ref().is_ok_and(|placer| placer.degraded()) {
+        // The cached layout may be from a bad day that is over.
+        layout = cluster.recent_layout().await?;
+        avoid = cluster.avoided(&layout);
+        placer = cluster.placer(&layout, profile, &avoid);
+        if placer.as_ref().is_ok_and(|placer| !placer.degraded()) {
+            pacsvault_core::sometimes!("recovery: write placed in full by a recent layout");
+        }
+    }
     if demand.strict && !placer.as_ref().is_ok_and(|placer| !placer.degraded()) {
         // The cached layout may be from before volumes came back.
         layout = cluster.true_layout().await?;

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use pacsvault_coordinator::{Coordinator, Options, PutHeader, Stored};
 use pacsvault_core::{
     catalog::{Outcome, Rejection},
-    ids::{LayoutVersion, LogIndex, SiteName, VersionNumber},
+    ids::{LayoutVersion, LogIndex, NodeId, SiteName, VersionNumber},
     layout::{Layout, NodeState},
 };
 use pacsvault_ports::peer::{Class, Fault, Freshness};
@@ -76,6 +76,27 @@ async fn an_old_layout_of_a_node_that_is_cut_off_refuses_no_write() {
     world.kept().cut_off.insert(1, Arc::new(old));
     let stored = put(&coordinator, 1).await.expect("the others know who is up");
     assert_eq!(stored.sealed.version, VersionNumber(1));
+}
+
+#[tokio::test]
+async fn a_layout_from_a_bad_day_that_is_over_weakens_no_write() {
+    let world = World::new(4, 2);
+    let coordinator = world.coordinator(|options| {
+        patient_operations(options);
+        options.layout_age_max = Duration::ZERO;
+    });
+    let mut bad = Layout::clone(&world.layout);
+    bad.version = LayoutVersion(0);
+    for number in [2, 5] {
+        bad.nodes.get_mut(&NodeId(number)).expect("of the second site").state = NodeState::Down;
+    }
+    world.kept().cut_off.insert(1, Arc::new(bad));
+    coordinator.layout().await.expect("that day's");
+    world.kept().cut_off.clear();
+    let stored = put(&coordinator, 1).await.expect("everybody is up");
+    let placed = &stored.sealed.seal.stripes[0].placement;
+    let second_site = placed.iter().filter(|volume| [2, 5].contains(&volume.0[0])).count();
+    assert_eq!(second_site, 2, "shards of {placed:?} on the site that was down");
 }
 
 #[tokio::test]

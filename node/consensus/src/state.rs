@@ -326,12 +326,12 @@ impl State {
     }
 
     fn install(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
-        let installed = self.take_over(meta, data);
+        let mut gate = guard(&self.gate);
+        let installed = self.take_over(&mut gate, meta, data);
         installed.inspect_err(|error| self.fail(&format!("cannot install a snapshot: {}", chain(error))))
     }
 
-    fn take_over(&self, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
-        let mut gate = guard(&self.gate);
+    fn take_over(&self, gate: &mut Gate, meta: &SnapshotMeta, data: SnapshotData) -> Result<(), Error> {
         // CRASH(consensus.6): the store has the old state or the new one. With the old one, the leader offers
         // the snapshot again; with the new one, openraft finds the state ahead of the log and purges the hole.
         crash::point("consensus.6");

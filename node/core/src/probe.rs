@@ -102,6 +102,7 @@ pub const TAGS: &[&str] = &[
     "recovery: worker of repair benched",
     "recovery: write answered with an earlier record",
     "recovery: write in doubt stays so whatever its last attempt was told",
+    "recovery: write placed in full by a recent layout",
     "recovery: write refused while an old copy is being deleted",
     "recovery: write sealed without its stragglers",
 ];

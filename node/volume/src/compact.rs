@@ -209,7 +209,7 @@ impl Store {
     }
 
     /// Writes the tombstones that are owed to superseded records.
-    pub(crate) fn pay(&self) -> Result<(), Error> {
+    fn pay(&self) -> Result<(), Error> {
         loop {
             let list = self.read_table().owed(TOMBSTONES_MAX);
             if list.is_empty() {
@@ -219,6 +219,15 @@ impl Store {
                 answer?;
             }
         }
+    }
+
+    /// As `pay`, for these records, as far as they were superseded.
+    pub(crate) fn pay_for(&self, mut list: Vec<Tombstone>) -> Result<(), Error> {
+        let table = self.read_table();
+        list.retain(|tombstone| table.owes(tombstone.sequence, tombstone.offset));
+        drop(table);
+        let parts = list.chunks(TOMBSTONES_MAX).map(|part| Work::Pay { list: part.to_vec() }).collect();
+        self.write_own(parts).into_iter().find_map(Result::err).map_or(Ok(()), Err)
     }
 
     /// Restates tombstones of the victim that are still needed; true when no more are to be found.

@@ -7,6 +7,7 @@
 //!   A segment with targets is never reused. So a witness never goes before what it witnesses against, and no record that
 //!   was deleted or superseded comes back.
 //! - A superseded record is `owed` a tombstone until one is durable: only then does its place have a witness that names it.
+//!   What an opening cannot read is nothing to it: should it be read again later, it is a copy that nothing names, and swept.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -199,6 +200,11 @@ impl Table {
         {
             *segment.targets.entry(old.sequence()).or_default() += 1;
         }
+    }
+
+    /// Whether the record at this place was superseded, and has no tombstone yet.
+    pub(crate) fn owes(&self, sequence: u64, offset: u64) -> bool {
+        self.owed.contains_key(&(sequence, offset))
     }
 
     /// Tombstones that are owed, at most `limit`.

@@ -166,6 +166,7 @@ impl Walk {
         if in_sector >= need {
             return Err(unreadable);
         }
+        self.readable = false;
         self.read_window(offset, in_sector)?;
         self.record_in_window(offset, in_sector).map(Some).ok_or(unreadable)
     }

@@ -165,17 +165,23 @@ impl Store {
             }
         }
         let deletes = work.iter().any(|(_, work)| matches!(work, Work::Delete { .. }));
-        let replaces =
-            work.iter().any(|(_, work)| matches!(work, Work::Put { header, .. } if self.contains(header.id)));
+        let replaced: Vec<Tombstone> = work.iter().filter_map(|(_, work)| self.held_by(work)).collect();
         let answers = self.write(work, answers);
         // The answers are decided; if the disk fails here, the next write hears of it.
-        if replaces && let Err(error) = self.pay() {
+        if let Err(error) = self.pay_for(replaced) {
             tracing::warn!(volume = %self.volume(), %error, "damaged records are left without a tombstone for now");
         }
         if deletes && let Err(error) = self.reclaim() {
             tracing::warn!(volume = %self.volume(), %error, "cannot reclaim segments");
         }
         answers
+    }
+
+    /// The record that a put is to take the place of.
+    fn held_by(&self, work: &Work) -> Option<Tombstone> {
+        let Work::Put { header, .. } = work else { return None };
+        let place = self.read_table().find(header.id)?;
+        Some(Tombstone { id: header.id, sequence: place.sequence(), offset: place.offset() })
     }
 
     /// Does `work` and fills in the answers that are still open.

@@ -21,7 +21,7 @@ use crate::catalog::command::DrainTarget;
 use crate::ids::{NodeId, SiteName, VolumeId};
 use crate::layout::plan::{Topology, check_possible};
 use crate::layout::survival::{Held, survives};
-use crate::layout::{Contract, Layout, VolumeState};
+use crate::layout::{Contract, Layout, NodeState, VolumeState};
 
 /// Part of each volume that moves leave free: clients' writes stop there, and a drain must not stop them.
 pub const RESERVE_PERCENT: u64 = 10;
@@ -110,8 +110,12 @@ fn contracts_hold(leaving: &BTreeSet<VolumeId>, layout: &Layout, left: &Layout, 
     };
     let (mended_with, mended_without) = (mended(&with), mended(left));
     let (with, without) = (Topology::of(&with), Topology::of(left));
-    let waits =
-        |profile| check_possible(profile, &mended_with).is_ok() && check_possible(profile, &mended_without).is_err();
+    // What is on nodes that are gone holds up nothing.
+    let gone = |id| layout.node_of(id).is_none_or(|node| !matches!(node.state, NodeState::Up | NodeState::Suspect));
+    let there = leaving.iter().any(|id| !gone(*id));
+    let waits = |profile| {
+        there && check_possible(profile, &mended_with).is_ok() && check_possible(profile, &mended_without).is_err()
+    };
     let mut hold = true;
     for profile in layout.profiles.values() {
         let contract = &profile.contract;

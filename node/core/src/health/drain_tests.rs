@@ -138,6 +138,9 @@ fn a_cluster_that_waits_for_a_new_disk_is_not_drained_further() {
     assert!(plan.reasons.iter().any(|reason| reason.contains("first replace the fenced volumes")), "{plan:?}");
     let broken = drain_plan(node(1), &layout, &[], &rooms(&layout, 90), 0);
     assert!(broken.safe && broken.empty, "what holds nothing and could take nothing may leave: {broken:?}");
+    let mut burnt = layout.clone();
+    take_down(&mut burnt, 0);
+    assert!(drain_plan(node(0), &burnt, &[], &rooms(&burnt, 90), 0).safe, "what is gone holds up nothing");
     let mut denser = self::layout(&[2, 1, 2], "2+1", "1 site");
     fence(&mut denser, 2);
     assert!(drain_plan(node(0), &denser, &[], &rooms(&denser, 90), 0).safe, "node 1 can do its part after the repair");

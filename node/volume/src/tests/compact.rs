@@ -10,7 +10,7 @@ use pacsvault_simdisk::OpKind;
 use super::*;
 use crate::{Compacted, Done, Op, Purpose};
 
-fn compact(store: &Store) -> Compacted {
+pub(super) fn compact(store: &Store) -> Compacted {
     let mut all = Compacted::default();
     for _ in 0..1000 {
         let done = store.compact_step(1).unwrap();

@@ -102,8 +102,15 @@ fn a_sound_record_that_was_read_astray_is_not_deleted_before_the_new_one_is_dura
             assert_eq!(held.unwrap(), shard(1, 20_000).1, "crash at call {crash_at}, seed {seed}: {answer:?}");
             // Whichever record that is, no other one comes back behind it.
             assert_eq!(store.delete(&[id(1)], LogIndex(3)).unwrap(), 1);
+            // Also not when the segments that witness against it were emptied, and used again.
+            let others: Vec<u64> = (10..50).collect();
+            others.iter().for_each(|number| put(&store, *number, 9_000).unwrap());
+            store.delete(&others.iter().map(|number| id(*number)).collect::<Vec<_>>(), LogIndex(4)).unwrap();
+            super::compact::compact(&store);
+            others.iter().for_each(|number| put(&store, 100 + *number, 9_000).unwrap());
             let (store, _) = open(&survived.restart(), 3).unwrap();
             assert!(!store.contains(id(1)), "crash at call {crash_at}, seed {seed}: {answer:?}");
+            assert!((2..=5).all(|number| bytes_of(&store, number).is_ok()));
         }
         acknowledged += u64::from(rewritten_while_misread(crash_at).1.is_ok());
         crash_at += 1;
