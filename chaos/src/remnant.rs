@@ -102,12 +102,14 @@ impl Broken {
         self.leaves_quorums(cluster, ground, &[&ground.voters])
     }
 
-    /// Whether most of each of these sets of voters are left, in touch with one and the same node.
+    /// Whether most of each of these sets of voters are left, in touch with one and the same of them.
     fn leaves_quorums(&self, cluster: &Cluster, ground: &Ground, sets: &[&BTreeSet<NodeId>]) -> bool {
         let lives = |at: &usize| !self.missing.contains(at) && !cluster.machines()[*at].blank;
         let left: Vec<(usize, NodeId)> =
             ground.nodes.iter().map(|(at, node)| (*at, *node)).filter(|(at, _)| lives(at)).collect();
-        left.iter().any(|&(one, _)| {
+        // Only who votes can lead: a node between two that do not hear each other helps neither, unless it is a voter.
+        let leads = |node: &NodeId| sets.iter().any(|set| set.contains(node));
+        left.iter().filter(|(_, node)| leads(node)).any(|&(one, _)| {
             let heard = |other: &&(usize, NodeId)| !self.cut(one, other.0);
             sets.iter().all(|set| {
                 let votes = left.iter().filter(heard).filter(|(_, node)| set.contains(node)).count();
