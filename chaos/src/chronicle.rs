@@ -125,8 +125,8 @@ impl Chronicle {
 
     /// Holds what a volume is about to write to the logs: every shard that it deletes must be one that the entry at the index
     /// given with the deletion allows to. Without such an entry (index 0) only a record may go that another one of the same
-    /// shard on that volume stands for, written before or with it. `sealed` answers what the catalog knows of an instance; where it cannot be asked,
-    /// nothing is judged. Answers how many were.
+    /// shard on that volume stands for, written before it, and not with it. `sealed` answers what the catalog knows of an
+    /// instance; where it cannot be asked, nothing is judged. Answers how many were.
     ///
     /// # Errors
     /// The first deletion that nothing allows.
@@ -153,9 +153,6 @@ impl Chronicle {
     fn note(&self, volume: VolumeId, parts: &[&[u8]]) -> Result<Vec<(LogIndex, ShardId)>, String> {
         let mut known = self.known();
         let (stored, deleted) = records(parts);
-        for shard in stored {
-            known.records.entry((volume, shard)).or_default().written += 1;
-        }
         let mut named = Vec::new();
         for (authority, Tombstone { id, sequence, offset }) in deleted {
             let records = known.records.entry((volume, id)).or_default();
@@ -168,6 +165,10 @@ impl Chronicle {
                     "shard {id} is deleted by authority of no entry, and no other record stands for it"
                 ));
             }
+        }
+        // Last: of one write a crash may leave the tombstone and not the record that is to stand for what it buries.
+        for shard in stored {
+            known.records.entry((volume, shard)).or_default().written += 1;
         }
         Ok(named)
     }
