@@ -37,7 +37,7 @@ fn a_full_disk_under_the_shards_loses_nothing_and_stops_nobody() -> anyhow::Resu
         bed.form()?;
         let clients = vec![bed.client(false)?, bed.client(true)?];
         let ledger = Arc::new(Ledger::default());
-        let shape = Shape { bytes_max: 400 << 20, ..Shape::default() };
+        let shape = Shape { bytes_max: 4 << 30, ..Shape::default() };
         let load = Load::start(&bed.runtime, &clients, &ledger, shape, seed(), 0);
         // First by its own content: above the watermark the volume takes no more, and says so.
         load.until_acked(200, Duration::from_secs(60), "on the way to a full disk")?;

@@ -38,7 +38,7 @@ use crate::{
     error::Error,
     format::{Body, Tombstone},
     index::{Fit, Place},
-    store::{Done, Purpose, Store},
+    store::{Done, Store},
     walk::{Walk, payload_of},
     writer::{TOMBSTONES_MAX, Work},
 };
@@ -133,7 +133,7 @@ impl Store {
     fn find_victim(&self) -> Result<Option<(u64, Fit)>, Error> {
         let writer = self.lock_writer()?;
         let active = writer.active.as_ref().map_or(u64::MAX, |active| active.sequence);
-        let short = self.measure_room(&writer)? < self.reserve_bytes(Purpose::Client);
+        let short = self.is_short(self.measure_room(&writer)?);
         Ok(self.read_table().victim(active, short))
     }
 

@@ -348,6 +348,7 @@ impl Scan {
             sync: Mutex::new(()),
             durable_batch: AtomicU64::new(self.newest_batch),
             room_bytes: AtomicU64::new(0),
+            refused_bytes: AtomicU64::new(0),
             poison: OnceLock::new(),
             compaction: Mutex::default(),
             notes: Mutex::default(),

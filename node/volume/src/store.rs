@@ -149,6 +149,8 @@ pub struct Store {
     pub(crate) durable_batch: AtomicU64,
     /// Bytes that may still be written, as of the last batch.
     pub(crate) room_bytes: AtomicU64,
+    /// Room that was too little for a client's write when one was last refused.
+    pub(crate) refused_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<str>>,
     /// The segment that is being emptied. Held for a step, so that there is one at a time.
     pub(crate) compaction: Mutex<Option<Victim>>,
@@ -453,14 +455,17 @@ impl Store {
         self.segment_bytes / 4
     }
 
+    /// True when clients' writes go elsewhere: their reserve is begun, or one was refused and there is no more room since.
+    pub(crate) fn is_short(&self, room_bytes: u64) -> bool {
+        room_bytes < self.reserve_bytes(Purpose::Client) || room_bytes <= self.refused_bytes.load(Ordering::Relaxed)
+    }
+
     /// How the volume is.
     pub fn status(&self) -> VolumeStatus {
         let free_bytes = self.room_bytes.load(Ordering::Relaxed);
         let (state, reason) = match self.poison.get() {
             Some(reason) => (VolumeState::Fenced, reason.to_string()),
-            None if free_bytes < self.reserve_bytes(Purpose::Client) => {
-                (VolumeState::ReadOnly, "nearly full".to_owned())
-            }
+            None if self.is_short(free_bytes) => (VolumeState::ReadOnly, "nearly full".to_owned()),
             None => (VolumeState::Up, String::new()),
         };
         let table = self.read_table();

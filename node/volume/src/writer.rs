@@ -320,6 +320,9 @@ impl Store {
                 let record = Record::new(self.volume(), Body::Shard(header), data.len() as u64, crcs);
                 let reserve_bytes = self.reserve_bytes(purpose);
                 if room.saturating_sub(align(record.span_bytes, SECTOR_BYTES)) < reserve_bytes {
+                    if purpose == Purpose::Client {
+                        self.refused_bytes.store(*room, Ordering::Relaxed);
+                    }
                     answers[answer] =
                         Some(Err(Error::Full { volume: self.volume(), room_bytes: *room, reserve_bytes }));
                     return;

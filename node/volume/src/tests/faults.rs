@@ -171,13 +171,14 @@ fn a_full_disk_refuses_cleanly_and_keeps_its_reserves() {
         unreachable!()
     };
     let clients = fill(Purpose::Client, 1);
-    assert_eq!(store.status().state, VolumeState::Up, "the watermark is ahead, not behind");
+    assert_eq!(store.status().state, VolumeState::ReadOnly, "what refuses writes says so");
     let repairs = fill(Purpose::Repair, 1000);
     assert!(clients > 80 && repairs > 1002, "{clients} by clients, then {repairs} by repair");
     assert_eq!(put(&store, 1, 30_000).map_err(|error| error.class()), Ok(()), "a retry needs no room");
     let ids: Vec<_> = (1..clients).map(id).collect();
     assert_eq!(store.delete(&ids, LogIndex(1)).unwrap(), clients - 1, "deletion works on a full volume");
     put(&store, 5000, 30_000).unwrap();
+    assert_eq!(store.status().state, VolumeState::Up, "there is more room than at the refusal");
     let (store, _) = open(&disk.restart(), 2).unwrap();
     assert_eq!(store.status().shards, repairs - 1000 + 1);
 }
