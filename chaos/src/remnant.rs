@@ -11,7 +11,8 @@
 //! is counted.
 //!
 //! **What the rest must do**, each within its bound: agree on a leader and one digest; take a write at each site that is not
-//! missing, while what is left can keep the floor; give back what receipts promise in spite of all that is damaged, was away or
+//! missing, while what is left can keep the floor; be led, where a link is cut, by somebody who reaches everybody, if there is
+//! one, and then take writes on both sides; give back what receipts promise in spite of all that is damaged, was away or
 //! is missing, and whatever has enough sound shards where the catalog names them; bring what the next node would lose to where
 //! it would not. Then everything heals, and the finale judges the rest.
 
@@ -24,7 +25,7 @@ use std::{
 use pacsvault_consensus::{Replica, Status};
 use pacsvault_core::{
     catalog::Seal,
-    ids::{NodeId, ShardIndex, VolumeId},
+    ids::{NodeId, ShardIndex, Term, VolumeId},
     layout::{
         Contract, Failures, Layout, NodeState, Profile, VolumeState,
         plan::{Topology, check_possible},
@@ -37,7 +38,7 @@ use crate::{
     cluster::{Cluster, site_name},
     exec::Life,
     nemesis::{Nemesis, Stays},
-    net::Barrier,
+    net::{Barrier, HostId},
     proof::{Standing, newest_of, record, standing_on},
     rng::SimRng,
     rows,
@@ -53,6 +54,10 @@ const AGREED_WITHIN: Duration = Duration::from_secs(60);
 /// Virtual time in which nothing may be left that the next node would lose: until somebody is down takes up to 8 s of silence,
 /// tasks that fail rest up to 15 s.
 const SAFER_WITHIN: Duration = Duration::from_secs(60);
+/// Virtual time for which leadership is watched once it is where it should be …
+const STAYS_FOR: Duration = Duration::from_secs(20);
+/// … and terms that may pass meanwhile: people drain nodes, voters change.
+const CHANGES_MAX: u64 = 2;
 /// Draws of one kind that are looked at.
 const DRAWS_MAX: usize = 12;
 
@@ -66,6 +71,7 @@ pub const MARKS: &[&str] = &[
     "part: links between two sites cut",
     "part: agreed without the rest",
     "part: took a write",
+    "part: led by somebody who reaches everybody",
     "part: read what a receipt promised in spite of what is missing",
     "part: read what has enough shards left",
     "part: nothing left that the next node would lose",
@@ -90,11 +96,19 @@ struct Broken {
     links: BTreeSet<(usize, usize)>,
     /// Machines on either side of the links.
     sides: [BTreeSet<usize>; 2],
+    /// What the machines were on the network when it broke: one that is replaced since is cut from nobody.
+    hosts: Vec<HostId>,
 }
 
 impl Broken {
     fn cut(&self, one: usize, other: usize) -> bool {
         self.links.contains(&(one, other)) || self.links.contains(&(other, one))
+    }
+
+    /// As `cut`, between what the machines are now.
+    fn still_cut(&self, cluster: &Cluster, one: usize, other: usize) -> bool {
+        let same = |at: usize| self.hosts.get(at) == Some(&cluster.machines()[at].host);
+        self.cut(one, other) && same(one) && same(other)
     }
 
     /// Whether most voters are left, in touch with one of them.
@@ -142,7 +156,8 @@ pub async fn trial(work: &Arc<Work>, nemesis: &Arc<Nemesis>, how: Missing) {
     let others = MISSING.into_iter().filter(|other| *other != how);
     let mut kinds = std::iter::once(how).chain(others);
     let fitting = kinds.find_map(|how| Some((how, draw(cluster, &ground, how, &mut rng)?)));
-    let Some((how, broken)) = fitting else { return cluster.sim.hit("part: none drawn, none would suffice") };
+    let Some((how, mut broken)) = fitting else { return cluster.sim.hit("part: none drawn, none would suffice") };
+    broken.hosts = cluster.machines().iter().map(|machine| machine.host).collect();
     cluster.sim.event("part", &[], || format!("{how:?}: {broken:?}"));
     cluster.sim.hit(how.name());
     break_it(cluster, nemesis, how, &broken);
@@ -193,8 +208,21 @@ async fn suffices(work: &Arc<Work>, nemesis: &Nemesis, broken: &Broken, rng: &mu
     for &site in &sites {
         takes_writes(work, broken, site, rng).await;
     }
+    let led = led_in_touch(work, nemesis, broken).await;
+    if led.is_some() {
+        for &site in &sites {
+            takes_writes(work, broken, site, rng).await;
+        }
+    }
     reads(work, broken, *rng.pick(&sites)).await;
     grows_safer(work, broken).await;
+    if let Some(term) = led {
+        sim.sleep(Life::HARNESS, STAYS_FOR).await;
+        let now = led_in_touch(work, nemesis, broken).await;
+        if now.is_some_and(|now| now.0 > term.0 + CHANGES_MAX) {
+            work.violation(format!("leadership does not stay: term {term}, then {now:?}; without {broken:?}"));
+        }
+    }
     agrees(work, nemesis, broken).await
 }
 
@@ -388,6 +416,54 @@ fn agreed(work: &Work, nemesis: &Nemesis, broken: &Broken) -> Result<(), String>
         }
     }
     Ok(())
+}
+
+/// Waits until the leader reaches everybody in the part, and tells its term; `None` where no link is cut or nobody does.
+async fn led_in_touch(work: &Work, nemesis: &Nemesis, broken: &Broken) -> Option<Term> {
+    let sim = &work.cluster.sim;
+    if broken.links.is_empty() {
+        return None;
+    }
+    let part = part(work, nemesis, broken);
+    let in_touch = |at: &usize| part.iter().all(|other| !broken.still_cut(&work.cluster, *at, *other));
+    let began = sim.now();
+    // Since when somebody else could lead who reaches everybody.
+    let mut since = None;
+    loop {
+        let all: Vec<(usize, Status)> =
+            part.iter().filter_map(|&at| Some((at, work.cluster.replica(at)?.status()))).collect();
+        let leads = |(_, status): &&(usize, Status)| status.leader == Some(status.node) && !status.joint;
+        let leader = all.iter().filter(leads).max_by_key(|(_, status)| status.term);
+        if let Some((_, status)) = leader.filter(|(at, _)| in_touch(at)) {
+            sim.hit("part: led by somebody who reaches everybody");
+            return Some(status.term);
+        }
+        let layout = newest_left(&work.cluster, broken).and_then(|replica| replica.layout());
+        // Whoever is not known to be up is not given leadership.
+        let fit = |at: &usize| {
+            let (_, status) = leader?;
+            let node = member(&work.cluster, layout.as_ref()?, *at)?;
+            let votes = status.voters.contains(&node.id);
+            (votes && node.state == NodeState::Up && !node.draining).then_some(())
+        };
+        if part.iter().filter(|at| in_touch(at)).any(|at| fit(at).is_some()) {
+            since.get_or_insert(sim.now());
+        } else {
+            since = None;
+        }
+        if since.is_some_and(|since| sim.now() - since > AGREED_WITHIN) {
+            let leads = leader.map(|(at, _)| *at);
+            work.violation(format!(
+                "machine {leads:?} leads, though another one reaches everybody; without {broken:?}"
+            ));
+            return None;
+        }
+        if since.is_none() && sim.now() - began > AGREED_WITHIN {
+            sim.hit("part: nobody who could lead reaches everybody");
+            return None;
+        }
+        sim.sleep(Life::HARNESS, Duration::from_millis(250)).await;
+    }
 }
 
 /// The newest replica of the part.

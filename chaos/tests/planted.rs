@@ -15,7 +15,7 @@ use std::{
 
 use pacsvault_chaos::{
     run::run,
-    scenario::{Beyond, Encore, PlantedBug, Scenario, planted_bugs},
+    scenario::{Beyond, Encore, Missing, PlantedBug, Scenario, planted_bugs},
 };
 
 /// A bug, and what must find it.
@@ -44,6 +44,7 @@ const BOUNDS: &[Bound] = &[
     any("doubt-forgotten", 200, ""),
     Bound { fit: |scenario| scenario.upgrade, ..any("gate-ignored", 20, "is in force, which") },
     any("judgements-kept", 40, "diverged"),
+    Bound { fit: cuts_a_link, ..any("leader-stays-put", 60, "though another one reaches everybody") },
     any("log-acks-before-sync", 40, ""),
     any("lost-fence", 400, "fenced before"),
     Bound {
@@ -77,6 +78,11 @@ const BOUNDS: &[Bound] = &[
 
 fn sweeps(scenario: &Scenario) -> bool {
     scenario.beyond.is_none() && scenario.encore == Encore::Sweep
+}
+
+/// A link stays cut at the end.
+fn cuts_a_link(scenario: &Scenario) -> bool {
+    scenario.beyond.is_none() && matches!(scenario.part, Some(Missing::LinkCut | Missing::SitesCut))
 }
 
 /// Disks rot at rest, and nobody but the nodes looks for it.

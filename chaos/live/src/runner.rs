@@ -263,21 +263,6 @@ impl<'a> Runner<'a> {
         sites
     }
 
-    /// Sites whose clients a fault keeps from a majority, or that lose the leader's site: the leader takes the nodes there for away,
-    /// and clients there reach none of the leader's.
-    fn cut_off(&self, fault: &Fault, sites: &BTreeSet<String>) -> BTreeSet<String> {
-        let mut cut_off = fault.cuts_off(&self.topology, sites);
-        let leader = self.eyes.last().leader.and_then(|name| self.topology.site_of(&name).map(str::to_owned));
-        if let (Some(leader), Some(other)) = (leader, fault.severed(&self.topology, sites)) {
-            if sites.contains(&leader) {
-                cut_off.insert(other.clone());
-            } else if *other == leader {
-                cut_off.extend(sites.iter().cloned());
-            }
-        }
-        cut_off
-    }
-
     /// Begins a fault beside another, on its cue.
     fn begin_beside(&mut self, one: &Beside) -> anyhow::Result<()> {
         let meets = match one.cue {
@@ -319,7 +304,7 @@ impl<'a> Runner<'a> {
             true => (STOP, format!("{name} is told to stop, and killed a second later")),
             false => (fault.kind(), fault.what(&name)),
         };
-        let cut_off = self.cut_off(fault, &sites);
+        let cut_off = fault.cuts_off(&self.topology, &sites);
         let record = FaultRecord {
             number: self.faults.len() as u64 + 1,
             kind: kind.to_owned(),

@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
+use futures::future::{join, join_all};
 use openraft::{AsyncRuntime, ChangeMembers, Instant, Precondition, RaftMetrics, ServerState};
 use pacsvault_core::{
     catalog::{Command, Outcome, command::COMMANDS_VERSION, query::remembered_digest},
@@ -29,7 +29,7 @@ use pacsvault_ports::{
 use crate::{
     facade::Inner,
     gate::understood,
-    leadership::{Patience, Seat, successor},
+    leadership::{Patience, Seat, successor, tempted},
     types::{Member, Types},
     voters::{Candidate, Health, plan},
 };
@@ -44,6 +44,8 @@ const BEHIND_MAX: u64 = 2_000;
 const CHANGE_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a removed leader tries to hand over before its vote is taken.
 const HAND_OVER_TRIES: u32 = 3;
+/// A leader has led for so many settling times before it gives leadership to the preferred site: five minutes by default.
+const REST: u32 = 30;
 /// Before a version is asked for again that was not put in force.
 const ACTIVATE_AGAIN: Duration = Duration::from_secs(30);
 /// Longest wait for a voter's status, and then for this replica to have applied as much.
@@ -56,12 +58,16 @@ struct Memory {
     term: u64,
     /// Since when each node has been healthy without a break.
     healthy_since: BTreeMap<u64, MonoTime>,
+    /// Since when each node has been out of contact without a break.
+    silent_since: BTreeMap<u64, MonoTime>,
     /// When each node was last healthy; the beginning of the leadership for those that never were.
     last_healthy: BTreeMap<u64, MonoTime>,
     began: MonoTime,
     compared: (MonoTime, LogIndex),
     /// About moving leadership.
     patience: Patience,
+    /// Whom this node and the voters reach, and when they were asked.
+    reach: Option<(MonoTime, BTreeMap<u64, BTreeSet<NodeId>>)>,
     /// When a version was last asked to be put in force.
     activated: Option<MonoTime>,
 }
@@ -159,22 +165,55 @@ async fn hand_over<R: AsyncRuntime>(
         return false;
     }
     let settle = inner.options.leader_settle;
-    let steady = STABLE.max(settle);
-    let seat = |id: u64, for_how_long| {
+    let seat = |memory: &Memory, id: u64, steady: Duration| {
         let node = layout.nodes.get(&NodeId(id))?;
-        Some(Seat::of(node, memory.healthy_for(id, now) >= Some(for_how_long)))
+        let reach = memory.reach.as_ref().and_then(|(_, reach)| reach.get(&id).cloned());
+        Some(Seat::of(node, memory.healthy_for(id, now) >= Some(steady), reach))
     };
-    let Some(own) = seat(metrics.id, STABLE) else { return false };
-    // One that is leaving goes at once; for comfort alone leadership is given only to a node that has been well for long.
-    let (settle, steady) = if own.leaving { (Duration::ZERO, STABLE) } else { (settle, steady) };
-    let others: Vec<Seat> = membership.voter_ids().filter_map(|id| seat(id, steady)).collect();
-    let wish = successor(&own, &others, inner.options.preferred_site.as_ref());
+    let Some(own) = seat(memory, metrics.id, STABLE) else { return false };
+    // Leadership is given only to a node that has been well for long, unless this one is leaving.
+    let steady = if own.leaving { STABLE } else { STABLE.max(settle / 2) };
+    let seats =
+        |memory: &Memory| -> Vec<Seat> { membership.voter_ids().filter_map(|id| seat(memory, id, steady)).collect() };
+    // The wrong site is no harm, and each new leader begins anew to judge who is away: not soon after the last change.
+    let rested = now.0.saturating_sub(memory.began.0) >= settle * REST;
+    let preferred = inner.options.preferred_site.as_ref().filter(|_| rested);
+    let surveys = !own.leaving && (memory.misses_somebody(layout, now) || tempted(&own, &seats(memory), preferred));
+    match (surveys, &memory.reach) {
+        // Decided only by what was asked just now: what holds for long was so each time.
+        (true, Some((then, _))) if now.0.saturating_sub(then.0) < STABLE.max(settle / 2) => return false,
+        (true, _) => survey(inner, metrics, layout, memory, now).await,
+        (false, _) => memory.reach = None,
+    }
+    let reach = |id: u64| memory.reach.as_ref().and_then(|(_, reach)| reach.get(&id)).map(BTreeSet::len);
+    let Some(own) = seat(memory, metrics.id, STABLE) else { return false };
+    let wish = successor(&own, &seats(memory), preferred);
+    let farther = own.fit && wish.is_some_and(|to| reach(to.0) > reach(metrics.id));
+    // One that is leaving goes at once. Whom the leader does not reach is not served: that is worse than the wrong site.
+    let settle = match (own.leaving, farther) {
+        (true, _) => Duration::ZERO,
+        (false, true) => settle / 2,
+        (false, false) => settle,
+    };
     // After some vain attempts to hand over, its vote is taken anyway, and it steps down.
     let waits = own.leaving && wish.is_some() && memory.patience.failures() < HAND_OVER_TRIES;
-    let Some(to) = memory.patience.ripe(wish, now, settle) else { return waits };
-    tracing::info!(from = metrics.id, to = to.0, leaving = own.leaving, fit = own.fit, "handing over leadership");
+    // What else is to be decided is decided by what is known after a survey, at the next look.
+    let Some(to) = memory.patience.ripe(wish, now, settle) else { return waits || surveys };
+    tracing::info!(
+        from = metrics.id,
+        to = to.0,
+        leaving = own.leaving,
+        fit = own.fit,
+        farther,
+        "handing over leadership"
+    );
     match timeout(inner.env.as_ref(), CHANGE_DEADLINE, inner.transfer_leader(to)).await {
-        Some(Ok(())) => pacsvault_core::sometimes!("recovery: leadership handed over to a better node"),
+        Some(Ok(())) => {
+            pacsvault_core::sometimes!("recovery: leadership handed over to a better node");
+            if farther {
+                pacsvault_core::sometimes!("recovery: leadership handed over to who reaches more");
+            }
+        }
         Some(Err(fault)) => {
             tracing::warn!(to = to.0, %fault, "leadership was not handed over");
             memory.patience.failed(inner.env.now(), inner.options.leader_settle);
@@ -184,7 +223,53 @@ async fn hand_over<R: AsyncRuntime>(
     true
 }
 
+/// Asks every healthy voter which members it reaches, as this node asks itself.
+async fn survey<R: AsyncRuntime>(
+    inner: &Inner<R>,
+    metrics: &RaftMetrics<Types<R>>,
+    layout: &Layout,
+    memory: &mut Memory,
+    now: MonoTime,
+) {
+    // PLANTED BUG: whom the others reach is of no interest.
+    if pacsvault_core::probe::planted("leader-stays-put") {
+        memory.reach = Some((now, BTreeMap::new()));
+        return;
+    }
+    let members = &metrics.membership_config;
+    let stays = |id: &u64| layout.nodes.get(&NodeId(*id)).is_some_and(|node| node.state != NodeState::Removed);
+    let ids: Vec<u64> = members.membership().nodes().map(|(id, _)| *id).filter(stays).collect();
+    // Contact with a replica is proof enough; one that answers without its replica counts for everybody alike. This node waits
+    // twice as long as the others do: whoever is slow to answer anybody is no reason to move.
+    let (silent, heard): (Vec<u64>, Vec<u64>) = ids.iter().partition(|id| memory.silent_for(**id, now) >= Some(STABLE));
+    let own = async {
+        let answering = inner.net.answering(members, silent, inner.options.append_deadline).await;
+        Some((metrics.id, heard.into_iter().chain(answering).collect::<BTreeSet<u64>>()))
+    };
+    let asked = members.membership().voter_ids().filter(|id| *id != metrics.id).filter_map(|id| {
+        memory.healthy_for(id, now).filter(|well| *well >= STABLE)?;
+        let (net, member, ids) = (&inner.net, members.membership().get_node(&id)?, ids.clone());
+        Some(async move { Some((id, net.reached_by(id, member, ids).await?)) })
+    });
+    let (own, others) = join(own, join_all(asked)).await;
+    let told = others.into_iter().chain([own]).flatten();
+    let reach = told.map(|(id, reached)| (id, reached.into_iter().map(NodeId).collect())).collect();
+    tracing::debug!(node = metrics.id, ?reach, "who reaches whom");
+    memory.reach = Some((inner.env.now(), reach));
+}
+
 impl Memory {
+    /// Whether a member that stays has been out of contact for a while.
+    fn misses_somebody(&self, layout: &Layout, now: MonoTime) -> bool {
+        let stays = |id: &u64| layout.nodes.get(&NodeId(*id)).is_some_and(|node| node.state != NodeState::Removed);
+        self.silent_since.keys().any(|id| stays(id) && self.silent_for(*id, now) >= Some(STABLE))
+    }
+
+    /// For how long a node has been out of contact; `None` when it is not.
+    fn silent_for(&self, id: u64, now: MonoTime) -> Option<Duration> {
+        self.silent_since.get(&id).map(|then| now.0.saturating_sub(then.0))
+    }
+
     /// For how long a node has been healthy; `None` when it is not.
     fn healthy_for(&self, id: u64, now: MonoTime) -> Option<Duration> {
         self.healthy_since.get(&id).map(|then| now.0.saturating_sub(then.0))
@@ -196,6 +281,11 @@ impl Memory {
             let acked = metrics.heartbeat.as_ref().and_then(|acks| acks.get(id).copied().flatten());
             let matched = metrics.replication.as_ref().and_then(|logs| logs.get(id).copied().flatten());
             let heard = acked.is_some_and(|instant| instant.elapsed() <= contact);
+            if *id == metrics.id || heard {
+                self.silent_since.remove(id);
+            } else {
+                self.silent_since.entry(*id).or_insert(now);
+            }
             let caught_up = matched.is_some_and(|matched| matched.index + BEHIND_MAX >= last);
             if *id == metrics.id || (heard && caught_up) {
                 self.healthy_since.entry(*id).or_insert(now);
@@ -292,13 +382,9 @@ async fn most_answer<R: AsyncRuntime>(
     metrics: &RaftMetrics<Types<R>>,
     voters: &BTreeSet<u64>,
 ) -> bool {
-    let membership = metrics.membership_config.membership();
-    let asked = voters.iter().filter(|id| **id != metrics.id).filter_map(|id| {
-        let status = inner.forward(*id, membership.get_node(id)?, Request::Status, inner.options.election_max);
-        Some(async move { matches!(status.await, Ok(Reply::Status(status)) if status.node == Some(NodeId(*id))) })
-    });
-    let answered = join_all(asked).await.into_iter().filter(|answered| *answered).count();
-    (answered + usize::from(voters.contains(&metrics.id))) * 2 > voters.len()
+    let asked = voters.iter().copied();
+    let answering = inner.net.answering(&metrics.membership_config, asked, inner.options.election_max).await;
+    answering.len() * 2 > voters.len()
 }
 
 async fn carry_out<R: AsyncRuntime>(

@@ -73,7 +73,7 @@ pub(crate) struct Inner<R: AsyncRuntime> {
     pub(crate) env: SharedEnv,
     pub(crate) raft: Raft<Types<R>, StateMachine>,
     pub(crate) state: Arc<State>,
-    net: Arc<Net>,
+    pub(crate) net: Arc<Net>,
     server: Arc<Server<R>>,
     proposals: Mutex<Option<mpsc::Sender<Proposal>>>,
     pub(crate) stopped: AtomicBool,

@@ -1,10 +1,11 @@
 //! Who should lead: a pure decision over what the leader knows of the voters.
 //!
 //! **Invariants.** Leadership moves only to a caught-up voter that is strictly better than the present leader: better is
-//! to be up and not being emptied, and then to be in the preferred site. So two nodes that see the same layout never hand
-//! it back and forth. A move waits until its reason has held for a while, and longer after one that did not come about.
+//! to be up and not being emptied; then to reach all members that the leader reaches, and more; then to reach the same and be
+//! in the preferred site. So two nodes that see the same layout and the same links never hand it back and forth. A move waits
+//! until its reason has held for a while, and longer after one that did not come about.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use pacsvault_core::{
     ids::{NodeId, SiteName},
@@ -26,37 +27,57 @@ pub(crate) struct Seat {
     pub(crate) leaving: bool,
     /// In contact and caught up, for some time.
     pub(crate) healthy: bool,
+    /// The members that it reaches, itself among them; absent where nobody asked or it does not say.
+    pub(crate) reach: Option<BTreeSet<NodeId>>,
 }
 
 impl Seat {
-    pub(crate) fn of(node: &Node, healthy: bool) -> Self {
+    pub(crate) fn of(node: &Node, healthy: bool, reach: Option<BTreeSet<NodeId>>) -> Self {
         Self {
             node: node.id,
             site: node.site.clone(),
             fit: node.state == NodeState::Up && !node.draining,
             leaving: node.state == NodeState::Removed,
             healthy,
+            reach,
         }
     }
 
-    /// How good a leader it would be.
-    fn worth(&self, preferred: Option<&SiteName>) -> (bool, bool) {
-        (self.fit, preferred.is_some_and(|site| *site == self.site))
+    fn is_preferred(&self, preferred: Option<&SiteName>) -> bool {
+        preferred.is_some_and(|site| *site == self.site)
     }
+
+    /// True when it can be given leadership at all.
+    fn is_free(&self, leader: &Self) -> bool {
+        // Of nodes that are all unfit, nothing else is a reason.
+        self.node != leader.node && self.healthy && !self.leaving && self.fit
+    }
+
+    /// True when it would be a better leader.
+    fn beats(&self, leader: &Self, preferred: Option<&SiteName>) -> bool {
+        if self.fit != leader.fit {
+            return self.fit;
+        }
+        let (Some(own), Some(its)) = (&self.reach, &leader.reach) else { return false };
+        let farther = own.len() > its.len();
+        own.is_superset(its) && (farther || self.is_preferred(preferred) && !leader.is_preferred(preferred))
+    }
+}
+
+/// Whether somebody in the preferred site would lead instead of `leader`, if it reaches as many: whoever knows asks.
+pub(crate) fn tempted(leader: &Seat, others: &[Seat], preferred: Option<&SiteName>) -> bool {
+    let there = |one: &Seat| one.is_free(leader) && one.is_preferred(preferred);
+    leader.fit && !leader.is_preferred(preferred) && others.iter().any(there)
 }
 
 /// The voter that should lead instead of `leader`; `None` when it is as good as any.
 pub(crate) fn successor(leader: &Seat, others: &[Seat], preferred: Option<&SiteName>) -> Option<NodeId> {
-    let better = |one: &&Seat| {
-        one.node != leader.node
-            && one.healthy
-            && !one.leaving
-            // Of nodes that are all unfit, the preferred site alone is no reason.
-            && one.fit
-            && one.worth(preferred) > leader.worth(preferred)
-    };
+    let better = |one: &&Seat| one.is_free(leader) && one.beats(leader, preferred);
     // Among equals its own site first, so that clients of that site notice least.
-    let rank = |one: &&Seat| (one.worth(preferred), one.site == leader.site, std::cmp::Reverse(one.node));
+    let rank = |one: &&Seat| {
+        let reached = one.reach.as_ref().map(BTreeSet::len);
+        (reached, one.is_preferred(preferred), one.site == leader.site, std::cmp::Reverse(one.node))
+    };
     others.iter().filter(better).max_by_key(rank).map(|one| one.node)
 }
 
@@ -106,7 +127,11 @@ mod tests {
 
     fn seat(node: u64, site: &str) -> Seat {
         let site = site.parse().expect("a name");
-        Seat { node: NodeId(node), site, fit: true, leaving: false, healthy: true }
+        Seat { node: NodeId(node), site, fit: true, leaving: false, healthy: true, reach: None }
+    }
+
+    fn reaching(seat: Seat, nodes: &[u64]) -> Seat {
+        Seat { reach: Some(nodes.iter().map(|node| NodeId(*node)).collect()), ..seat }
     }
 
     fn site(name: &str) -> SiteName {
@@ -120,6 +145,24 @@ mod tests {
         assert_eq!(successor(&leader, &others, None), Some(NodeId(3)));
         assert_eq!(successor(&leader, &others, Some(&site("b"))), Some(NodeId(2)));
         assert_eq!(successor(&seat(1, "a"), &others, None), None);
+    }
+
+    #[test]
+    fn the_leader_is_somebody_who_reaches_all_that_can_be_reached() {
+        let leader = reaching(seat(1, "a"), &[1, 3, 4]);
+        let between = reaching(seat(3, "c"), &[1, 2, 3, 4]);
+        let beyond = reaching(seat(2, "b"), &[2, 3, 4]);
+        let others = [beyond.clone(), between.clone(), seat(4, "c")];
+        assert_eq!(successor(&leader, &others, None), Some(NodeId(3)));
+        // The preferred site is no reason to reach less, and not asked no reason to move.
+        assert_eq!(successor(&between, &[leader.clone(), beyond.clone()], Some(&site("a"))), None);
+        assert!(
+            tempted(&between, std::slice::from_ref(&leader), Some(&site("a")))
+                && !tempted(&leader, &others, Some(&site("a")))
+        );
+        assert_eq!(successor(&seat(1, "a"), &[seat(3, "c")], Some(&site("c"))), None);
+        // Some reach what others do not, and the other way round: it stays.
+        assert_eq!(successor(&leader, &[beyond], None), None);
     }
 
     #[test]
@@ -151,12 +194,13 @@ mod tests {
     }
 
     fn seats() -> impl Strategy<Value = Vec<Seat>> {
-        let one = (0_u8..3, any::<bool>(), 0_u8..8, any::<bool>());
+        let one = (0_u8..3, any::<bool>(), 0_u8..8, any::<bool>(), proptest::option::of(0_u8..16));
         proptest::collection::vec(one, 1..7).prop_map(|rows| {
-            let of = |(id, (at, fit, leaving, healthy)): (usize, (u8, bool, u8, bool))| Seat {
+            let of = |(id, (at, fit, leaving, healthy, reach)): (usize, (u8, bool, u8, bool, Option<u8>))| Seat {
                 fit: fit && leaving > 0,
                 leaving: leaving == 0,
                 healthy,
+                reach: reach.map(|bits| (0..4).filter(|bit| bits & (1 << bit) != 0).map(NodeId).collect()),
                 ..seat(id as u64 + 1, ["a", "b", "c"][usize::from(at)])
             };
             rows.into_iter().enumerate().map(of).collect()

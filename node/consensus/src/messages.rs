@@ -31,7 +31,7 @@ pub(crate) struct Envelope {
     /// Node id of the sender.
     #[prost(uint64, tag = "4")]
     pub(crate) from: u64,
-    #[prost(oneof = "Ask", tags = "5, 6, 7, 8, 9")]
+    #[prost(oneof = "Ask", tags = "5, 6, 7, 8, 9, 10")]
     pub(crate) ask: Option<Ask>,
 }
 
@@ -48,12 +48,14 @@ pub(crate) enum Ask {
     Transfer(Transfer),
     #[prost(message, tag = "9")]
     Offer(Offer),
+    #[prost(message, tag = "10")]
+    Reach(Nodes),
 }
 
 /// A reply.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Answer {
-    #[prost(oneof = "Answered", tags = "1, 2, 3, 4")]
+    #[prost(oneof = "Answered", tags = "1, 2, 3, 4, 5")]
     pub(crate) answered: Option<Answered>,
 }
 
@@ -68,6 +70,15 @@ pub(crate) enum Answered {
     Transferred(Transferred),
     #[prost(message, tag = "4")]
     Offered(Offered),
+    #[prost(message, tag = "5")]
+    Reached(Nodes),
+}
+
+/// Which members are to be called, and which of them answered.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Nodes {
+    #[prost(uint64, repeated, tag = "1")]
+    pub(crate) ids: Vec<u64>,
 }
 
 /// Entries to append, or a heartbeat.

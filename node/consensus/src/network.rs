@@ -4,10 +4,10 @@
 //! the layout knows for this incarnation of the node, and says which node and incarnation it means; whoever answers at
 //! that address proves to be that one or refuses.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::future::{Either, select};
+use futures::future::{Either, join_all, select};
 use openraft::{
     AsyncRuntime, OptionalSend, Snapshot,
     errors::{RPCError, ReplicationClosed, StreamingError, Unreachable},
@@ -24,7 +24,7 @@ use pacsvault_ports::{
 };
 
 use crate::{
-    messages::{Answer, Answered, Append, Ask, AskVote, Envelope, Offer, Offered, Transfer},
+    messages::{Answer, Answered, Append, Ask, AskVote, Envelope, Nodes, Offer, Offered, Transfer},
     rows::{LogIdRow, RowError, VoteRow, member_row, membership_row, read, stored},
     snapshot::Checkpoints,
     state::{SnapshotData, State},
@@ -69,6 +69,36 @@ impl Net {
         timeout(self.env.as_ref(), deadline, call).await.unwrap_or_else(|| {
             Err(Fault::new(Class::Unknown, "PV-DEADLINE", format!("no reply from {} in time", target.address)))
         })
+    }
+
+    /// Which of these members answer now, as what they are known as; itself among them, if asked for.
+    pub(crate) async fn answering(
+        &self,
+        members: &StoredMembership,
+        ids: impl IntoIterator<Item = u64>,
+        deadline: Duration,
+    ) -> BTreeSet<u64> {
+        let members = members.membership();
+        let calls = ids.into_iter().collect::<BTreeSet<u64>>().into_iter().filter_map(|id| {
+            let target = self.target(id, members.get_node(&id)?);
+            Some(async move {
+                if id == self.node.0 {
+                    return Some(id);
+                }
+                let status = self.call(&target, Request::Status, deadline).await;
+                matches!(status, Ok(Reply::Status(status)) if status.node == Some(NodeId(id))).then_some(id)
+            })
+        });
+        join_all(calls).await.into_iter().flatten().collect()
+    }
+
+    /// Which of these members `to` reaches; `None` when it does not say.
+    pub(crate) async fn reached_by(&self, to: u64, member: &Member, ids: Vec<u64>) -> Option<BTreeSet<u64>> {
+        let answer = self.ask(to, member, Ask::Reach(Nodes { ids }), self.append_deadline).await;
+        match answer {
+            Ok(Answered::Reached(nodes)) => Some(nodes.ids.into_iter().collect()),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     async fn ask(&self, to: u64, member: &Member, ask: Ask, deadline: Duration) -> Result<Answered, Fault> {

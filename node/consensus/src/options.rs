@@ -100,7 +100,8 @@ pub struct Options {
     pub voter_grace: Duration,
     /// Leadership moves to a caught-up voter of this site, when there is one. Default none.
     pub preferred_site: Option<SiteName>,
-    /// How long a reason to move leadership must hold before it is moved. Default 10 s.
+    /// How long a reason to move leadership must hold before it is moved; half of it when the leader does not reach members that
+    /// another voter reaches. For the preferred site alone it is moved only 30 times as long after the last election. Default 10 s.
     pub leader_settle: Duration,
     /// Between two comparisons of the replicas' digests. Default 30 s: an entry each, and 4 096 entries are remembered.
     pub compare_every: Duration,

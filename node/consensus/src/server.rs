@@ -12,7 +12,9 @@ use pacsvault_core::ids::{Incarnation, NodeId, NodeName};
 use pacsvault_ports::peer::{Class, Fault, Target};
 
 use crate::{
-    messages::{Answer, Answered, Append, Appended, Ask, AskVote, Envelope, Offer, Offered, Transferred, Voted, part},
+    messages::{
+        Answer, Answered, Append, Appended, Ask, AskVote, Envelope, Nodes, Offer, Offered, Transferred, Voted, part,
+    },
     network::Net,
     rows::{RowError, VoteRow, member, read, snapshot_meta, stored},
     snapshot::Fetch,
@@ -65,6 +67,11 @@ impl<R: AsyncRuntime> Server<R> {
                 Answered::Transferred(Transferred::new(&response))
             }
             Ask::Offer(offer) => Answered::Offered(self.clone().offered(offer)?),
+            Ask::Reach(Nodes { ids }) => {
+                let members = self.raft.metrics().borrow_watched().membership_config.clone();
+                let reached = self.net.answering(&members, ids, self.net.append_deadline / 2).await;
+                Answered::Reached(Nodes { ids: reached.into_iter().collect() })
+            }
         };
         Ok(Bytes::from(stored(&Answer { answered: Some(answered) })))
     }

@@ -113,7 +113,8 @@ async fn leadership_leaves_a_node_that_is_not_up_and_stays_away() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_returns_to_the_preferred_site_once() {
     let mut cluster = Cluster::found(|options| {
-        options.leader_settle = Duration::from_secs(1);
+        // It rests thirty times as long.
+        options.leader_settle = Duration::from_millis(200);
         options.preferred_site = Some(site(3));
     })
     .await;
@@ -126,6 +127,41 @@ async fn leadership_returns_to_the_preferred_site_once() {
     let term = cluster.replica(3).status().term;
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!((cluster.leader(), cluster.replica(3).status().term), (Some(3), term));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_to_who_reaches_all_and_stays_there_until_the_link_is_back() {
+    let mut cluster = Cluster::found(|options| {
+        // It rests thirty times as long.
+        options.leader_settle = Duration::from_millis(200);
+        options.preferred_site = Some(site(1));
+    })
+    .await;
+    cluster.grow(3, 3).await;
+    cluster.until("node 1 leads", |cluster| cluster.leader() == Some(1)).await;
+    cluster.part(1, 2, true);
+    cluster.until("node 3, which reaches both, leads", |cluster| cluster.leader() == Some(3)).await;
+    let term = cluster.replica(3).status().term;
+    assert_eq!(propose(&cluster, 2, add(1)).await, Outcome::Done);
+    // The preferred site reaches less: it waits.
+    tokio::time::sleep(Duration::from_secs(8)).await;
+    assert_eq!((cluster.leader(), cluster.replica(3).status().term), (Some(3), term));
+    cluster.part(1, 2, false);
+    cluster.until("node 1 leads again", |cluster| cluster.leader() == Some(1)).await;
+    cluster.until_equal().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_stays_when_a_node_is_gone_for_everybody() {
+    let mut cluster = Cluster::found(settles_soon).await;
+    cluster.grow(4, 3).await;
+    let old = cluster.leader().expect("a leader");
+    let gone = if old == 4 { 3 } else { 4 };
+    cluster.darken(gone);
+    let term = cluster.replica(old).status().term;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    let status = cluster.replica(old).status();
+    assert_eq!((status.leader, status.term), (Some(NodeId(old)), term));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -149,7 +149,7 @@ pub struct Store {
     pub(crate) durable_batch: AtomicU64,
     /// Bytes that may still be written, as of the last batch.
     pub(crate) room_bytes: AtomicU64,
-    /// Room that was too little for a client's write when one was last refused.
+    /// Room that was too little for a client's write when one was last refused for its reserve.
     pub(crate) refused_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<str>>,
     /// The segment that is being emptied. Held for a step, so that there is one at a time.

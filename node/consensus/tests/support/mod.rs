@@ -34,6 +34,8 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Links {
     replicas: Mutex<BTreeMap<String, Arc<dyn Replica>>>,
     cut: Mutex<BTreeSet<String>>,
+    /// Between these two, by name in order, nothing passes, silently.
+    apart: Mutex<BTreeSet<(String, String)>>,
     dark: Mutex<BTreeSet<String>>,
 }
 
@@ -88,7 +90,12 @@ impl Peer for Loopback {
             let replica = replica.filter(|_| !away).ok_or_else(lost)?;
             let late = Fault::new(Class::Unknown, "PV-TEST-LATE", "no reply in time");
             let answered = async {
-                let dark = || links.dark.lock().expect("no panic").iter().any(|name| [&asker, &asked].contains(&name));
+                let pair = if asker < asked { (asker.clone(), asked.clone()) } else { (asked.clone(), asker.clone()) };
+                let dark = || {
+                    let alone =
+                        links.dark.lock().expect("no panic").iter().any(|name| [&asker, &asked].contains(&name));
+                    alone || links.apart.lock().expect("no panic").contains(&pair)
+                };
                 if dark() {
                     return std::future::pending().await;
                 }
@@ -196,6 +203,17 @@ impl Cluster {
     /// Whatever `id` is sent or sends is lost without a word.
     pub fn darken(&self, id: u64) {
         self.links.dark.lock().expect("no panic").insert(name(id));
+    }
+
+    /// Nothing passes between these two any more, without a word; or all does again.
+    pub fn part(&self, one: u64, other: u64, apart: bool) {
+        let pair = (name(one.min(other)), name(one.max(other)));
+        let mut pairs = self.links.apart.lock().expect("no panic");
+        if apart {
+            pairs.insert(pair)
+        } else {
+            pairs.remove(&pair)
+        };
     }
 
     pub fn heal(&self, id: u64) {
