@@ -171,14 +171,15 @@ impl Ledger {
         self.records().get(key).cloned()
     }
 
-    /// A key with its newest content, when that is certain: the one at or after a random position.
-    pub fn pick(&self, random: u64) -> Option<(ObjectKey, Content)> {
+    /// A key with its newest content and the signed receipt of that, when it is certain: the one at or after a random position.
+    pub fn pick(&self, random: u64) -> Option<(ObjectKey, Content, Vec<u8>)> {
         let records = self.records();
         let start = usize::try_from(random).unwrap_or(0) % records.len().max(1);
         let around = records.iter().skip(start).chain(records.iter().take(start));
         let mut certain = around.filter(|(_, record)| record.certain());
         let (key, record) = certain.next()?;
-        Some((key.clone(), record.attempts.last()?.0))
+        let (content, _, signed) = record.acked().last()?;
+        Some((key.clone(), *content, signed.to_vec()))
     }
 
     /// Instances that must be stored, with size and digest, as their receipts say: those of keys nobody wished to delete.

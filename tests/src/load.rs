@@ -267,7 +267,7 @@ impl Worker {
             if acked.receipt.version == version && !acked.first {
                 return;
             }
-            let worth_less = degraded(signed) || self.volumes_away().await;
+            let worth_less = receipt_of(signed).degraded || self.volumes_away().await;
             if !worth_less || acked.receipt.version < version {
                 let again = acked.receipt.version;
                 self.ledger.violation(format!("{key} version {version} written again became version {again}"));
@@ -315,7 +315,7 @@ impl Worker {
 
     async fn read(mut self) {
         while self.running() {
-            let Some((key, content)) = self.ledger.pick(self.random.next_u64()) else {
+            let Some((key, content, signed)) = self.ledger.pick(self.random.next_u64()) else {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 continue;
             };
@@ -323,12 +323,15 @@ impl Worker {
                 0 => 0..content.size_bytes,
                 _ => ledger::range(content.size_bytes, &mut self.random),
             };
-            self.read_one(&key, content, range).await;
+            // Another session's write is promised to those who name its index, as a receipt does.
+            let freshness = Freshness::AtLeast(receipt_of(&signed).index);
+            self.read_one(&key, content, freshness, range).await;
         }
     }
 
-    async fn read_one(&self, key: &ObjectKey, content: Content, range: std::ops::Range<usize>) {
+    async fn read_one(&self, key: &ObjectKey, content: Content, freshness: Freshness, range: std::ops::Range<usize>) {
         let query = GetQuery {
+            freshness,
             offset_bytes: range.start as u64,
             len_bytes: Some((range.end - range.start) as u64),
             ..GetQuery::whole(key.clone())
@@ -371,8 +374,8 @@ impl Worker {
     }
 }
 
-/// True when a signed receipt says that its write was degraded.
-fn degraded(signed: &[u8]) -> bool {
+/// What a signed receipt says.
+fn receipt_of(signed: &[u8]) -> Receipt {
     let signed = SignedReceipt::decode(signed).expect("an acknowledged receipt");
-    Receipt::decode(&signed.payload).expect("an acknowledged receipt").degraded
+    Receipt::decode(&signed.payload).expect("an acknowledged receipt")
 }
