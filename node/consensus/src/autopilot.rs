@@ -237,8 +237,7 @@ async fn survey<R: AsyncRuntime>(
         return;
     }
     let members = &metrics.membership_config;
-    let stays = |id: &u64| layout.nodes.get(&NodeId(*id)).is_some_and(|node| node.state != NodeState::Removed);
-    let ids: Vec<u64> = members.membership().nodes().map(|(id, _)| *id).filter(stays).collect();
+    let ids: Vec<u64> = members.membership().nodes().map(|(id, _)| *id).filter(|id| stays(layout, *id)).collect();
     // Contact with a replica is proof enough; one that answers without its replica counts for everybody alike. This node waits
     // twice as long as the others do: whoever is slow to answer anybody is no reason to move.
     let (silent, heard): (Vec<u64>, Vec<u64>) = ids.iter().partition(|id| memory.silent_for(**id, now) >= Some(STABLE));
@@ -258,11 +257,15 @@ async fn survey<R: AsyncRuntime>(
     memory.reach = Some((inner.env.now(), reach));
 }
 
+/// Whether a member is one for the layout too, and was not removed.
+fn stays(layout: &Layout, id: u64) -> bool {
+    layout.nodes.get(&NodeId(id)).is_some_and(|node| node.state != NodeState::Removed)
+}
+
 impl Memory {
     /// Whether a member that stays has been out of contact for a while.
     fn misses_somebody(&self, layout: &Layout, now: MonoTime) -> bool {
-        let stays = |id: &u64| layout.nodes.get(&NodeId(*id)).is_some_and(|node| node.state != NodeState::Removed);
-        self.silent_since.keys().any(|id| stays(id) && self.silent_for(*id, now) >= Some(STABLE))
+        self.silent_since.keys().any(|id| stays(layout, *id) && self.silent_for(*id, now) >= Some(STABLE))
     }
 
     /// For how long a node has been out of contact; `None` when it is not.

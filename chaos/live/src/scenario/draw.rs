@@ -586,9 +586,11 @@ mod tests {
             let plan = scenario.plan(1, minutes, &topology(scenario), &everything());
             plan.steps.iter().map(|step| step.lasts.as_secs()).max()
         };
-        for name in ["site-outage", "rolling-site-outages", "witness-loss"] {
+        for (name, short) in
+            [("site-outage", 10), ("rolling-site-outages", 10), ("witness-loss", 10), ("asymmetric-partition", 30)]
+        {
             let scenario = ALL.iter().find(|one| one.name == name).expect("named");
-            assert!(longest(scenario, 3.0) < Some(10), "{name}");
+            assert!(longest(scenario, 3.0) < Some(short), "{name}");
             assert!(longest(scenario, 20.0) >= Some(30), "{name}");
         }
     }
