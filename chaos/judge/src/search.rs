@@ -88,7 +88,8 @@ fn role(operation: &Operation, made: bool) -> Role {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Open {
     at: At,
-    /// Of a delete of all: the versions that were the newest live ones while it may have looked, ascending.
+    /// Of a delete of all: the versions that were the newest live ones while it may have looked, ascending; 0 where none was,
+    /// for one that was told of no versions: it may be done since then, whatever was made after.
     looked: Vec<u32>,
     /// Of one that has deleted a part: up to where it goes, and what is done.
     part: Option<(u32, u32)>,
@@ -296,10 +297,11 @@ impl<'f, 'a> Search<'f, 'a> {
             Role::Make(_) | Role::One(..) | Role::All(_) | Role::Nothing => false,
         });
         for open in deletes.iter_mut().filter(|open| self.looks(open)) {
-            if let Some(top) = top
-                && let Err(at) = open.looked.binary_search(&top)
+            let told_none = matches!(&self.roles[open.at], Role::All(Some(told)) if told.is_empty());
+            if let Some(seen) = top.or(told_none.then_some(0))
+                && let Err(at) = open.looked.binary_search(&seen)
             {
-                open.looked.insert(at, top);
+                open.looked.insert(at, seen);
             }
         }
         // Of what somebody saw who looks no more, only what makes a difference counts.
@@ -379,7 +381,8 @@ impl<'f, 'a> Search<'f, 'a> {
                     next.push(after);
                 }
                 Role::All(told) => {
-                    for through in open.part.map_or_else(|| open.looked.clone(), |(through, _)| vec![through]) {
+                    let seen = open.part.map_or_else(|| open.looked.clone(), |(through, _)| vec![through]);
+                    for through in seen.into_iter().filter(|through| *through > 0) {
                         next.extend(self.deletes_all(state, place, through, told.as_deref(), &unwanted));
                     }
                     // Nothing was there, or an earlier try had deleted it: only at its end, for it may still look.
@@ -563,12 +566,11 @@ impl<'f, 'a> Search<'f, 'a> {
     }
 }
 
-/// The delete at `place` finds nothing to do.
+/// The delete at `place` found nothing to do.
 fn idle(state: &State, place: usize) -> Option<State> {
     let open = &state.core.deletes[place];
-    let versions = &state.core.versions;
-    let nothing = |through: &u32| versions.next_live(0, *through).is_none();
-    (open.part.is_none() && (versions.newest_live().is_none() || open.looked.iter().any(nothing))).then(|| {
+    let nothing = |through: &u32| state.core.versions.next_live(0, *through).is_none();
+    (open.part.is_none() && open.looked.iter().any(nothing)).then(|| {
         let mut after = state.clone();
         after.core.deletes.remove(place);
         after

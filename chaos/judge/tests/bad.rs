@@ -259,6 +259,16 @@ fn concurrent_operations_may_have_any_order() {
         s.delete(1, (4, 9), Some(2), deleted(&[2])).get(3, (5, 6), found(2, "b")).get(3, (7, 8), found(1, "a"));
         s.attempt(2, (10, 11), "again", "a", stored_before(1, "a"));
     });
+    fine(|s| {
+        // A delete of all looked before anything was there, and was answered after something was.
+        s.delete(2, (6, 10), None, deleted(&[])).put(1, (5, 8), "a", stored(1, "a"));
+        s.delete(1, (11, 14), Some(1), deleted(&[1]));
+    });
+    fine(|s| {
+        // It looked when the one version was deleted, before the next was made.
+        s.put(1, (0, 1), "a", stored(1, "a")).delete(1, (2, 3), Some(1), deleted(&[1]));
+        s.delete(2, (4, 10), None, deleted(&[])).put(1, (5, 6), "b", stored(2, "b")).get(3, (11, 12), found(2, "b"));
+    });
 }
 
 #[test]
