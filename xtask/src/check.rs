@@ -4,6 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::bail;
@@ -17,6 +18,10 @@ pub struct TestOptions {
     /// Also the long runs of the real-process tests and 10 000 simulated clusters.
     #[arg(long)]
     long: bool,
+    /// Seed of what the property tests draw. Without it the same as every time, so that a test that fails does so because of
+    /// a change; with `--long` another one each time. It is printed.
+    #[arg(long, value_name = "S")]
+    draw: Option<u64>,
 }
 
 /// How thoroughly to check.
@@ -58,6 +63,9 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
     }
     command.env("PACSVAULT_BIN_DIR", tools::bin_dir());
+    let draw = options.draw.unwrap_or_else(|| if options.long { somewhere() } else { 0 });
+    eprintln!("property tests draw from seed {draw}; to repeat: cargo xtask test --draw {draw}");
+    command.env("PROPTEST_RNG_SEED", draw.to_string());
     if let Some(dir) = previous {
         command.env("PACSVAULT_PREVIOUS_BIN_DIR", dir);
     }
@@ -67,6 +75,11 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
     tools::run(&mut command)?;
     planted_bugs()?;
     crash_points::run()
+}
+
+/// A seed that was hardly used before.
+fn somewhere() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 /// Each planted bug must be found by the simulator: `cargo xtask sim --bugs`. A build of its own: nothing else is compiled with
