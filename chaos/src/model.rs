@@ -237,8 +237,11 @@ impl Model {
         instance: InstanceId,
     ) -> usize {
         let (digest, started) = (Digest::of(&content), self.tick());
-        let call =
-            Call::Put { attempt: instance.to_string(), content: digest.to_string(), size_bytes: content.len() as u64 };
+        let call = Call::Put {
+            attempt: Some(instance.to_string()),
+            content: digest.to_string(),
+            size_bytes: content.len() as u64,
+        };
         let operation = self.begins(session, name.to_string(), call, started);
         self.attempts.push(Attempt { session, key, content, digest, instance, started, fate: Fate::Open, operation });
         self.attempts.len() - 1

@@ -129,7 +129,11 @@ impl Client {
         Ok(Acked { attempts, ..acked })
     }
 
-    async fn put_once(
+    /// One attempt of [`Client::put`], for callers that keep a record of every attempt.
+    ///
+    /// # Errors
+    /// As there; nothing is repeated.
+    pub async fn put_once(
         &self,
         mut header: PutHeader,
         source: &Source,

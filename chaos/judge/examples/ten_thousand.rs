@@ -35,7 +35,7 @@ impl Busy {
                 let attempt = format!("attempt {number}");
                 let stored =
                     Answer::Stored { version: version(self.versions.len() - 1), attempt: attempt.clone(), first: true };
-                (Call::Put { attempt, content, size_bytes: 1 }, stored)
+                (Call::Put { attempt: Some(attempt), content, size_bytes: 1 }, stored)
             }
             45..94 => {
                 let found = newest.map_or(Answer::Missing, |at| Answer::Found {

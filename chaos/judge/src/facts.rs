@@ -44,7 +44,7 @@ pub(crate) struct Facts<'a> {
     /// What is wrong already.
     pub(crate) violations: Vec<Violation>,
     contents: BTreeMap<u32, (&'a str, At)>,
-    /// Puts that were answered with a record under an id that is nobody's attempt.
+    /// Puts that were answered with a record under an id that is nobody's attempt, as far as is known.
     recoded: BTreeSet<At>,
 }
 
@@ -53,14 +53,7 @@ pub(crate) type Attempts<'a> = BTreeMap<&'a str, &'a Operation>;
 
 /// Names all attempts.
 pub(crate) fn attempts(operations: &[Operation]) -> Attempts<'_> {
-    operations.iter().filter_map(|operation| Some((attempt_of(operation)?, operation))).collect()
-}
-
-fn attempt_of(operation: &Operation) -> Option<&str> {
-    match &operation.call {
-        Call::Put { attempt, .. } => Some(attempt),
-        Call::Get { .. } | Call::Delete { .. } => None,
-    }
+    operations.iter().filter_map(|operation| Some((operation.attempt()?, operation))).collect()
 }
 
 fn content_of(operation: &Operation) -> Option<&str> {
@@ -122,18 +115,20 @@ impl<'a> Facts<'a> {
         let mut versions: BTreeMap<At, (u32, At)> = BTreeMap::new();
         for at in 0..self.operations.len() {
             let operation = self.operations[at];
-            let (Answer::Stored { version, attempt, first }, Call::Put { content, attempt: own, .. }) =
+            let (Answer::Stored { version, attempt, first }, Call::Put { content, .. }) =
                 (&operation.answer, &operation.call)
             else {
                 continue;
             };
             self.highest = self.highest.max(*version);
             self.saw(*version, content, at);
-            if *first && own != attempt {
+            let maker = attempts.get(attempt.as_str());
+            if *first && maker.is_none_or(|maker| maker.number != operation.number) {
                 self.wrong(Kind::WrongRecord, format!("a put was told to be first with attempt {attempt}"), &[at]);
             }
-            let Some(maker) = attempts.get(attempt.as_str()) else {
-                // The version was stored in another encoding since, under an id of its own.
+            let Some(maker) = maker else {
+                // The version was stored in another encoding since, under an id of its own; or a node made the attempt, and
+                // told nobody its id.
                 self.recoded.insert(at);
                 continue;
             };

@@ -41,8 +41,9 @@ pub struct Operation {
 pub enum Call {
     /// Store this content as a version of its own, unless the newest version has it already.
     Put {
-        /// Names the attempt, for ever: its instance id.
-        attempt: String,
+        /// Names the attempt, for ever: its instance id. `None`: a node makes the attempt for its caller, and names it in its
+        /// answer at the earliest.
+        attempt: Option<String>,
         /// Digest of the content.
         content: String,
         /// Length of the content.
@@ -149,6 +150,15 @@ impl Operation {
         self.answer != Answer::Unknown
     }
 
+    /// The attempt that it is known to be.
+    pub(crate) fn attempt(&self) -> Option<&str> {
+        match (&self.call, &self.answer) {
+            (Call::Put { attempt: Some(attempt), .. }, _)
+            | (Call::Put { attempt: None, .. }, Answer::Stored { attempt, first: true, .. }) => Some(attempt),
+            _ => None,
+        }
+    }
+
     /// Whether this is the line written when `ended` began.
     fn is_begin_of(&self, ended: &Self) -> bool {
         let begun = |of: &Self| Self { ended: None, answer: Answer::Unknown, ..of.clone() };
@@ -187,7 +197,8 @@ impl fmt::Display for Operation {
         write!(f, "#{} of session {} on {}, ", self.number, self.session, self.key)?;
         match &self.call {
             Call::Put { attempt, content, size_bytes } => {
-                write!(f, "put of {size_bytes} bytes {} as attempt {attempt}", short(content))?;
+                let attempt = attempt.as_ref().map_or("through a node".to_owned(), |name| format!("as attempt {name}"));
+                write!(f, "put of {size_bytes} bytes {} {attempt}", short(content))?;
             }
             Call::Get { version, linearizable } => {
                 let how = if *linearizable { "linearizable " } else { "plain " };
@@ -278,7 +289,7 @@ impl History {
             if !numbers.insert(operation.number) {
                 faults.push(format!("two operations have number {}", operation.number));
             }
-            if let Call::Put { attempt, .. } = &operation.call
+            if let Call::Put { attempt: Some(attempt), .. } = &operation.call
                 && !attempts.insert(attempt)
             {
                 faults.push(format!("two puts are attempt {attempt}"));

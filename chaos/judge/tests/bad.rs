@@ -303,9 +303,32 @@ fn what_is_unknown_may_happen_late_or_never() {
 #[test]
 fn a_client_that_died_leaves_its_operation_open() {
     fine(|s| {
-        let call = Call::Put { attempt: "a".to_owned(), content: "a".to_owned(), size_bytes: 1 };
+        let call = Call::Put { attempt: Some("a".to_owned()), content: "a".to_owned(), size_bytes: 1 };
         s.add(1, (0, None), call, Unknown).add(1, (0, None), Call::Delete { version: None }, Unknown);
         s.get(2, (2, 3), found(1, "a")).get(2, (4, 5), Missing);
+    });
+}
+
+#[test]
+fn an_attempt_that_a_node_makes_is_named_by_its_answer() {
+    fine(|s| {
+        // Nobody was told the id of the attempt that made version 1; the repetition is told of it.
+        s.through(1, (0, 1), "a", Unknown).through(1, (2, 3), "a", stored_before(1, "x")).get(2, (4, 5), found(1, "a"));
+        s.through(1, (6, 7), "b", stored(2, "y")).put(2, (8, 9), "b", stored_before(2, "y"));
+    });
+    fine(|s| {
+        // Its node asked twice, and was told of what it had made itself.
+        s.through(1, (0, 1), "a", stored_before(1, "x")).get(2, (2, 3), found(1, "a"));
+    });
+    bad(Kind::RefusedSeen, &[1, 2], |s| {
+        s.through(1, (0, 1), "a", Refused).get(2, (2, 3), found(1, "a"));
+    });
+    bad(Kind::WrongRecord, &[1], |s| {
+        s.through(1, (0, 1), "a", stored(1, "x")).through(2, (2, 3), "b", stored(2, "x"));
+    });
+    bad(Kind::TwoOutcomes, &[1, 3], |s| {
+        s.through(1, (0, 1), "a", stored(1, "x")).put(1, (2, 3), "b", stored(2, "b"));
+        s.get(2, (4, 5), found(3, "a"));
     });
 }
 

@@ -16,7 +16,7 @@ use crate::{
     record::NodeInfo,
     runner::Limits,
     scenario::Topology,
-    stage::{SESSIONS, Stage},
+    stage::{Stage, VIA_NODE},
 };
 
 /// How long the cluster has to tell its layout.
@@ -37,7 +37,7 @@ pub fn stage(
     let first = Client::connect(config.clone())?;
     ensure!(
         first.mode() == Mode::Direct,
-        "the client's certificate must be a gateway's, and via_node must not be set: sessions coordinate their writes themselves"
+        "the client's certificate must be a gateway's, and via_node must not be set: most sessions coordinate their writes themselves"
     );
     let layout = runtime.block_on(async { tokio::time::timeout(LAYOUT_WITHIN, first.layout()).await });
     let layout = layout.context("the cluster does not tell its layout")??;
@@ -58,13 +58,13 @@ pub fn stage(
     }
     let sites: BTreeSet<String> = topology.storing().into_iter().collect();
     topology.clients = sites.iter().map(|site| (site.clone(), format!("client-{site}"))).collect();
-    let of_site = |site: &String| -> anyhow::Result<Client> {
-        Ok(Client::connect(Config { site: Some(site.parse()?), ..config.clone() })?)
+    let of_site = |site: &String, via_node| -> anyhow::Result<Client> {
+        Ok(Client::connect(Config { site: Some(site.parse()?), via_node, ..config.clone() })?)
     };
     let mut clients = Vec::new();
-    for _ in 0..SESSIONS {
+    for via_node in VIA_NODE {
         for site in &sites {
-            clients.push(of_site(site)?);
+            clients.push(of_site(site, via_node)?);
         }
     }
     Ok(Stage {
@@ -73,7 +73,11 @@ pub fn stage(
         addresses,
         topology,
         clients,
-        readers: sites.iter().take(2).map(of_site).collect::<anyhow::Result<_>>()?,
+        readers: sites
+            .iter()
+            .zip([false, true])
+            .map(|(site, via)| of_site(site, via))
+            .collect::<anyhow::Result<_>>()?,
         ca_pem: fs::read_to_string(&config.ca).with_context(|| format!("cannot read {}", config.ca.display()))?,
         runtime: runtime.clone(),
         network: "kubernetes".to_owned(),

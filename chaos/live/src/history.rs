@@ -326,7 +326,7 @@ mod tests {
         recorder.seat(1, "a");
         recorder.seat(2, "b");
         let key = "main/1.2/1.2/1.2";
-        let put = Call::Put { attempt: "i".into(), content: "c".into(), size_bytes: 3 };
+        let put = Call::Put { attempt: Some("i".into()), content: "c".into(), size_bytes: 3 };
         let stored = Answer::Stored { version: 1, attempt: "i".into(), first: true };
         recorder.end(recorder.begin(1, key, put), stored, 3);
         recorder.end(recorder.begin(2, key, Call::Delete { version: None }), Answer::Deleted { versions: vec![1] }, 0);

@@ -12,8 +12,9 @@ use std::{
     time::Duration,
 };
 
-use pacsvault_client::Client;
-use pacsvault_coordinator::{GetQuery, PutHeader};
+use bytes::Bytes;
+use pacsvault_client::{Acked, Client, Mode, Source};
+use pacsvault_coordinator::{GetQuery, PutHeader, Upload};
 use pacsvault_core::{
     catalog::SealedInstance,
     ids::{LogIndex, ObjectKey, VersionNumber},
@@ -56,7 +57,7 @@ struct Worker {
 }
 
 impl Load {
-    /// Starts one session per client. `run` is in the names of all studies and never used twice, so that what an earlier run
+    /// Starts one session per client, which stores and reads as its client does: itself, or through a node. `run` is in the names of all studies and never used twice, so that what an earlier run
     /// left in the same tenant is nobody's surprise.
     pub fn start(runtime: &Handle, clients: Vec<Client>, recorder: &Arc<Recorder>, seed: u64, run: u64) -> Self {
         let (over, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
@@ -191,20 +192,22 @@ impl Worker {
     async fn put_once(&mut self, key: &str, seed: u64, size: usize) -> bool {
         let Ok(name) = key.parse::<ObjectKey>() else { return false };
         let (content, bytes) = Content::draw(seed, size);
-        let mut upload = self.client.coordinator().begin_put(PutHeader::new(name, "application/octet-stream"));
-        let call = Call::Put {
-            attempt: upload.instance().to_string(),
-            content: content.digest.to_string(),
-            size_bytes: size as u64,
-        };
+        let header = PutHeader::new(name, "application/octet-stream");
         self.recorder.know(content);
-        let number = self.recorder.begin(self.session, key, call);
-        let answer = match upload.write(bytes).await {
-            // Nothing was sealed: it is certain that nothing will be seen.
-            Err(fault) => {
-                Err(Fault { class: if fault.class == Class::Unknown { Class::Retry } else { fault.class }, ..fault })
+        let begin = |attempt| {
+            let call = Call::Put { attempt, content: content.digest.to_string(), size_bytes: size as u64 };
+            self.recorder.begin(self.session, key, call)
+        };
+        let (number, answer) = match self.client.mode() {
+            Mode::Direct => {
+                let upload = self.client.coordinator().begin_put(header);
+                let number = begin(Some(upload.instance().to_string()));
+                (number, coordinate(upload, bytes).await)
             }
-            Ok(()) => upload.finish().await,
+            Mode::ViaNode => {
+                let number = begin(None);
+                (number, self.client.put_once(header, &Source::Bytes(bytes), &|_| ()).await)
+            }
         };
         match answer {
             Ok(stored) => {
@@ -224,6 +227,9 @@ impl Worker {
                 false
             }
             Err(fault) if fault.class == Class::Unknown => {
+                if fault.code == "PV-WRONG-RECEIPT" {
+                    self.recorder.broken(format!("{key}: {fault}"));
+                }
                 self.recorder.end(number, Answer::Unknown, 0);
                 true
             }
@@ -339,6 +345,16 @@ impl Worker {
             }
         }
     }
+}
+
+async fn coordinate(mut upload: Upload, bytes: Bytes) -> Result<Acked, Fault> {
+    upload.write(bytes).await.map_err(|fault| match fault.class {
+        // Nothing was sealed: it is certain that nothing will be seen.
+        Class::Unknown => Fault { class: Class::Retry, ..fault },
+        _ => fault,
+    })?;
+    let stored = upload.finish().await?;
+    Ok(Acked { receipt: stored.receipt, signed: stored.signed, first: stored.first, attempts: 1 })
 }
 
 /// Reads the whole, or a part that `wish` decides, and compares every byte with what was written. Returns what was found,

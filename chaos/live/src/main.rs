@@ -27,7 +27,7 @@ use pacsvault_chaos_live::{
     net::{self, Host, SiteLatency, Wan, speed},
     record::{Link, Run},
     scenario::{self, ALWAYS, Scenario, Topology},
-    stage::{SESSIONS, Stage},
+    stage::{Stage, VIA_NODE},
     verdict,
 };
 use pacsvault_client::{Config, Settings};
@@ -205,9 +205,9 @@ fn stage(
 ) -> anyhow::Result<Stage> {
     let (mut clients, mut readers) = (Vec::new(), Vec::new());
     let sites = topology.storing();
-    for _ in 0..SESSIONS {
+    for via_node in VIA_NODE {
         for site in &sites {
-            clients.push(local.client(&topology, site, false)?);
+            clients.push(local.client(&topology, site, via_node)?);
         }
     }
     for (site, via_node) in sites.iter().zip([false, true]) {

@@ -261,7 +261,7 @@ mod tests {
         };
         let get = || Call::Get { version: None, linearizable: true };
         let delete = || Call::Delete { version: None };
-        let put = Call::Put { attempt: "i".into(), content: "c".into(), size_bytes: 0 };
+        let put = Call::Put { attempt: Some("i".into()), content: "c".into(), size_bytes: 0 };
         let found = || Answer::Found { version: 1, content: "c".into() };
         assert_eq!(moment(get(), Answer::Missing, 0), None);
         assert_eq!(moment(get(), found(), 0), None);

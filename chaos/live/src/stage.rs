@@ -35,8 +35,8 @@ use crate::{
     verdict::{self, check},
 };
 
-/// Sessions of each site.
-pub const SESSIONS: usize = 3;
+/// Sessions of each site, and which of them store and read through a node, as a gateway in another language does.
+pub const VIA_NODE: [bool; 3] = [false, false, true];
 /// Peace before the first fault.
 const PEACE: Duration = Duration::from_secs(3);
 /// Writes acknowledged in peace, and how long that may take.

@@ -241,7 +241,7 @@ mod tests {
             answer,
         };
         let put = |number: u64| {
-            let call = Call::Put { attempt: format!("i{number}"), content: format!("c{number}"), size_bytes: 1 };
+            let call = Call::Put { attempt: Some(format!("i{number}")), content: format!("c{number}"), size_bytes: 1 };
             operation(number, call, Answer::Unknown)
         };
         let get = Call::Get { version: None, linearizable: true };

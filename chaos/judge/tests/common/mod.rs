@@ -24,7 +24,13 @@ impl Script {
     }
 
     pub fn attempt(&mut self, session: u64, span: Span, name: &str, content: &str, answer: Answer) -> &mut Self {
-        let call = Call::Put { attempt: name.to_owned(), content: content.to_owned(), size_bytes: 1 };
+        let call = Call::Put { attempt: Some(name.to_owned()), content: content.to_owned(), size_bytes: 1 };
+        self.add(session, (span.0, Some(span.1)), call, answer)
+    }
+
+    /// A put whose attempt is a node's.
+    pub fn through(&mut self, session: u64, span: Span, content: &str, answer: Answer) -> &mut Self {
+        let call = Call::Put { attempt: None, content: content.to_owned(), size_bytes: 1 };
         self.add(session, (span.0, Some(span.1)), call, answer)
     }
 

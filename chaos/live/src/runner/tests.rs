@@ -226,7 +226,7 @@ impl Drop for Scene {
 fn write_and_read(recorder: &Recorder, shared: &Shared, over: &AtomicBool, session: u64, site: &str) {
     let key = format!("main/1.2/1.2/1.{session}");
     while !over.load(Ordering::Relaxed) {
-        let put = Call::Put { attempt: "i".to_owned(), content: "c".to_owned(), size_bytes: 9 };
+        let put = Call::Put { attempt: Some("i".to_owned()), content: "c".to_owned(), size_bytes: 9 };
         let written = recorder.begin(session, &key, put);
         let read = recorder.begin(session, &key, Call::Get { version: None, linearizable: true });
         thread::sleep(Duration::from_millis(5));
