@@ -1,7 +1,8 @@
 //! Content by way of a node's `Archive` endpoint, for certificates that may not coordinate writes.
 //!
 //! **Invariants.** A host that failed is not asked first again until the others were. What a node acknowledges counts only
-//! with a receipt that proves itself against the cluster's CA and speaks of the very content that was sent.
+//! with a receipt that proves itself against the cluster's CA and speaks of the very content that was sent. From then on this
+//! client reads nothing older under its key, whichever node it asks.
 
 use std::{
     sync::{
@@ -74,6 +75,7 @@ pub async fn put(
         let text = format!("{} acknowledged {} with another content or key than was sent", host.address, receipt.key);
         return Err(Fault::new(Class::Unknown, "PV-WRONG-RECEIPT", text));
     }
+    client.coordinator().note_write(&key, receipt.index);
     Ok(Acked { receipt, signed: stored.signed.to_vec(), first: stored.first, attempts: 1 })
 }
 

@@ -267,6 +267,11 @@ impl Coordinator {
         Ok(deleted)
     }
 
+    /// Notes that somebody else, such as a node, wrote `key` for this caller, visible from `index` on: reads do not fall behind it.
+    pub fn note_write(&self, key: &ObjectKey, index: LogIndex) {
+        self.cluster.wrote(key, index);
+    }
+
     /// Re-reads and proves every shard of one stored version.
     pub async fn verify(&self, sealed: &SealedInstance) -> Result<Vec<ShardCheck>, Fault> {
         verify::verify(&self.cluster, sealed).await
