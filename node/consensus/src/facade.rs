@@ -239,7 +239,8 @@ impl<R: AsyncRuntime> Inner<R> {
         while self.leader().is_none_or(|(now, _)| now == leader) {
             match select(call, Box::pin(changes.changed())).await {
                 Either::Left((reply, _)) => return reply,
-                Either::Right((Err(_), _)) => return Err(stopped("its core is gone")),
+                // It was sent: whoever leads may do it all the same.
+                Either::Right((Err(_), _)) => return Err(unknown("the replica that passed it on has stopped")),
                 Either::Right((Ok(()), pending)) => call = pending,
             }
         }

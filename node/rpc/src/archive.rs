@@ -69,7 +69,7 @@ impl ArchiveService {
     }
 }
 
-/// The next part; `None` when the client has ended its stream cleanly.
+/// The next part; `None` when the client has ended its stream cleanly, which the body sees to (`Whole` in [`crate::dispatch`]).
 async fn next_part(stream: &mut Streaming<v1::PutRequest>) -> Result<Option<v1::put_request::Part>, Status> {
     let Ok(message) = timeout(limits::UPLOAD_SILENCE, stream.message()).await else {
         let text = format!("no bytes for {} s; nothing was stored", limits::UPLOAD_SILENCE.as_secs());

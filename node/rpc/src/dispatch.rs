@@ -2,7 +2,8 @@
 //!
 //! **Invariants.** Authorization comes before the first byte of the body is read. A unary call holds its announced bytes
 //! of [`limits::REQUEST_KIB_MAX`] from then until it is answered or abandoned, and one that asks for bytes holds as many
-//! until they are sent; without room it is refused at once, never queued. A call ends by its caller's deadline.
+//! until they are sent; without room it is refused at once, never queued. A call ends by its caller's deadline. What was cut
+//! off is never taken for a whole request.
 
 use std::{
     pin::Pin,
@@ -25,7 +26,7 @@ use tonic::{Status, service::Routes};
 use tower::ServiceExt;
 
 use crate::{
-    fault::{BROKEN, DEADLINE, DENIED, Invalid, NO_METHOD, OVERLOAD, Refusal, TOO_LARGE},
+    fault::{BROKEN, DEADLINE, DENIED, Invalid, NO_METHOD, OVERLOAD, Refusal, TOO_LARGE, status_of},
     frames::{Payload, ReadError, Success, read_message},
     limits,
     methods::{self, Method},
@@ -110,6 +111,36 @@ impl Body for Answer {
     }
 }
 
+/// The body of a call that a generated server answers. It ends only where its sender ended it: a stream that was reset is an
+/// error, though hyper (`NO_ERROR`) and tonic (`CANCEL`) take it for a clean end, and with it a part of an upload for the whole.
+struct Whole(Incoming);
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let cut_off = |why: &str| {
+            let text = format!("the request was cut off before its end ({why}); nothing was done");
+            Poll::Ready(Some(Err(status_of(&Fault::new(Class::Retry, BROKEN, text)))))
+        };
+        match std::task::ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
+            Some(Err(error)) => cut_off(&error.to_string()),
+            None if self.0.is_end_stream() => Poll::Ready(None),
+            None => cut_off("its stream was reset"),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
 /// Answers one call of a verified peer.
 pub async fn answer(shared: Arc<Shared>, peer: Arc<Identity>, request: HttpRequest<Incoming>) -> Response<Answer> {
     let path = request.uri().path();
@@ -136,7 +167,7 @@ pub async fn answer(shared: Arc<Shared>, peer: Arc<Identity>, request: HttpReque
 }
 
 async fn routed(shared: &Shared, request: HttpRequest<Incoming>) -> Response<Answer> {
-    match shared.routes.clone().oneshot(request.map(tonic::body::Body::new)).await {
+    match shared.routes.clone().oneshot(request.map(|body| tonic::body::Body::new(Whole(body)))).await {
         Ok(response) => response.map(Answer::Stream),
         Err(never) => match never {},
     }

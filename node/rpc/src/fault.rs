@@ -141,7 +141,8 @@ pub fn status_of(fault: &Fault) -> Status {
     Status::with_error_details(code_of(fault), fault.message.clone(), details_of(fault))
 }
 
-/// The fault that `status` carries. `sent` says whether the request may have reached the other side.
+/// The fault that `status` carries. `sent` says whether the request may have reached the other side: then only what a server
+/// says about a request that it did not take is a refusal. A stream that breaks has any other code, also after it was done.
 pub fn fault_of(status: &Status, sent: bool) -> Fault {
     let details = status.get_error_details();
     if let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) {
@@ -150,7 +151,7 @@ pub fn fault_of(status: &Status, sent: bool) -> Fault {
         return Fault::new(class, intern(&info.reason), status.message());
     }
     let class = match class_of(status.code()) {
-        Class::Retry if sent => Class::Unknown,
+        Class::Retry | Class::Exhausted | Class::Bug if sent => Class::Unknown,
         class => class,
     };
     Fault::new(class, FOREIGN, format!("{:?}: {}", status.code(), status.message()))
@@ -247,6 +248,15 @@ mod tests {
         let status = Status::unavailable("proxy");
         assert_eq!(fault_of(&status, true).class, Class::Unknown);
         assert_eq!(fault_of(&status, false).class, Class::Retry);
+    }
+
+    #[test]
+    fn what_a_broken_stream_says_is_no_refusal_once_the_request_was_sent() {
+        // How HTTP/2 resets look: INTERNAL_ERROR, ENHANCE_YOUR_CALM, CANCEL.
+        for status in [Status::internal("reset"), Status::resource_exhausted("reset"), Status::cancelled("reset")] {
+            assert_eq!(fault_of(&status, true).class, Class::Unknown, "{status:?}");
+        }
+        assert_eq!(fault_of(&Status::unimplemented("no such method"), true).class, Class::Reject);
     }
 
     #[test]

@@ -128,7 +128,10 @@ impl ThinArchive {
         let receipt = reply.receipt.unwrap_or_default();
         Ok(ThinStored {
             version: VersionNumber(receipt.version),
-            digest: Digest(fixed("receipt.digest", &receipt.digest)?),
+            // It is stored all the same.
+            digest: Digest(fixed("receipt.digest", &receipt.digest).map_err(|invalid| {
+                Fault::new(Class::Unknown, "PV-WRONG-RECEIPT", format!("the node's receipt is malformed: {invalid}"))
+            })?),
             degraded: receipt.degraded,
             signed: reply.signed_receipt,
             first: reply.first,

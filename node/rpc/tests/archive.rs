@@ -295,6 +295,38 @@ async fn a_client_that_goes_away_in_mid_stream_stores_nothing() {
     assert_eq!(bench.cluster.kept().sealed.len(), 1);
 }
 
+/// All that was sent is durable, whole stripes of it, when the client is gone: what it had not sent yet is missing all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_cut_off_between_two_stripes_stores_nothing() {
+    let bench = bench().await;
+    // A content stream that ended would end the upload in order.
+    let mut unended = Vec::new();
+    for number in 1..=20_u32 {
+        let (send, receive) = mpsc::channel::<Bytes>(1);
+        let thin = bench.thin.clone();
+        let upload = tokio::spawn(async move {
+            let header = PutHeader::new(key(number), "application/dicom");
+            thin.put(header, ReceiverStream::new(receive)).await
+        });
+        send.send(content(1 << 20)).await.expect("is taken");
+        let durable = 6 * usize::try_from(number).expect("small");
+        let arrived = async {
+            while bench.cluster.kept().shards.len() < durable {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, arrived).await.expect("the stripe is durable");
+        upload.abort();
+        assert!(upload.await.is_err());
+        unended.push(send);
+    }
+    // On the same connection, behind all that was cut off.
+    let stored = bench.thin.put(PutHeader::new(key(99), "application/dicom"), pieces(&content(10), 10)).await;
+    assert_eq!(stored.expect("is stored").digest, Digest::of(&content(10)));
+    let sealed: Vec<ObjectKey> = bench.cluster.kept().sealed.iter().map(|sealed| sealed.seal.key.clone()).collect();
+    assert_eq!(sealed, [key(99)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_uploads_are_refused_with_the_field() {
     let mut bench = bench().await;
