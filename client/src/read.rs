@@ -39,7 +39,15 @@ impl Client {
             return Ok(Reading { way: Way::Direct(Box::new(download)) });
         }
         let sealed = self.coordinator().lookup(&query.key, query.version, query.freshness).await?;
-        self.read_via_node(sealed, query.offset_bytes, query.len_bytes).await
+        let reading = self.read_via_node(sealed, query.offset_bytes, query.len_bytes).await;
+        reading.map_err(|fault| match (fault.class, query.version) {
+            // The version that was the newest is gone: that says nothing about others.
+            (Class::NotFound, None) => {
+                let text = format!("{} was changed while it was looked up; read again", query.key);
+                Fault::new(Class::Retry, "PV-CHANGED", text)
+            }
+            _ => fault,
+        })
     }
 
     async fn read_via_node(&self, sealed: SealedInstance, offset: u64, len: Option<u64>) -> Result<Reading, Fault> {

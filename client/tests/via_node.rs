@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
-use pacsvault_client::{Client, Config, Mode, Source};
-use pacsvault_coordinator::{Coordinator, Options, PutHeader, ReceiptSigner};
+use pacsvault_client::{Acked, Client, Config, Mode, Source};
+use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner};
 use pacsvault_core::{
     catalog::{Command, Outcome, Seal, SealedInstance},
     ids::{
@@ -39,6 +42,8 @@ struct Script {
     layout: Arc<Layout>,
     sealed: Mutex<Option<SealedInstance>>,
     lookups: Mutex<Vec<Freshness>>,
+    /// What was there is deleted as soon as a client has looked it up.
+    deleted: AtomicBool,
 }
 
 fn wall_now() -> WallMillis {
@@ -139,7 +144,9 @@ struct Direct(Arc<Script>);
 
 impl Peer for Direct {
     fn call(&self, _: &Target, request: Request, _: Duration) -> BoxFuture<'static, Result<Reply, Fault>> {
-        Box::pin(std::future::ready(self.0.answer(request)))
+        let gone = matches!(request, Request::Lookup(_)) && self.0.deleted.load(Ordering::SeqCst);
+        let nothing = Ok(Reply::Found { sealed: None, applied: SEALED_AT });
+        Box::pin(std::future::ready(if gone { nothing } else { self.0.answer(request) }))
     }
 }
 
@@ -169,7 +176,8 @@ async fn scene(dir: &Path) -> (Arc<Script>, Client) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("bound").to_string();
     let layout = Arc::new(layout(credentials.cluster(), &address));
-    let script = Arc::new(Script { layout, sealed: Mutex::default(), lookups: Mutex::default() });
+    let script =
+        Arc::new(Script { layout, sealed: Mutex::default(), lookups: Mutex::default(), deleted: false.into() });
     let signer = Arc::new(NodeSigner(Signer::new(&credentials).expect("a node may sign")));
     let target = Target { address: address.clone(), name: None };
     let coordinator =
@@ -196,18 +204,34 @@ async fn scene(dir: &Path) -> (Arc<Script>, Client) {
     (script, client.expect("connects"))
 }
 
+async fn stored(client: &Client, key: &ObjectKey) -> Acked {
+    let content = Source::Bytes(Bytes::from_static(b"content"));
+    client.put(PutHeader::new(key.clone(), "application/dicom"), &content, &|_| ()).await.expect("is stored")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_stored_through_a_node_is_never_read_as_of_before() {
     let dir = tempfile::tempdir().expect("a directory");
     let (script, client) = scene(dir.path()).await;
     assert_eq!(client.mode(), Mode::ViaNode);
     let key: ObjectKey = "main/1.2.3/1.2.4/1.2.5".parse().expect("a key");
-    let content = Source::Bytes(Bytes::from_static(b"content"));
-    let header = PutHeader::new(key.clone(), "application/dicom");
-    let acked = client.put(header, &content, &|_| ()).await.expect("is stored");
+    let acked = stored(&client, &key).await;
     assert_eq!(acked.receipt.index, SEALED_AT);
     let found = client.lookup(&key, None).await.expect("is there");
     assert_eq!(found.version, acked.receipt.version);
     // A replica that is behind must wait, or say so, instead of showing the version before.
     assert_eq!(*script.lookups.lock().expect("no panic"), [Freshness::AtLeast(SEALED_AT)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_goes_while_it_is_read_does_not_say_that_there_is_none() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (script, client) = scene(dir.path()).await;
+    let key: ObjectKey = "main/1.2.3/1.2.4/1.2.5".parse().expect("a key");
+    let version = stored(&client, &key).await.receipt.version;
+    script.deleted.store(true, Ordering::SeqCst);
+    let newest = client.get(GetQuery::whole(key.clone())).await.err().expect("its bytes are gone");
+    assert_eq!((newest.class, newest.code), (Class::Retry, "PV-CHANGED"), "{newest}");
+    let one = client.get(GetQuery { version: Some(version), ..GetQuery::whole(key) }).await.err().expect("is gone");
+    assert_eq!(one.class, Class::NotFound, "{one}");
 }
