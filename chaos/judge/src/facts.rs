@@ -51,9 +51,17 @@ pub(crate) struct Facts<'a> {
 /// Which key and put an attempt is, over the whole history.
 pub(crate) type Attempts<'a> = BTreeMap<&'a str, &'a Operation>;
 
-/// Names all attempts.
+/// Names all attempts. A name that a caller gave is its own, whatever others were told of theirs; else the first has it.
 pub(crate) fn attempts(operations: &[Operation]) -> Attempts<'_> {
-    operations.iter().filter_map(|operation| Some((operation.attempt()?, operation))).collect()
+    let (given, told): (Vec<_>, Vec<_>) =
+        operations.iter().partition(|one| matches!(one.call, Call::Put { attempt: Some(_), .. }));
+    let mut attempts = Attempts::new();
+    for operation in given.into_iter().chain(told) {
+        if let Some(attempt) = operation.attempt() {
+            attempts.entry(attempt).or_insert(operation);
+        }
+    }
+    attempts
 }
 
 fn content_of(operation: &Operation) -> Option<&str> {
@@ -113,6 +121,7 @@ impl<'a> Facts<'a> {
     fn receipts(&mut self, attempts: &Attempts<'a>) {
         let places: BTreeMap<u64, At> = self.operations.iter().zip(0..).map(|(one, at)| (one.number, at)).collect();
         let mut versions: BTreeMap<At, (u32, At)> = BTreeMap::new();
+        let mut of_nobody: BTreeMap<&str, (u32, At)> = BTreeMap::new();
         for at in 0..self.operations.len() {
             let operation = self.operations[at];
             let (Answer::Stored { version, attempt, first }, Call::Put { content, .. }) =
@@ -130,6 +139,11 @@ impl<'a> Facts<'a> {
                 // The version was stored in another encoding since, under an id of its own; or a node made the attempt, and
                 // told nobody its id.
                 self.recoded.insert(at);
+                let (other, before) = *of_nobody.entry(attempt.as_str()).or_insert((*version, at));
+                if other != *version {
+                    let what = format!("attempt {attempt} was told to be version {other} and version {version}");
+                    self.wrong(Kind::TwoOutcomes, what, &[at, before]);
+                }
                 continue;
             };
             let Some(made) = places.get(&maker.number).copied() else {

@@ -225,6 +225,10 @@ fn a_delete_that_disagrees_is_told() {
     bad(Kind::DeleteDisagrees, &[2], |s| {
         s.put(1, (0, 1), "a", stored(1, "a")).delete(1, (2, 3), Some(1), Missing);
     });
+    // It was told of nothing, so it or an earlier try of it deleted what was there.
+    bad(Kind::ResurrectedDelete, &[3], |s| {
+        s.put(1, (0, 1), "a", stored(1, "a")).delete(1, (2, 3), None, deleted(&[])).get(2, (4, 5), found(1, "a"));
+    });
 }
 
 #[test]
@@ -323,8 +327,21 @@ fn an_attempt_that_a_node_makes_is_named_by_its_answer() {
     bad(Kind::RefusedSeen, &[1, 2], |s| {
         s.through(1, (0, 1), "a", Refused).get(2, (2, 3), found(1, "a"));
     });
-    bad(Kind::WrongRecord, &[1], |s| {
+    bad(Kind::WrongRecord, &[2], |s| {
         s.through(1, (0, 1), "a", stored(1, "x")).through(2, (2, 3), "b", stored(2, "x"));
+    });
+    // A name that a caller gave is never another's, in whichever order they were written down.
+    bad(Kind::WrongRecord, &[2], |s| {
+        s.attempt(1, (0, 1), "x", "a", Unknown).through(2, (2, 3), "a", stored(1, "x"));
+    });
+    bad(Kind::RefusedSeen, &[1, 2], |s| {
+        s.attempt(1, (0, 1), "x", "a", Refused).through(2, (2, 3), "a", stored(1, "x"));
+    });
+    // Whoever made it, it made one version.
+    bad(Kind::TwoOutcomes, &[2, 5], |s| {
+        s.through(1, (0, 1), "a", Unknown).through(1, (2, 3), "a", stored_before(1, "x"));
+        s.delete(1, (4, 5), Some(1), deleted(&[1])).through(1, (6, 7), "a", Unknown);
+        s.through(1, (8, 9), "a", stored_before(2, "x"));
     });
     bad(Kind::TwoOutcomes, &[1, 3], |s| {
         s.through(1, (0, 1), "a", stored(1, "x")).put(1, (2, 3), "b", stored(2, "b"));

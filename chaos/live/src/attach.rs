@@ -16,7 +16,7 @@ use crate::{
     record::NodeInfo,
     runner::Limits,
     scenario::Topology,
-    stage::{Stage, VIA_NODE},
+    stage::{SESSIONS, Stage},
 };
 
 /// How long the cluster has to tell its layout.
@@ -37,7 +37,7 @@ pub fn stage(
     let first = Client::connect(config.clone())?;
     ensure!(
         first.mode() == Mode::Direct,
-        "the client's certificate must be a gateway's, and via_node must not be set: most sessions coordinate their writes themselves"
+        "the client's certificate must be a gateway's, and via_node must not be set: sessions decide how content travels"
     );
     let layout = runtime.block_on(async { tokio::time::timeout(LAYOUT_WITHIN, first.layout()).await });
     let layout = layout.context("the cluster does not tell its layout")??;
@@ -58,13 +58,13 @@ pub fn stage(
     }
     let sites: BTreeSet<String> = topology.storing().into_iter().collect();
     topology.clients = sites.iter().map(|site| (site.clone(), format!("client-{site}"))).collect();
-    let of_site = |site: &String, via_node| -> anyhow::Result<Client> {
-        Ok(Client::connect(Config { site: Some(site.parse()?), via_node, ..config.clone() })?)
+    let of_site = |site: &String, mode: Mode| -> anyhow::Result<Client> {
+        Ok(Client::connect(Config { site: Some(site.parse()?), via_node: mode == Mode::ViaNode, ..config.clone() })?)
     };
     let mut clients = Vec::new();
-    for via_node in VIA_NODE {
+    for mode in SESSIONS {
         for site in &sites {
-            clients.push(of_site(site, via_node)?);
+            clients.push(of_site(site, mode)?);
         }
     }
     Ok(Stage {
@@ -75,8 +75,8 @@ pub fn stage(
         clients,
         readers: sites
             .iter()
-            .zip([false, true])
-            .map(|(site, via)| of_site(site, via))
+            .zip([Mode::Direct, Mode::ViaNode])
+            .map(|(site, mode)| of_site(site, mode))
             .collect::<anyhow::Result<_>>()?,
         ca_pem: fs::read_to_string(&config.ca).with_context(|| format!("cannot read {}", config.ca.display()))?,
         runtime: runtime.clone(),

@@ -57,8 +57,8 @@ struct Worker {
 }
 
 impl Load {
-    /// Starts one session per client, which stores and reads as its client does: itself, or through a node. `run` is in the names of all studies and never used twice, so that what an earlier run
-    /// left in the same tenant is nobody's surprise.
+    /// Starts one session per client, which stores and reads as its client does: itself, or through a node. `run` is in the
+    /// names of all studies and never used twice, so that what an earlier run left in the same tenant is nobody's surprise.
     pub fn start(runtime: &Handle, clients: Vec<Client>, recorder: &Arc<Recorder>, seed: u64, run: u64) -> Self {
         let (over, bytes) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut workers = Vec::new();

@@ -27,10 +27,10 @@ use pacsvault_chaos_live::{
     net::{self, Host, SiteLatency, Wan, speed},
     record::{Link, Run},
     scenario::{self, ALWAYS, Scenario, Topology},
-    stage::{Stage, VIA_NODE},
+    stage::{SESSIONS, Stage},
     verdict,
 };
-use pacsvault_client::{Config, Settings};
+use pacsvault_client::{Config, Mode, Settings};
 use serde_json::{Value, json};
 
 use options::{Arguments, Command, Course, Network, Way};
@@ -205,13 +205,13 @@ fn stage(
 ) -> anyhow::Result<Stage> {
     let (mut clients, mut readers) = (Vec::new(), Vec::new());
     let sites = topology.storing();
-    for via_node in VIA_NODE {
+    for mode in SESSIONS {
         for site in &sites {
-            clients.push(local.client(&topology, site, via_node)?);
+            clients.push(local.client(&topology, site, mode)?);
         }
     }
-    for (site, via_node) in sites.iter().zip([false, true]) {
-        readers.push(local.client(&topology, site, via_node)?);
+    for (site, mode) in sites.iter().zip([Mode::Direct, Mode::ViaNode]) {
+        readers.push(local.client(&topology, site, mode)?);
     }
     Ok(Stage {
         operator: local.operator()?,

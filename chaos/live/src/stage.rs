@@ -16,7 +16,7 @@ use std::{
 };
 
 use anyhow::{Context, anyhow, ensure};
-use pacsvault_client::Client;
+use pacsvault_client::{Client, Mode};
 use pacsvault_core::layout::{Layout, Profile};
 use pacsvault_rpc::TonicPeer;
 use pacsvault_runtime::wall_now;
@@ -35,8 +35,8 @@ use crate::{
     verdict::{self, check},
 };
 
-/// Sessions of each site, and which of them store and read through a node, as a gateway in another language does.
-pub const VIA_NODE: [bool; 3] = [false, false, true];
+/// Sessions of each site, and how content travels: one leaves coding and placing to a node, as gateways in other languages do.
+pub const SESSIONS: [Mode; 3] = [Mode::Direct, Mode::Direct, Mode::ViaNode];
 /// Peace before the first fault.
 const PEACE: Duration = Duration::from_secs(3);
 /// Writes acknowledged in peace, and how long that may take.

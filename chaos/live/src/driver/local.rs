@@ -14,7 +14,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::ValueEnum;
-use pacsvault_client::{Client, Config};
+use pacsvault_client::{Client, Config, Mode};
 use pacsvault_core::{
     ids::{Digest, InstanceId},
     layout::plan,
@@ -294,7 +294,7 @@ impl Local {
     ///
     /// # Errors
     /// Certificates cannot be read.
-    pub fn client(&self, topology: &Topology, site: &str, via_node: bool) -> anyhow::Result<Client> {
+    pub fn client(&self, topology: &Topology, site: &str, mode: Mode) -> anyhow::Result<Client> {
         let runtime = self.runtime();
         let _inside = runtime.enter();
         let pki = self.bed.pki();
@@ -312,7 +312,7 @@ impl Local {
             key: pki.join("gateway-demo.key"),
             site: Some(site.parse()?),
             tenant: "main".parse()?,
-            via_node,
+            via_node: mode == Mode::ViaNode,
             source: self.wan.as_ref().map(|wan| wan.place(host).source),
         })?)
     }
