@@ -18,10 +18,10 @@ pub struct TestOptions {
     /// Also the long runs of the real-process tests and 10 000 simulated clusters.
     #[arg(long)]
     long: bool,
-    /// Seed of what the property tests draw. Without it the same as every time, so that a test that fails does so because of
-    /// a change; with `--long` another one each time. It is printed.
+    /// Seed of what the property tests draw. Without it, it follows from the commit: each looks elsewhere, and each always at
+    /// the same. With `--long` it is another one each time. It is printed.
     #[arg(long, value_name = "S")]
-    draw: Option<u64>,
+    seed: Option<u64>,
 }
 
 /// How thoroughly to check.
@@ -63,9 +63,9 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
         command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
     }
     command.env("PACSVAULT_BIN_DIR", tools::bin_dir());
-    let draw = options.draw.unwrap_or_else(|| if options.long { somewhere() } else { 0 });
-    eprintln!("property tests draw from seed {draw}; to repeat: cargo xtask test --draw {draw}");
-    command.env("PROPTEST_RNG_SEED", draw.to_string());
+    let seed = options.seed.unwrap_or_else(|| if options.long { seed_of_now() } else { seed_of_commit() });
+    eprintln!("property tests draw from seed {seed}; to repeat: cargo xtask test --seed {seed}");
+    command.env("PROPTEST_RNG_SEED", seed.to_string());
     if let Some(dir) = previous {
         command.env("PACSVAULT_PREVIOUS_BIN_DIR", dir);
     }
@@ -77,9 +77,16 @@ pub fn test(options: &TestOptions) -> anyhow::Result<()> {
     crash_points::run()
 }
 
-/// A seed that was hardly used before.
-fn somewhere() -> u64 {
+fn seed_of_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// 0 outside of a repository.
+fn seed_of_commit() -> u64 {
+    let mut git = Command::new("git");
+    git.current_dir(tools::root()).args(["rev-parse", "HEAD"]).stderr(Stdio::null());
+    let commit = tools::output(&mut git).unwrap_or_default();
+    commit.get(..8).and_then(|start| u64::from_str_radix(start, 16).ok()).unwrap_or(0)
 }
 
 /// Each planted bug must be found by the simulator: `cargo xtask sim --bugs`. A build of its own: nothing else is compiled with
