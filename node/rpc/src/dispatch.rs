@@ -111,8 +111,9 @@ impl Body for Answer {
     }
 }
 
-/// The body of a call that a generated server answers. It ends only where its sender ended it: a stream that was reset is an
-/// error, though hyper (`NO_ERROR`) and tonic (`CANCEL`) take it for a clean end, and with it a part of an upload for the whole.
+/// The body of a call that a generated server answers. It ends only where its sender ended it: a stream that was reset, by its
+/// client or with its connection, is an error, though hyper (`NO_ERROR`) and tonic (`CANCEL`, and trailers in mid-message, which
+/// no gRPC request has) take it for a clean end, and with it a part of an upload for the whole.
 struct Whole(Incoming);
 
 impl Body for Whole {
@@ -125,6 +126,7 @@ impl Body for Whole {
             Poll::Ready(Some(Err(status_of(&Fault::new(Class::Retry, BROKEN, text)))))
         };
         match std::task::ready!(Pin::new(&mut self.0).poll_frame(cx)) {
+            Some(Ok(frame)) if frame.is_trailers() => cut_off("by trailers, which no request has"),
             Some(Ok(frame)) => Poll::Ready(Some(Ok(frame))),
             Some(Err(error)) => cut_off(&error.to_string()),
             None if self.0.is_end_stream() => Poll::Ready(None),

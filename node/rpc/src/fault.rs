@@ -142,7 +142,7 @@ pub fn status_of(fault: &Fault) -> Status {
 }
 
 /// The fault that `status` carries. `sent` says whether the request may have reached the other side: then only what a server
-/// says about a request that it did not take is a refusal. A stream that breaks has any other code, also after it was done.
+/// says about a request that it did not take is a refusal. Unavailable, internal and exhausted are also what resets look like.
 pub fn fault_of(status: &Status, sent: bool) -> Fault {
     let details = status.get_error_details();
     if let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) {

@@ -1,6 +1,6 @@
 //! A thin client of a node's `Archive`: for those who leave coding and placing to the node.
 //!
-//! **Invariants.** An upload that is dropped before its end is reset and stores nothing. Faults are
+//! **Invariants.** An upload that is dropped before its content ended is reset and stores nothing. Faults are
 //! those of [`crate::TonicPeer`]: `Retry` only if nothing was done.
 
 use std::{
@@ -112,7 +112,8 @@ pub struct ThinDownload {
 
 impl ThinArchive {
     /// Stores `content`. Dropping the future cancels the upload. Declare the size or the digest in the header, so that
-    /// a content stream that ends early is refused.
+    /// a content stream that ends early is refused: where whoever fills it is dropped in the same moment as the future, its end
+    /// may be sent before the reset.
     ///
     /// # Errors
     /// What the node says; `Unknown` when the connection broke meanwhile.

@@ -288,11 +288,11 @@ async fn a_client_that_goes_away_in_mid_stream_stores_nothing() {
     }
     upload.abort();
     assert!(upload.await.is_err());
-    drop(send);
     // A later write under the same key goes its own way.
     let stored = bench.thin.put(PutHeader::new(key(1), "application/dicom"), pieces(&content(10), 10)).await;
     assert_eq!(stored.expect("is stored").digest, Digest::of(&content(10)));
     assert_eq!(bench.cluster.kept().sealed.len(), 1);
+    drop(send);
 }
 
 /// All that was sent is durable, whole stripes of it, when the client is gone: what it had not sent yet is missing all the same.
