@@ -225,8 +225,10 @@ impl Asking<'_> {
             let _ = done.send(result);
         }));
         self.waiting.push(target.clone());
+        // It may have been sent.
         self.calls.push(Box::pin(async move {
-            let stopping = || Fault::new(Class::Retry, "PV-STOPPING", "this process is stopping; try again elsewhere");
+            let stopping =
+                || Fault::new(Class::Unknown, "PV-STOPPING", "this process is stopping; try again elsewhere");
             (target, answer.await.unwrap_or_else(|_| Err(stopping())))
         }));
         Ok(())
@@ -237,7 +239,12 @@ impl Asking<'_> {
         match fault.class {
             Class::Unknown => self.doubtful |= !only_reads(self.first),
             Class::Retry | Class::Exhausted => {}
-            Class::Reject | Class::NotFound | Class::Corrupt | Class::Bug => return Err(self.definite(fault)),
+            Class::Reject | Class::NotFound | Class::Corrupt => return Err(self.definite(fault)),
+            // An answer that nobody understands says nothing about what was done.
+            Class::Bug => {
+                self.doubtful |= !only_reads(self.first);
+                return Err(self.definite(fault));
+            }
         }
         self.impatient |= fault.code == BEHIND;
         self.codes.insert(fault.code);

@@ -296,7 +296,7 @@ impl Coordinator {
     /// earlier try made or will still change, and the outcome is unknown. What was accepted is definite.
     pub async fn propose(&self, commands: Vec<Command>) -> Result<Vec<Outcome>, Fault> {
         let ask::Answer { reply, doubtful } = self.cluster.ask_told(&Request::Propose(commands)).await?;
-        let Reply::Outcomes(outcomes) = reply else { return Err(unexpected(&reply)) };
+        let Reply::Outcomes(outcomes) = reply else { return Err(ask::in_doubt(&unexpected(&reply))) };
         let refused = outcomes.iter().find_map(|outcome| match outcome {
             Outcome::Rejected(rejection) => Some(rejected(rejection)),
             _ => None,

@@ -26,6 +26,7 @@ use pacsvault_ports::{
 
 use crate::{
     Coordinator, PutHeader, Stored,
+    ask::in_doubt,
     memory::{WriteHold, room_for},
     rejected,
     stripe::{self, Demand, Prepared},
@@ -302,7 +303,8 @@ impl Coordinator {
                     pacsvault_core::sometimes!("recovery: write answered with an earlier record");
                 }
                 self.cluster.wrote(&sealed.seal.key, sealed.index);
-                let (receipt, signed) = self.sign(&sealed, layout)?;
+                // It is stored, whether or not that can be proven.
+                let (receipt, signed) = self.sign(&sealed, layout).map_err(|fault| in_doubt(&fault))?;
                 Ok(Stored { sealed: *sealed, receipt, signed, first })
             }
             Some(Outcome::Rejected(rejection)) => {
@@ -310,7 +312,7 @@ impl Coordinator {
                 let _ = self.cluster.refresh_layout().await;
                 Err(rejected(&rejection))
             }
-            _ => Err(Fault::new(Class::Bug, "PV-BUG", "a seal answered something else")),
+            _ => Err(in_doubt(&Fault::new(Class::Bug, "PV-BUG", "a seal answered something else"))),
         }
     }
 

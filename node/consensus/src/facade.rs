@@ -275,7 +275,7 @@ impl<R: AsyncRuntime> Inner<R> {
                 let request = Request::Propose(commands.to_vec());
                 match self.forward_to_leader(leader, &member, request, self.remaining(deadline)).await? {
                     Reply::Outcomes(outcomes) => Ok(outcomes),
-                    _ => Err(Fault::new(Class::Bug, "PV-PEER-REPLY", "the leader answered something else")),
+                    _ => Err(unknown("the leader answered something else")),
                 }
             }
             _ => Err(no_leader()),
