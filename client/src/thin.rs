@@ -2,7 +2,7 @@
 //!
 //! **Invariants.** A host that failed is not asked first again until the others were. What a node acknowledges counts only
 //! with a receipt that proves itself against the cluster's CA and speaks of the very content that was sent. From then on this
-//! client reads nothing older under its key, whichever node it asks.
+//! client sees that write under its key, or what came after it, whichever node it asks.
 
 use std::{
     sync::{
@@ -62,9 +62,12 @@ pub async fn put(
         }
     };
     let broken = told.broken.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(fault) = broken {
+    match (broken, &stored) {
         // The stream ended early of its declared size, so the node stored nothing: this is the reason.
-        return Err(fault);
+        (Some(fault), Err(_)) => return Err(fault),
+        // All of the declared size had been sent when reading failed, such as nothing of an empty file.
+        (Some(fault), Ok(_)) => return Err(Fault { class: Class::Unknown, ..fault }),
+        (None, _) => {}
     }
     let stored = stored.inspect_err(|fault| client.note_host(&host, fault))?;
     watch(told.sent.load(Ordering::Relaxed));

@@ -224,7 +224,7 @@ async fn what_was_stored_through_a_node_is_never_read_as_of_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_goes_while_it_is_read_does_not_say_that_there_is_none() {
+async fn a_version_that_goes_after_it_was_looked_up_does_not_say_that_there_is_none() {
     let dir = tempfile::tempdir().expect("a directory");
     let (script, client) = scene(dir.path()).await;
     let key: ObjectKey = "main/1.2.3/1.2.4/1.2.5".parse().expect("a key");
