@@ -5,13 +5,17 @@
 mod support;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
+    convert::Infallible,
+    pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use hyper::body::{Body, Frame};
 use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner};
 use pacsvault_core::{
     catalog::{Command, Outcome, SealedInstance},
@@ -34,10 +38,12 @@ use pacsvault_proto::v1::{self, archive_client::ArchiveClient};
 use pacsvault_rpc::{ThinArchive, ThinDownload, TonicPeer, convert};
 use pacsvault_runtime::TokioEnv;
 use pacsvault_security::Role;
+use prost::Message;
 use support::{Echo, PATIENCE, Pki, Running};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code as Status;
+use tower::Service;
 
 /// Shards and sealed instances, as a cluster would keep them.
 #[derive(Default)]
@@ -185,10 +191,10 @@ impl ReceiptSigner for Unsigned {
 
 struct Bench {
     cluster: Arc<Cluster>,
-    _server: Running,
+    server: Running,
     thin: ThinArchive,
     generated: ArchiveClient<pacsvault_rpc::thin::Channel>,
-    _peer: TonicPeer,
+    peer: TonicPeer,
 }
 
 async fn bench() -> Bench {
@@ -203,7 +209,7 @@ async fn bench() -> Bench {
     let peer = pki.peer(Role::Gateway, "gateway-1");
     let thin = peer.archive(&server.target).expect("a client");
     let (channel, origin) = peer.channel(&server.target).expect("a channel");
-    Bench { cluster, _server: server, thin, generated: ArchiveClient::with_origin(channel, origin), _peer: peer }
+    Bench { cluster, server, thin, generated: ArchiveClient::with_origin(channel, origin), peer }
 }
 
 fn key(last: u32) -> ObjectKey {
@@ -325,6 +331,48 @@ async fn an_upload_that_is_cut_off_between_two_stripes_stores_nothing() {
     assert_eq!(stored.expect("is stored").digest, Digest::of(&content(10)));
     let sealed: Vec<ObjectKey> = bench.cluster.kept().sealed.iter().map(|sealed| sealed.seal.key.clone()).collect();
     assert_eq!(sealed, [key(99)]);
+}
+
+/// Frames as they are, whatever they break.
+struct Raw(VecDeque<Frame<Bytes>>);
+
+impl Body for Raw {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(Ok))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trailers_in_the_middle_of_a_message_end_no_upload() {
+    let bench = bench().await;
+    let message = |part: v1::put_request::Part| {
+        let encoded = v1::PutRequest { part: Some(part) }.encode_to_vec();
+        let len = u32::try_from(encoded.len()).expect("small").to_be_bytes();
+        Bytes::from([&[0][..], &len, &encoded].concat())
+    };
+    let header = v1::PutHeader { key: Some(convert::key_message(&key(1))), ..Default::default() };
+    let stripe = message(v1::put_request::Part::Data(content(1 << 20)));
+    let trailers =
+        http::HeaderMap::from_iter([(http::HeaderName::from_static("x-late"), "word".parse().expect("a value"))]);
+    let frames = VecDeque::from([
+        Frame::data(message(v1::put_request::Part::Header(header))),
+        Frame::data(stripe.clone()),
+        Frame::data(stripe.slice(..1_000)),
+        Frame::trailers(trailers),
+    ]);
+    let (mut channel, origin) = bench.peer.channel(&bench.server.target).expect("a channel");
+    let request = http::Request::post(format!("{}pacsvault.v1.Archive/Put", origin))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(tonic::body::Body::new(Raw(frames)))
+        .expect("a request");
+    let response = channel.call(request).await.expect("is answered");
+    let status = tonic::Status::from_header_map(response.headers()).expect("a refusal has no body");
+    assert_eq!(status.code(), Status::Unavailable, "{status:?}");
+    assert!(bench.cluster.kept().sealed.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
