@@ -21,7 +21,7 @@ use pacsvault_ports::{
     env::{MonoTime, SharedEnv},
     peer::{Class, Fault, Freshness, List, ListPage, Peer, Target},
 };
-use pacsvault_rpc::TonicPeer;
+use pacsvault_rpc::{CertificateSigner, TonicPeer};
 use pacsvault_runtime::{TokioEnv, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
 
@@ -249,19 +249,6 @@ pub fn target_of(node: &pacsvault_core::layout::Node) -> Target {
 
 fn seeds(config: &Config) -> Vec<Target> {
     config.endpoints.iter().map(|address| Target { address: address.clone(), name: None }).collect()
-}
-
-/// Signs with the key of this process's certificate.
-struct CertificateSigner(Signer);
-
-impl ReceiptSigner for CertificateSigner {
-    fn name(&self) -> String {
-        self.0.identity().name.clone()
-    }
-
-    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(self.0.seal(payload.to_vec()).encode())
-    }
 }
 
 /// Stands where no write is coordinated.

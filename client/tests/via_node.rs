@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use pacsvault_client::{Acked, Client, Config, Mode, Source};
-use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader, ReceiptSigner};
+use pacsvault_coordinator::{Coordinator, GetQuery, Options, PutHeader};
 use pacsvault_core::{
     catalog::{Command, Outcome, Seal, SealedInstance},
     ids::{
@@ -28,7 +28,7 @@ use pacsvault_ports::{
     BoxFuture,
     peer::{Caller, Class, Fault, Freshness, Peer, Reply, Request, Service, Target},
 };
-use pacsvault_rpc::{Server, ServerTls};
+use pacsvault_rpc::{CertificateSigner, Server, ServerTls};
 use pacsvault_runtime::TokioEnv;
 use pacsvault_security::{Authority, Credentials, Role, Signer, pki, tls::SERVER_NAME};
 use tokio::net::TcpListener;
@@ -150,18 +150,6 @@ impl Peer for Direct {
     }
 }
 
-struct NodeSigner(Signer);
-
-impl ReceiptSigner for NodeSigner {
-    fn name(&self) -> String {
-        self.0.identity().name.clone()
-    }
-
-    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(self.0.seal(payload.to_vec()).encode())
-    }
-}
-
 /// The served script, and a gateway that goes through its node.
 async fn scene(dir: &Path) -> (Arc<Script>, Client) {
     let now = wall_now();
@@ -178,7 +166,7 @@ async fn scene(dir: &Path) -> (Arc<Script>, Client) {
     let layout = Arc::new(layout(credentials.cluster(), &address));
     let script =
         Arc::new(Script { layout, sealed: Mutex::default(), lookups: Mutex::default(), deleted: false.into() });
-    let signer = Arc::new(NodeSigner(Signer::new(&credentials).expect("a node may sign")));
+    let signer = Arc::new(CertificateSigner(Signer::new(&credentials).expect("a node may sign")));
     let target = Target { address: address.clone(), name: None };
     let coordinator =
         Coordinator::new(Options::new(vec![target]), TokioEnv::current(), Arc::new(Direct(script.clone())), signer);

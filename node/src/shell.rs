@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use pacsvault_consensus::{Options, Replica, TokioRuntime};
-use pacsvault_coordinator::{Coordinator, Options as CoordinatorOptions, ReceiptSigner};
+use pacsvault_coordinator::{Coordinator, Options as CoordinatorOptions};
 use pacsvault_core::ids::{Incarnation, NodeId};
 use pacsvault_kv::RocksKv;
 use pacsvault_ports::{
@@ -13,7 +13,7 @@ use pacsvault_ports::{
     kv::Kv,
     peer::{Class, FAULTS_SUFFIX, Fault, Peer, Service, Target},
 };
-use pacsvault_rpc::{Server, ServerTls, TonicPeer};
+use pacsvault_rpc::{CertificateSigner, Server, ServerTls, TonicPeer};
 use pacsvault_runtime::{TokioEnv, inject::Faults, wall_now};
 use pacsvault_security::{Credentials, Signer, credentials::Files};
 use pacsvault_service::{FORMAT_VERSION, Front, LocalFirst, Node, Profile, Registry, ReplicaStarter};
@@ -28,19 +28,6 @@ use crate::{
 
 /// How often the replica is asked whether it still works.
 const FATAL_POLL: Duration = Duration::from_millis(500);
-
-/// Signs with the node's certificate key.
-struct NodeSigner(Signer);
-
-impl ReceiptSigner for NodeSigner {
-    fn name(&self) -> String {
-        self.0.identity().name.clone()
-    }
-
-    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(self.0.seal(payload.to_vec()).encode())
-    }
-}
 
 /// Opens the stores under the data directory and starts consensus on them.
 struct Starter {
@@ -196,7 +183,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let own = Target { address: profile.address.clone(), name: Some(profile.name.clone()) };
     let mut options = CoordinatorOptions::new(vec![own]);
     options.site = Some(profile.site.clone());
-    let signer = Arc::new(NodeSigner(Signer::new(&credentials)?));
+    let signer = Arc::new(CertificateSigner(Signer::new(&credentials)?));
     let coordinator = Coordinator::new(options, env.clone(), peer, signer);
     let tls = ServerTls::new(&credentials)?;
     tokio::spawn(reload_on_hangup(config.clone(), tls.clone(), remote));

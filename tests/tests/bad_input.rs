@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use pacsvault_client::{Client, Source};
-use pacsvault_coordinator::{Coordinator, Options, PutHeader, ReceiptSigner};
+use pacsvault_coordinator::{Coordinator, Options, PutHeader};
 use pacsvault_core::ids::{Digest, ObjectKey, WallMillis};
 use pacsvault_ports::{
     BoxFuture,
@@ -20,7 +20,7 @@ use pacsvault_ports::{
     peer::{Class, Fault, Peer, Request, Target},
 };
 use pacsvault_proto::v1::{self, admin_client::AdminClient, archive_client::ArchiveClient, put_request::Part};
-use pacsvault_rpc::TonicPeer;
+use pacsvault_rpc::{CertificateSigner, TonicPeer};
 use pacsvault_runtime::{TokioEnv, wall_now};
 use pacsvault_security::{Authority, Signer};
 use pacsvault_tests::{Bed, Ledger, bed, ledger::Content, raw, refusal::says, skip};
@@ -366,22 +366,10 @@ impl Env for Shifted {
     }
 }
 
-struct GatewaySigner(Signer);
-
-impl ReceiptSigner for GatewaySigner {
-    fn name(&self) -> String {
-        self.0.identity().name.clone()
-    }
-
-    fn sign(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
-        Ok(self.0.seal(payload.to_vec()).encode())
-    }
-}
-
 /// Writes with a coordinator whose clock is `hours` wrong.
 fn put_with_clock(bed: &Bed, hours: i64, key: &ObjectKey, content: &'static [u8]) -> anyhow::Result<Result<(), Fault>> {
     let credentials = raw::credentials(&bed.pki(), "gateway-demo")?;
-    let signer = Arc::new(GatewaySigner(Signer::new(&credentials)?));
+    let signer = Arc::new(CertificateSigner(Signer::new(&credentials)?));
     let _inside = bed.runtime.enter();
     let env = Arc::new(Shifted { inner: TokioEnv::current(), millis: hours * 3_600_000 });
     let seeds = bed.cluster.nodes.iter().map(|node| Target { address: node.address.clone(), name: None }).collect();

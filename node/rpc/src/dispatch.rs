@@ -2,8 +2,8 @@
 //!
 //! **Invariants.** Authorization comes before the first byte of the body is read. A unary call holds its announced bytes
 //! of [`limits::REQUEST_KIB_MAX`] from then until it is answered or abandoned, and one that asks for bytes holds as many
-//! until they are sent; without room it is refused at once, never queued. A call ends by its caller's deadline. What was cut
-//! off is never taken for a whole request.
+//! until they are sent; without room it is refused at once, never queued. A unary call ends by its caller's deadline. What was
+//! cut off is never taken for a whole request.
 
 use std::{
     pin::Pin,

@@ -22,9 +22,11 @@ pub mod methods;
 pub mod plan;
 pub mod roles;
 pub mod server;
+pub mod signer;
 pub mod thin;
 
 pub use client::TonicPeer;
 pub use link::check_source;
 pub use server::{Counters, Counts, Server, ServerTls};
+pub use signer::CertificateSigner;
 pub use thin::{ThinArchive, ThinDownload, ThinStored};
